@@ -1,0 +1,34 @@
+# Two commands on a machine with Python and the package index: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   set up, fine-tune on real reviews, evaluate, calibrate, classify (runs/quickstart)"
+	@echo "make test         set up, run the tests"
+	@echo "make lint         set up, ruff and mypy"
+	@echo "make clean        remove $(VENV)"
+
+# torch first and by its pinned version, so that an index with a CPU build of it is not passed over for a larger one.
+$(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+quickstart: $(BIN)/.installed
+	$(BIN)/python examples/quickstart.py $(ARGS)
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

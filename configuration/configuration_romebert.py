@@ -1,0 +1,150 @@
+"""RomeBertConfig: which backbone, where its exits are, how they pool, and when a row may leave.
+
+Names and validates; it builds nothing. What a policy means is in policies.py, what the loss settings mean in losses.py.
+"""
+
+import itertools
+from typing import Any
+
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
+
+EXIT_POOLINGS = ("cls", "mean")
+
+
+class RomeBertConfig(PreTrainedConfig):
+    """Configuration of a multi-exit text classifier.
+
+    Args:
+        backbone_config: config (or its dict) of any supported encoder. Left out, keyword arguments that belong to
+            `BertConfig` (`hidden_size`, `num_hidden_layers`, ...) describe a BERT backbone.
+        exit_layers: layers that carry an exit, counted from 1 as the number of layers run, strictly increasing.
+            `None` means every layer. The last layer always has an exit and is appended when it is not named.
+        exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of the attended tokens.
+        exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}` or
+            `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline; written by `calibrate`.
+        distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights, exit_reduction:
+            the joint loss that the model returns when it is given labels, see `modeling_romebert.ExitLoss`.
+        **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...) and of `BertConfig`.
+
+    Raises:
+        ValueError: `exit_layers` or `exit_pooling` is out of range, or a backbone argument is given twice.
+
+    Example:
+        >>> config = RomeBertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64)
+        >>> config.exit_layers
+        [1, 2, 3, 4]
+    """
+
+    model_type = "romebert"
+    sub_configs = {"backbone_config": AutoConfig}
+    # A stock Trainer gathers `logits` alone; RomeBertTrainer asks for `exit_logits` itself.
+    keys_to_ignore_at_inference = ["exit_logits", "exit_layer", "hidden_states", "attentions"]
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        exit_layers: list[int] | None = None,
+        exit_pooling: str = "cls",
+        exit_policy: dict[str, Any] | None = None,
+        distillation_weight: float = 0.9,
+        distillation_temperature: float = 3.0,
+        distillation_reduction: str = "batchmean",
+        teacher: str = "last",
+        exit_weights: str = "uniform",
+        exit_reduction: str = "sum",
+        **kwargs: Any,
+    ):
+        for_backbone = {name: kwargs.pop(name) for name in sorted(_own_fields(BertConfig) & kwargs.keys())}
+        if backbone_config is None:
+            backbone_config = BertConfig(**for_backbone)
+        elif for_backbone:
+            raise ValueError(
+                f"{', '.join(for_backbone)}: belongs to the backbone, and backbone_config is given too. Set it on backbone_config."
+            )
+        if isinstance(backbone_config, dict):
+            settings = dict(backbone_config)
+            backbone_config = AutoConfig.for_model(settings.pop("model_type", "bert"), **settings)
+        if exit_pooling not in EXIT_POOLINGS:
+            raise ValueError(f"exit_pooling={exit_pooling!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
+
+        self.backbone_config = backbone_config
+        self.exit_layers = _checked_exit_layers(exit_layers, backbone_config.num_hidden_layers)
+        self.exit_pooling = exit_pooling
+        self.exit_policy = exit_policy
+        self.distillation_weight = distillation_weight
+        self.distillation_temperature = distillation_temperature
+        self.distillation_reduction = distillation_reduction
+        self.teacher = teacher
+        self.exit_weights = exit_weights
+        self.exit_reduction = exit_reduction
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.backbone_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.backbone_config.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.backbone_config.num_attention_heads
+
+    @property
+    def initializer_range(self) -> float:
+        return self.backbone_config.initializer_range
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backbone_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:  # resize_token_embeddings writes it
+        self.backbone_config.vocab_size = size
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in `PreTrainedConfig`; the config of a plain encoder comes back nested as `backbone_config`."""
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _nest_plain_config(config_dict), unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a config from a dict of ours or of a plain encoder; keyword arguments of either level override it."""
+        config_dict = _nest_plain_config(config_dict)
+        config_dict.update({name: kwargs.pop(name) for name in _own_fields(cls) & kwargs.keys()})
+        backbone = config_dict.get("backbone_config") or {}
+        backbone = dict(backbone) if isinstance(backbone, dict) else backbone.to_dict()
+        for_backbone = _own_fields(type(AutoConfig.for_model(backbone.get("model_type", "bert")))) & kwargs.keys()
+        backbone.update({name: kwargs.pop(name) for name in for_backbone})
+        return super().from_dict({**config_dict, "backbone_config": backbone}, **kwargs)
+
+
+def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Settings that `config_class` adds to those that every config has."""
+    return vars(config_class()).keys() - vars(PreTrainedConfig()).keys()
+
+
+def _nest_plain_config(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """{"model_type": "bert", ...} -> {"model_type": "romebert", "backbone_config": {...}, labels}; ours are copied as they are."""
+    if config_dict.get("model_type", "romebert") == "romebert":
+        return dict(config_dict)
+    task = {name: config_dict[name] for name in ("id2label", "label2id", "problem_type") if config_dict.get(name) is not None}
+    own_entries = ("auto_map", "custom_pipelines", "architectures", *task)
+    backbone = {name: value for name, value in config_dict.items() if name not in own_entries}
+    return {"model_type": "romebert", "backbone_config": backbone, **task}
+
+
+def _checked_exit_layers(exit_layers: list[int] | None, num_layers: int) -> list[int]:
+    """Layers with an exit, strictly increasing, ending with the last one."""
+    if exit_layers is None:
+        return list(range(1, num_layers + 1))
+    layers = list(exit_layers)
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
+        raise ValueError(f"exit_layers={exit_layers}: layers are whole numbers, counted from 1.")
+    if any(not 1 <= layer <= num_layers for layer in layers):
+        raise ValueError(f"exit_layers={exit_layers}: layers are counted from 1 to {num_layers}, the depth of this backbone.")
+    if any(here >= following for here, following in itertools.pairwise(layers)):
+        raise ValueError(f"exit_layers={exit_layers}: give each layer once, in increasing order: {sorted(set(layers))}.")
+    return layers if layers and layers[-1] == num_layers else [*layers, num_layers]

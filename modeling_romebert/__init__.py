@@ -1,0 +1,44 @@
+"""RomeBERT: text classifiers that stop thinking as soon as they are sure, for Hugging Face transformers.
+
+Importing this package registers the model with `AutoConfig`, `AutoModel` and `AutoModelForSequenceClassification`, and the task
+`"early-exit-classification"` with `pipeline`.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .calibration import calibrate
+from .configuration_romebert import RomeBertConfig
+from .evaluation import ExitReport, evaluate_exits
+from .losses import ExitLoss
+from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
+from .pipeline_romebert import EarlyExitPipeline
+from .policies import POLICIES, ExitPolicy, make_policy
+from .projection import project
+from .trainer import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments
+
+__all__ = [
+    "OBJECTIVES",
+    "POLICIES",
+    "EarlyExitPipeline",
+    "ExitLoss",
+    "ExitPolicy",
+    "ExitReport",
+    "RomeBertClassifierOutput",
+    "RomeBertConfig",
+    "RomeBertForSequenceClassification",
+    "RomeBertModel",
+    "RomeBertTrainer",
+    "RomeBertTrainingArguments",
+    "calibrate",
+    "evaluate_exits",
+    "make_policy",
+    "project",
+]
+
+AutoConfig.register(RomeBertConfig.model_type, RomeBertConfig)
+AutoModel.register(RomeBertConfig, RomeBertModel)
+AutoModelForSequenceClassification.register(RomeBertConfig, RomeBertForSequenceClassification)
+PIPELINE_REGISTRY.register_pipeline(
+    "early-exit-classification", pipeline_class=EarlyExitPipeline, pt_model=AutoModelForSequenceClassification, type="text"
+)

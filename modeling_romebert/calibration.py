@@ -1,0 +1,55 @@
+"""Thresholds that are chosen on data: the cheapest policy that still meets a target."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .evaluation import DEFAULT_METRIC, SWEEPS, CurvePoint, Metric, collect_exit_logits, find_metric, sweep
+from .policies import ExitPolicy, make_policy
+
+
+def calibrate(
+    model: Any,
+    dataset: Iterable[dict[str, Any]],
+    tokenizer: Any,
+    *,
+    max_loss: float = 0.01,
+    metric: str | Metric | None = None,
+    policy: str | dict[str, Any] = "entropy",
+    batch_size: int = 64,
+    progress: bool = True,
+) -> ExitPolicy:
+    """Find the threshold with the lowest cost among those that lose at most `max_loss`, and store it in `model.config`.
+
+    Args:
+        model, dataset, tokenizer, metric, policy, batch_size: see `evaluate_exits`. The data should be none that the model was
+            trained on, and none that it is later judged on.
+        max_loss: how far the metric may fall below full depth, in units of the metric (0.01 is one point of accuracy).
+
+    Returns:
+        The policy. `model.config.exit_policy` holds its settings, so `save_pretrained` and the pipeline carry it on.
+
+    Raises:
+        ValueError: `max_loss` is negative, or see `evaluate_exits`.
+    """
+    if not max_loss >= 0:
+        raise ValueError(f"max_loss={max_loss} is not 0 or more: it says how far the metric may fall below full depth.")
+    settings = {"name": policy} if isinstance(policy, str) else dict(policy)
+    make_policy(**settings, threshold=1)
+    _, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
+    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
+    coarse = SWEEPS[settings["name"]](len(model.config.exit_layers))
+    whole_numbers = settings["name"] == "patience"
+    thresholds = coarse if whole_numbers else np.linspace(min(coarse), max(coarse), 201).tolist()
+    points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, score, settings, thresholds)
+    best = cheapest(points, max_loss)
+    calibrated = make_policy(**settings, threshold=round(best.threshold, 6))
+    model.config.exit_policy = calibrated.to_dict()
+    return calibrated
+
+
+def cheapest(points: list[CurvePoint], max_loss: float) -> CurvePoint:
+    """The point of lowest cost whose metric is at most `max_loss` below that of the point of highest cost (full depth)."""
+    full = max(points, key=lambda point: point.cost)
+    return min((point for point in points if point.metric >= full.metric - max_loss), key=lambda point: point.cost)

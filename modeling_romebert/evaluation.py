@@ -1,0 +1,356 @@
+"""How good each exit is, and what a policy saves: one pass for all exits, then policies replayed on the logits.
+
+    cost = mean over rows of layers run / layers      saving = 1 - cost      speedup = 1 / cost, in layers, not in time
+
+The replay uses the same policy objects as the walk, row for row; time is for benchmarks to measure.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, EvalPrediction
+
+from .policies import ExitPolicy, as_policy, make_policy
+from .results import provenance, read_json, write_json
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+    return float(np.mean(predictions == references))
+
+
+def _f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, zero_division=0))
+
+
+def _f1_micro(predictions: np.ndarray, references: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, average="micro", zero_division=0))
+
+
+def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(references, predictions))
+
+
+def _correlation(name: str) -> Metric:
+    def correlation(predictions: np.ndarray, references: np.ndarray) -> float:
+        from scipy import stats
+
+        if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+            return 0.0  # undefined for a constant; a model that says the same of everything correlates with nothing
+        return float(getattr(stats, name)(predictions, references).statistic)
+
+    return correlation
+
+
+# Higher is better in all of them. predictions and references: (N,) class ids or numbers, (N, C) of 0 and 1 for several labels.
+METRICS: dict[str, Metric] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "f1_micro": _f1_micro,
+    "matthews_correlation": _matthews,
+    "pearson": _correlation("pearsonr"),
+    "spearmanr": _correlation("spearmanr"),
+}
+DEFAULT_METRIC = {
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "f1_micro",
+    "regression": "pearson",
+}
+# Thresholds that draw a curve, from "nobody leaves" towards "everybody leaves".
+_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+SWEEPS: dict[str, Callable[[int], list[float]]] = {
+    "entropy": lambda exits: list(_SHARES),
+    "confidence": lambda exits: [1 - share for share in _SHARES],
+    "margin": lambda exits: [1 - share for share in _SHARES],
+    "patient_confidence": lambda exits: [1 - share for share in _SHARES],
+    "patience": lambda exits: list(range(exits, 0, -1)),
+    "vote": lambda exits: [exits * step / 20 for step in range(20, -1, -1)],
+}
+
+
+def find_metric(metric: str | Metric) -> tuple[str, Metric]:
+    """A name in `METRICS`, or a function (predictions, references) -> number of which higher is better -> its name and itself."""
+    if callable(metric):
+        return getattr(metric, "__name__", type(metric).__name__), metric
+    if metric not in METRICS:
+        raise ValueError(
+            f"metric={metric!r} is unknown; choose from {', '.join(METRICS)}, or give a function of predictions and references."
+        )
+    return metric, METRICS[metric]
+
+
+def predictions_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """logits (N, C) -> class ids (N,), 0/1 per label (N, C), or numbers (N,)."""
+    if problem_type == "single_label_classification":
+        return logits.argmax(axis=-1)
+    return (logits > 0).astype(int) if problem_type == "multi_label_classification" else logits[:, 0]
+
+
+def default_metric(problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """A `compute_metrics` for `Trainer`: accuracy for a single label, micro F1 for several, Pearson's r for regression."""
+    return compute_metrics([DEFAULT_METRIC[problem_type]], problem_type)
+
+
+def compute_metrics(names: Sequence[str], problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Names in `METRICS` -> a `compute_metrics` for `Trainer` that reports them."""
+    metrics = dict(find_metric(name) for name in names)
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        predicted = predictions_of(prediction.predictions, problem_type)
+        return {name: metric(predicted, prediction.label_ids) for name, metric in metrics.items()}
+
+    return compute
+
+
+@dataclass
+class CurvePoint:
+    """A policy at one threshold: what it costs in layers (0..1] and what it scores."""
+
+    threshold: float
+    cost: float
+    metric: float
+    agreement: float  # share of predictions that equal those at full depth
+    exit_shares: list[float]  # of rows, by exit
+
+    @property
+    def saving(self) -> float:
+        return 1 - self.cost
+
+    @property
+    def speedup(self) -> float:
+        """In layers: what time is saved is measured elsewhere."""
+        return 1 / self.cost
+
+
+@dataclass
+class ExitReport:
+    """What `evaluate_exits` found. `to_json` and `from_json` keep it; `plot` draws it."""
+
+    metric: str
+    num_examples: int
+    num_layers: int
+    exit_layers: list[int]
+    exits: list[float]  # the metric at each exit, all rows leaving there
+    policy: dict[str, Any]
+    curve: list[CurvePoint]
+    model: str = ""
+    provenance: dict[str, Any] = field(default_factory=provenance)
+
+    @property
+    def mean(self) -> float:
+        """The metric averaged over exits."""
+        return float(np.mean(self.exits))
+
+    @property
+    def area(self) -> float:
+        """Area under the metric over cost, between leaving at the first exit and never, divided by the width: a mean metric."""
+        costs = [self.exit_layers[0] / self.num_layers, *(point.cost for point in self.curve), 1.0]
+        metrics = [self.exits[0], *(point.metric for point in self.curve), self.exits[-1]]
+        return area_under_curve(costs, metrics)
+
+    def table(self) -> str:
+        """The exits and the curve as Markdown."""
+        lines = [f"| exit after layer | {self.metric} |", "|---|---|"]
+        lines += [f"| {layer} | {value:.4f} |" for layer, value in zip(self.exit_layers, self.exits, strict=True)]
+        lines += [f"| mean | {self.mean:.4f} |", ""]
+        columns = (f"{self.policy['name']} threshold", "cost", "speedup (layers)", self.metric, "same as full depth")
+        lines += [f"| {' | '.join(columns)} |", "|---|---|---|---|---|"]
+        lines += [f"| {p.threshold:g} | {p.cost:.3f} | {p.speedup:.2f} | {p.metric:.4f} | {p.agreement:.4f} |" for p in self.curve]
+        return "\n".join([*lines, "", f"area under the curve: {self.area:.4f}, on {self.num_examples} examples"])
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        derived = {"mean": self.mean, "area": self.area}
+        curve = [{**asdict(point), "saving": point.saving, "speedup": point.speedup} for point in self.curve]
+        write_json(path, {**asdict(self), **derived, "curve": curve})
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> "ExitReport":
+        content = read_json(path)
+        content = {key: value for key, value in content.items() if key not in ("mean", "area")}
+        derived = ("saving", "speedup")
+        content["curve"] = [CurvePoint(**{k: v for k, v in point.items() if k not in derived}) for point in content["curve"]]
+        return cls(**content)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the metric over cost, for the exits and for the policy.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("drawing needs matplotlib: pip install 'romebert[plot]'") from error
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        costs = [layer / self.num_layers for layer in self.exit_layers]
+        axes.plot(costs, self.exits, "o--", color="0.6", label="every row at one exit")
+        points = sorted(self.curve, key=lambda point: point.cost)
+        name = f"{self.policy['name']} policy"
+        axes.plot([p.cost for p in points], [p.metric for p in points], "o-", color="tab:blue", label=name)
+        axes.axhline(self.exits[-1], color="0.8", linewidth=1, zorder=0)
+        axes.set(xlabel="cost: layers run / layers", ylabel=self.metric, xlim=(0, 1.03))
+        axes.set_title(f"{self.num_examples} examples", fontsize="medium")
+        axes.legend(loc="lower right")
+        figure.savefig(path, dpi=150)
+
+
+def area_under_curve(costs: Sequence[float], metrics: Sequence[float]) -> float:
+    """Trapezoids under metric over cost, divided by the width of cost; the mean metric where all costs are equal.
+
+    Example:
+        >>> area_under_curve([0.5, 1.0], [0.8, 0.9])
+        0.85
+    """
+    order = np.argsort(costs, kind="stable")
+    cost, metric = np.asarray(costs, float)[order], np.asarray(metrics, float)[order]
+    width = cost[-1] - cost[0]
+    return round(float(np.trapezoid(metric, cost) / width), 12) if width > 0 else float(metric.mean())
+
+
+def replay(policy: ExitPolicy | dict[str, Any], exit_logits: Tensor, problem_type: str) -> Tensor:
+    """exit_logits (N, E, C) of every row at every exit -> (N,): index of the exit where the policy lets each row leave."""
+    rows_count, exits, _ = exit_logits.shape
+    policy = as_policy(policy).start(exits, problem_type)
+    rows = torch.arange(rows_count)
+    left_at = torch.full((rows_count,), exits - 1)
+    for index in range(exits - 1):
+        leave = policy.leaves(index, exit_logits[rows, index])
+        left_at[rows[leave]] = index
+        stay = (~leave).nonzero().squeeze(1)
+        policy.keep(stay)
+        rows = rows[stay]
+    return left_at
+
+
+@torch.no_grad()
+def collect_exit_logits(
+    model: Any, dataset: Iterable[dict[str, Any]], tokenizer: Any, batch_size: int = 64, progress: bool = True
+) -> tuple[Tensor, np.ndarray]:
+    """Run every row through every layer once.
+
+    Args:
+        model: a `RomeBertForSequenceClassification`; it is put in evaluation mode.
+        dataset: rows with `labels` (or `label`) and either `input_ids` (and what else the tokenizer gives) or `text` (and
+            `text_pair`), which is tokenised with truncation.
+        tokenizer: pads, and tokenises where that is needed.
+
+    Returns:
+        exit_logits (N, E, C) in fp32 on the CPU, and labels, in the order of the dataset.
+
+    Raises:
+        ValueError: no rows, or rows without labels or inputs.
+    """
+    inputs, labels = [], []
+    for index, row in enumerate(dataset):
+        label = row.get("labels", row.get("label"))
+        if label is None:
+            raise ValueError(f"row {index} has no 'labels' (or 'label'); it has {', '.join(row)}.")
+        if "input_ids" in row:
+            inputs.append({name: row[name] for name in tokenizer.model_input_names if name in row})
+        elif "text" in row:
+            inputs.append(tokenizer(row["text"], row.get("text_pair"), truncation=True))
+        else:
+            raise ValueError(f"row {index} has neither 'input_ids' nor 'text'; it has {', '.join(row)}.")
+        labels.append(label)
+    if not inputs:
+        raise ValueError("the dataset has no rows, so there is nothing to evaluate.")
+    model.eval()
+    collate = DataCollatorWithPadding(tokenizer)
+    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))  # little padding
+    collected: Tensor | None = None
+    for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
+        rows = order[start : start + batch_size]
+        batch = collate([inputs[row] for row in rows]).to(model.device)
+        exit_logits = model(**batch).exit_logits.float().cpu()  # (b, E, C)
+        if collected is None:
+            collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
+        collected[rows] = exit_logits
+    return collected, np.asarray(labels)
+
+
+def evaluate_exits(
+    model: Any,
+    dataset: Iterable[dict[str, Any]],
+    tokenizer: Any,
+    *,
+    metric: str | Metric | None = None,
+    policy: str | dict[str, Any] = "entropy",
+    thresholds: Sequence[float] | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> ExitReport:
+    """Measure every exit in one pass, and a policy at every threshold of a sweep.
+
+    Args:
+        model, dataset, tokenizer, batch_size: see `collect_exit_logits`.
+        metric: a name in `METRICS` or a function (predictions, references) -> number, higher is better. Accuracy, micro F1 or
+            Pearson's r by problem type when left out.
+        policy: name of a policy, or its settings without the threshold, e.g. `{"name": "patient_confidence", "patience": 2}`.
+        thresholds: what to sweep; a range that fits the policy when left out.
+
+    Returns:
+        The metric per exit; cost, metric and agreement per threshold; the area under the curve.
+
+    Raises:
+        ValueError: an unknown metric or policy, or rows that cannot be evaluated.
+    """
+    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
+    config = model.config
+    name, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
+    settings = {"name": policy} if isinstance(policy, str) else dict(policy)
+    if thresholds is None:
+        make_policy(**settings, threshold=1)  # an unknown name or setting fails here, with the choices
+        thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
+    return ExitReport(
+        metric=name,
+        num_examples=len(labels),
+        num_layers=config.num_hidden_layers,
+        exit_layers=list(config.exit_layers),
+        exits=[score(predictions_of(of_exit.numpy(), model.problem_type), labels) for of_exit in exit_logits.unbind(1)],
+        policy=settings,
+        curve=sweep(exit_logits, labels, config.exit_layers, model.problem_type, score, settings, thresholds),
+        model=str(config._name_or_path),
+    )
+
+
+def sweep(
+    exit_logits: Tensor,
+    labels: np.ndarray,
+    exit_layers: Sequence[int],
+    problem_type: str,
+    score: Metric,
+    policy: dict[str, Any],
+    thresholds: Iterable[float],
+) -> list[CurvePoint]:
+    """exit_logits (N, E, C), labels -> one point per threshold, in the order given."""
+    layers = torch.tensor(exit_layers)
+    full_depth = predictions_of(exit_logits[:, -1].numpy(), problem_type)
+    points = []
+    for threshold in thresholds:
+        left_at = replay(make_policy(**policy, threshold=threshold), exit_logits, problem_type)  # (N,)
+        logits = exit_logits[torch.arange(len(left_at)), left_at].numpy()  # (N, C)
+        predicted = predictions_of(logits, problem_type)
+        points.append(
+            CurvePoint(
+                threshold=threshold,
+                cost=(layers[left_at].double().mean() / layers[-1]).item(),
+                metric=score(predicted, labels),
+                agreement=_accuracy(predicted, full_depth),
+                exit_shares=(torch.bincount(left_at, minlength=len(layers)) / len(left_at)).tolist(),
+            )
+        )
+    return points

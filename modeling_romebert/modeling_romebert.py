@@ -1,0 +1,346 @@
+"""The walk: embeddings -> layer 1..L on the rows still active -> exits, and the models that take it.
+
+A row is one text of a batch. With no exit policy every row runs every layer and every exit speaks; with one, rows that are sure
+leave, the others are compacted, and deeper layers run on fewer rows and shorter padding. The backbone is the library's own
+model, reached through its adapter (backbones.py); pooling and classifying are in exits.py, deciding in policies.py.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .backbones import adapter_for, attended_lengths, embed
+from .configuration_romebert import RomeBertConfig
+from .exits import ExitHead
+from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
+from .policies import ExitPolicy, as_policy
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class RomeBertClassifierOutput(ModelOutput):
+    """What `RomeBertForSequenceClassification` returns, for B rows, E exits, C labels and L layers.
+
+    Args:
+        loss: scalar, with labels only: the joint loss without a policy, the loss of `logits` with one.
+        logits (B, C): of the exit where each row left; the last exit without a policy.
+        exit_logits (B, E, C): of every exit; `None` with a policy.
+        exit_layer (B,): layers run, 1..L.
+        hidden_states: L + 1 tensors (B, T, H), embeddings first, when asked for; without a policy only.
+        attentions: L tensors (B, heads, T, T), when asked for; without a policy only.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exit_logits: Tensor | None = None
+    exit_layer: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class RomeBertPreTrainedModel(PreTrainedModel):
+    """A supported encoder as `backbone`, without its pooler, and how to load one from a plain checkpoint."""
+
+    config_class = RomeBertConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config)
+        adapter_for(config.backbone_config)  # an unsupported family fails here, before anything is built
+        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        if getattr(self.backbone, "pooler", None) is not None:
+            self.backbone.pooler = None  # each exit has its own; an unused one would stall distributed training
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The backbone's layers, in order."""
+        return adapter_for(self.config.backbone_config).layers(self.backbone)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Load one of our checkpoints, or start from a plain encoder checkpoint (bert, roberta, ...).
+
+        From a plain checkpoint the encoder is loaded by its own class, exactly; heads of other tasks are left behind; with
+        `cls` pooling every exit's pooler starts as a copy of the pretrained one, where there is one. From one of ours,
+        exits may be left out with `exit_layers`, but not added.
+
+        Args:
+            pretrained_model_name_or_path, config, **kwargs: as in `PreTrainedModel.from_pretrained`; settings of the config
+                (`exit_layers`, `exit_pooling`, `num_labels`, ...) may be given as keyword arguments.
+
+        Raises:
+            ValueError: the checkpoint's family is not supported, or its exits do not fit the config.
+        """
+        at_hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if not isinstance(config, PreTrainedConfig):
+            of_model = {name: kwargs.pop(name) for name in _MODEL_ARGUMENTS if name in kwargs}
+            source = pretrained_model_name_or_path if config is None else config
+            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+            kwargs.update(of_model, **at_hub)
+        stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **at_hub)
+        if stored.get("model_type") == cls.config_class.model_type:
+            return cls._from_own_checkpoint(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
+
+    @classmethod
+    def _from_own_checkpoint(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if absent := sorted(key for key in info["missing_keys"] if key.startswith("exits.")):
+            raise ValueError(
+                f"the checkpoint {args[0]} has no weights for {', '.join(absent)}; exit_layers={model.config.exit_layers} and"
+                f" exit_pooling={model.config.exit_pooling!r} ask for them. Leave both out to load the exits it has; to change the"
+                " exits, start again from the plain encoder checkpoint and fine-tune."
+            )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _from_plain_checkpoint(cls, name: Any, config: RomeBertConfig, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        adapter_for(config.backbone_config)
+        with _quiet_loading():  # heads left behind and a pooler that is not there are in order; see below for what is not
+            backbone, info = AutoModel.from_pretrained(name, config=config.backbone_config, output_loading_info=True, **kwargs)
+        has_pooler = not any(key.startswith("pooler.") for key in info["missing_keys"])
+        if absent := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+            logger.warning(f"{name} has no weights for {', '.join(absent)}; they are newly initialized.")
+        pooler = getattr(backbone, "pooler", None) if has_pooler else None
+        model = cls(config, backbone=backbone)
+        model.to(device=backbone.device, dtype=backbone.dtype)
+        model._start_from(pooler)
+        model.eval()
+        return (model, info) if output_loading_info else model
+
+    def _start_from(self, pooler: nn.Module | None) -> None:
+        """Use the pretrained pooler (`None` where the checkpoint has none) in a model that has just been built."""
+
+
+class RomeBertModel(RomeBertPreTrainedModel):
+    """The encoder alone, at full depth: what `AutoModel` gives for a RomeBERT checkpoint. Call arguments are the backbone's."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^exits\."]
+
+    def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config, backbone)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> BaseModelOutput | tuple[Tensor, ...]:
+        """input_ids (B, T) -> `last_hidden_state` (B, T, H), as the stock model computes it."""
+        return self.backbone(input_ids, **kwargs)
+
+
+class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
+    """A text encoder with a classifier after each of `config.exit_layers`.
+
+    Example:
+        >>> config = RomeBertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=64)
+        >>> model = RomeBertForSequenceClassification(config).eval()
+        >>> ids = torch.tensor([[101, 2023, 2003, 102]])
+        >>> model(ids).exit_logits.shape
+        torch.Size([1, 2, 2])
+        >>> model(ids, exit_policy={"name": "confidence", "threshold": 0.0}).exit_layer
+        tensor([1])
+    """
+
+    # The loss is a mean over the batch: a Trainer divides it by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config, backbone)
+        self.num_labels = config.num_labels
+        self.exits = nn.ModuleDict({str(layer): ExitHead(config) for layer in config.exit_layers})
+        self.exit_loss = ExitLoss(
+            config.distillation_weight,
+            config.distillation_temperature,
+            config.distillation_reduction,
+            config.teacher,
+            config.exit_weights,
+            config.exit_reduction,
+        )
+        if config.exit_policy is not None:
+            as_policy(config.exit_policy)  # settings that mean nothing fail here, not at the first text
+        self.post_init()
+
+    def _start_from(self, pooler: nn.Module | None) -> None:
+        for head in self.exits.values():
+            if head.pooler is not None and pooler is not None:
+                head.pooler.load_state_dict(pooler.state_dict())
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        exit_policy: ExitPolicy | dict[str, Any] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> RomeBertClassifierOutput:
+        """Classify a batch.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: each (B, T); inputs_embeds: (B, T, H); as in BERT.
+            labels: (B,) class ids, (B, C) multi-label targets, or (B,) numbers for regression.
+            exit_policy: a policy from `make_policy` or its settings; rows then leave when it says so. `None` runs every layer,
+                whatever `config.exit_policy` says: that one is for the pipeline.
+            output_hidden_states, output_attentions: return them too; only without a policy.
+
+        Raises:
+            ValueError: inputs, labels or policy that do not fit the model.
+        """
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if labels is not None:
+            self._note_problem_type(labels)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+
+        if exit_policy is not None:
+            if wants_states or wants_attentions:
+                raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
+            policy = as_policy(exit_policy).start(len(self.exits), self.problem_type)
+            logits, exit_layer = self._walk_with_exits(embed(self.backbone, *inputs), attention_mask, policy)
+            loss = None
+            if labels is not None:
+                loss = task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
+            return RomeBertClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
+
+        attentions = None
+        if wants_attentions:
+            states, attentions = self._stock_states(*inputs)
+        else:
+            states = self._walk(embed(self.backbone, *inputs), attention_mask, keep_all=bool(wants_states))
+        exit_logits = torch.stack([head(states[int(layer)], attention_mask) for layer, head in self.exits.items()], dim=1)
+        loss = None
+        if labels is not None:
+            terms = self.exit_loss(exit_logits, labels, exit_layers=self.config.exit_layers, problem_type=self.problem_type)
+            loss = terms.last + terms.exits
+        return RomeBertClassifierOutput(
+            loss=loss,
+            logits=exit_logits[:, -1],
+            exit_logits=exit_logits,
+            exit_layer=torch.full((exit_logits.shape[0],), self.config.num_hidden_layers, device=exit_logits.device),
+            hidden_states=tuple(states.values()) if wants_states else None,
+            attentions=attentions,
+        )
+
+    @property
+    def problem_type(self) -> str:
+        """`config.problem_type`; while that is unset, what the number of labels suggests."""
+        if self.config.problem_type is not None:
+            return self.config.problem_type
+        return "regression" if self.config.num_labels == 1 else "single_label_classification"
+
+    def _note_problem_type(self, labels: Tensor) -> None:
+        """As stock classifiers do: the first labels settle a problem type that the config leaves open."""
+        if self.config.problem_type is None:
+            self.config.problem_type = infer_problem_type(self.config.num_labels, labels)
+        if labels.device.type == "cpu":  # elsewhere reading values would wait for the device
+            check_labels(labels, self.config.problem_type, self.config.num_labels)
+
+    def _walk(self, hidden: Tensor, attention_mask: Tensor | None, keep_all: bool) -> dict[int, Tensor]:
+        """hidden (B, T, H) -> layers run: hidden states (B, T, H), where there is an exit or everywhere."""
+        arguments = adapter_for(self.config.backbone_config).layer_arguments(self.backbone, hidden, attention_mask)
+        kept = {0: hidden} if keep_all else {}
+        for depth, layer in enumerate(self.layers, start=1):
+            hidden = layer(hidden, **arguments)
+            if keep_all or str(depth) in self.exits:
+                kept[depth] = hidden
+        return kept
+
+    def _stock_states(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
+        """Hidden states by layers run, and attentions, from the backbone's own forward: attentions are recorded there."""
+        outputs = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        return dict(enumerate(outputs.hidden_states)), outputs.attentions
+
+    def _walk_with_exits(self, hidden: Tensor, attention_mask: Tensor | None, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+        """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,).
+
+        After an exit at which rows left, b rows of t tokens go on: survivors only, cut to the longest of them.
+        """
+        adapter = adapter_for(self.config.backbone_config)
+        arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
+        lengths = None if attention_mask is None else attended_lengths(attention_mask)  # (b,)
+        batch, last = hidden.shape[0], self.config.num_hidden_layers
+        rows = torch.arange(batch, device=hidden.device)  # (b,) the rows still in the walk
+        exit_layer = torch.full_like(rows, last)  # (B,)
+        logits = None  # (B, C), from the first exit on
+        exit_index = -1
+        for depth, layer in enumerate(self.layers, start=1):
+            hidden = layer(hidden, **arguments)  # (b, t, H)
+            if str(depth) not in self.exits:
+                continue
+            exit_index += 1
+            here = self.exits[str(depth)](hidden, attention_mask)  # (b, C)
+            if logits is None:
+                logits = torch.empty_like(here)
+            if depth == last:
+                logits[rows] = here
+                break
+            leave = policy.leaves(exit_index, here)  # (b,)
+            leaving = int(leave.sum())
+            if leaving == 0:
+                continue
+            logits[rows[leave]], exit_layer[rows[leave]] = here[leave], depth
+            if leaving == rows.shape[0]:
+                break
+            stay = (~leave).nonzero().squeeze(1)
+            policy.keep(stay)
+            rows, hidden = rows[stay], hidden[stay]
+            if attention_mask is not None:
+                lengths = lengths[stay]
+                longest = int(lengths.max())
+                hidden, attention_mask = hidden[:, :longest], attention_mask[stay, :longest]
+            arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
+        return logits, exit_layer
+
+
+# Where a checkpoint lies: config and weights are both looked up there.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+# Arguments of PreTrainedModel.from_pretrained that a config would take for settings of its own.
+_MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "output_loading_info")
+
+
+@contextmanager
+def _quiet_loading():
+    """Errors only, and no progress bars, from the library while a backbone is loaded inside our own load."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,279 @@
+"""When a row leaves: the logits (B, C) of exit e -> which of the B rows are sure enough.
+
+A policy holds its settings and, between `start` and the last exit, what it remembers of the rows still in the walk.
+It never sees hidden states, and it does not move rows; the walk (modeling_romebert.py) does.
+
+Each policy reads a row as D decisions among K outcomes: one decision among C classes for single-label problems, C yes-or-no
+decisions for multi-label ones. A row is only as sure as its least sure decision.
+"""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def log_probabilities(logits: Tensor, problem_type: str) -> Tensor:
+    """logits (B, C) -> log-probabilities (B, D, K): (B, 1, C) for a single label, (B, C, 2) for several. In fp32."""
+    logits = logits.float()
+    if problem_type == "multi_label_classification":
+        return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)
+    return F.log_softmax(logits, dim=-1).unsqueeze(1)
+
+
+def normalized_entropy(log_p: Tensor) -> Tensor:
+    """log_p (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision."""
+    entropy = -(log_p.exp() * log_p).sum(dim=-1)  # (B, D), in nats
+    return entropy.amax(dim=-1) / math.log(log_p.shape[-1])
+
+
+def confidence(log_p: Tensor) -> Tensor:
+    """log_p (B, D, K) -> (B,): largest probability, of the least sure decision."""
+    return log_p.amax(dim=-1).amin(dim=-1).exp()
+
+
+def margin(log_p: Tensor) -> Tensor:
+    """log_p (B, D, K) -> (B,): largest minus second largest probability, of the least sure decision."""
+    best, second = log_p.exp().topk(2, dim=-1).values.unbind(dim=-1)  # (B, D) each
+    return (best - second).amin(dim=-1)
+
+
+class _Agreement:
+    """Memory of the policies that compare exits: the last prediction (B, D) and what a run of equal ones has added up to (B,)."""
+
+    def __init__(self) -> None:
+        self.prediction: Tensor | None = None
+        self.total: Tensor | None = None
+
+    def add(self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None) -> Tensor:
+        """An exit's amount (B,), prediction (B, D) and whether it counts (B,) -> (B,): sum over the run of agreeing exits."""
+        amount = torch.where(counts, amount, 0)
+        if self.prediction is None or self.total is None:
+            self.total = amount
+        else:
+            same = prediction == self.prediction if tolerance is None else (prediction - self.prediction).abs() < tolerance
+            self.total = torch.where(same.all(dim=-1) & counts, self.total, 0) + amount
+        self.prediction = prediction
+        return self.total
+
+    def keep(self, rows: Tensor) -> None:
+        if self.prediction is not None and self.total is not None:
+            self.prediction, self.total = self.prediction[rows], self.total[rows]
+
+
+class ExitPolicy(ABC):
+    """A rule that says which rows leave at an exit.
+
+    Use it as `policy.start(...)` once per batch, then at every exit `leaves(...)` and, when rows left, `keep(...)`.
+    `start` returns a fresh copy, so that one policy can serve many batches and threads.
+    """
+
+    name: str
+    reads_regression = False
+
+    def start(self, num_exits: int, problem_type: str) -> "ExitPolicy":
+        """A copy without memory, for one batch.
+
+        Raises:
+            ValueError: the policy has no meaning for this problem type, or its thresholds do not fit the number of exits.
+        """
+        if problem_type == "regression" and not self.reads_regression:
+            raise ValueError(
+                f'exit policy {self.name!r} needs class probabilities, and problem_type="regression" has none.'
+                ' Use {"name": "patience", "patience": p, "tolerance": t}.'
+            )
+        fresh = copy.copy(self)
+        fresh._problem_type = problem_type
+        fresh._memory = _Agreement()
+        return fresh
+
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+        """Exit e = 0, 1, ... and its logits (B, C) for the B rows still in the walk -> (B,) bool: which leave.
+
+        A row with a logit that is not finite never leaves.
+        """
+        finite = torch.isfinite(logits).all(dim=-1)  # (B,)
+        return self._sure(exit_index, logits, finite) & finite
+
+    @abstractmethod
+    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+        """As `leaves`, told which rows are finite (B,) so that others do not count as agreeing."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these: indices (b,) into the rows of the last call."""
+        self._memory.keep(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""
+        settings = {key: value for key, value in vars(self).items() if not key.startswith("_") and value is not None}
+        return {"name": self.name, **settings}
+
+    def __repr__(self) -> str:
+        return f"make_policy({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
+
+
+class ThresholdPolicy(ExitPolicy):
+    """Leaves when a score passes the threshold of the exit; remembers nothing."""
+
+    def __init__(self, threshold: float | None = None, thresholds: Sequence[float] | None = None):
+        if (threshold is None) == (thresholds is None):
+            raise ValueError(f"exit policy {self.name!r} takes exactly one of threshold (a number) and thresholds (one per exit).")
+        for value in [threshold] if thresholds is None else thresholds:
+            _check_range(self.name, "threshold", value, high=self._highest)
+        self.threshold = threshold
+        self.thresholds = None if thresholds is None else list(thresholds)
+
+    _highest = 1.0
+
+    def start(self, num_exits: int, problem_type: str) -> "ExitPolicy":
+        if self.thresholds is not None and len(self.thresholds) != num_exits:
+            raise ValueError(
+                f"thresholds has {len(self.thresholds)} entries, but the model has {num_exits} exits: give one per exit."
+            )
+        return super().start(num_exits, problem_type)
+
+    def threshold_at(self, exit_index: int) -> float:
+        return self.threshold if self.thresholds is None else self.thresholds[exit_index]
+
+
+class EntropyPolicy(ThresholdPolicy):
+    """Leaves when the entropy over ln K is below the threshold (DeeBERT, FastBERT)."""
+
+    name = "entropy"
+
+    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+        return normalized_entropy(log_probabilities(logits, self._problem_type)) < self.threshold_at(exit_index)
+
+
+class ConfidencePolicy(ThresholdPolicy):
+    """Leaves when the largest probability is above the threshold."""
+
+    name = "confidence"
+
+    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+        return confidence(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
+
+
+class MarginPolicy(ThresholdPolicy):
+    """Leaves when the largest probability is above the second largest by more than the threshold."""
+
+    name = "margin"
+
+    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+        return margin(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
+
+
+class PatiencePolicy(ExitPolicy):
+    """Leaves when `patience` exits in a row predict the same (PABEE); for regression, the same up to `tolerance`."""
+
+    name = "patience"
+    reads_regression = True
+
+    def __init__(self, patience: int | None = None, tolerance: float | None = None, threshold: int | None = None):
+        if patience is not None and threshold is not None:
+            raise ValueError(f"patience={patience} and threshold={threshold}: for this policy they are the same setting; give one.")
+        self.patience = _checked_patience(threshold if patience is None else patience)
+        if tolerance is not None:
+            _check_range(self.name, "tolerance", tolerance, high=math.inf)
+        self.tolerance = tolerance
+
+    def start(self, num_exits: int, problem_type: str) -> "ExitPolicy":
+        if problem_type == "regression" and self.tolerance is None:
+            raise ValueError("exit policy 'patience' needs tolerance (in units of the target) for problem_type=\"regression\".")
+        return super().start(num_exits, problem_type)
+
+    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+        if self._problem_type == "regression":
+            prediction, tolerance = logits.float(), self.tolerance
+        else:
+            prediction, tolerance = log_probabilities(logits, self._problem_type).argmax(dim=-1), None
+        return self._memory.add(finite.long(), prediction, finite, tolerance) >= self.patience
+
+
+class PatientConfidencePolicy(ThresholdPolicy):
+    """Leaves when `patience` exits in a row predict the same, each with a confidence above the threshold (PCEE-BERT)."""
+
+    name = "patient_confidence"
+
+    def __init__(self, threshold: float | None = None, thresholds: Sequence[float] | None = None, patience: int | None = None):
+        super().__init__(threshold, thresholds)
+        self.patience = _checked_patience(patience)
+
+    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+        log_p = log_probabilities(logits, self._problem_type)
+        confident = (confidence(log_p) > self.threshold_at(exit_index)) & finite
+        return self._memory.add(confident.long(), log_p.argmax(dim=-1), confident) >= self.patience
+
+
+class VotePolicy(ThresholdPolicy):
+    """Leaves when the confidences of the present run of agreeing exits add up to more than the threshold (BEEM).
+
+    Each exit adds at most 1, so a threshold of 1.5 asks for at least two exits.
+    """
+
+    name = "vote"
+    _highest = math.inf
+
+    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+        log_p = log_probabilities(logits, self._problem_type)
+        return self._memory.add(confidence(log_p), log_p.argmax(dim=-1), finite) > self.threshold_at(exit_index)
+
+
+POLICIES: dict[str, type[ExitPolicy]] = {
+    policy.name: policy
+    for policy in (EntropyPolicy, ConfidencePolicy, MarginPolicy, PatiencePolicy, PatientConfidencePolicy, VotePolicy)
+}
+
+
+def make_policy(name: str, **settings: Any) -> ExitPolicy:
+    """Build an exit policy by name.
+
+    Args:
+        name: one of `POLICIES`.
+        threshold: leave below it (`entropy`) or above it (`confidence`, `margin`, `patient_confidence`: in 0..1; `vote`: in
+            summed confidences). For `patience` it is another word for `patience`.
+        thresholds: one threshold per exit instead; the entry of the last exit decides nothing.
+        patience: exits in a row that must agree (`patience`, `patient_confidence`).
+        tolerance: for `patience` on regression: exits agree when they differ by less, in units of the target.
+
+    Raises:
+        ValueError: unknown name, a setting that the policy does not take, or a value out of range.
+
+    Example:
+        >>> make_policy("entropy", threshold=0.2).to_dict()
+        {'name': 'entropy', 'threshold': 0.2}
+    """
+    if name not in POLICIES:
+        raise ValueError(f"exit policy {name!r} is unknown; choose from {', '.join(POLICIES)}.")
+    try:
+        return POLICIES[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"exit policy {name!r}: {error}".replace(f"{POLICIES[name].__name__}.__init__() ", "")) from None
+
+
+def as_policy(policy: "ExitPolicy | dict[str, Any]") -> ExitPolicy:
+    """A policy, or its settings as in `config.exit_policy` -> a policy."""
+    if isinstance(policy, dict):
+        if "name" not in policy:
+            raise ValueError(f"exit_policy={policy}: it has no 'name'; choose from {', '.join(POLICIES)}.")
+        return make_policy(**policy)
+    if not hasattr(policy, "leaves"):
+        raise ValueError(f'exit_policy={policy!r}: give a policy or its settings, such as {{"name": "entropy", "threshold": 0.2}}.')
+    return policy
+
+
+def _check_range(policy: str, what: str, value: Any, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+        allowed = f"0..{high:g}" if math.isfinite(high) else "0 or more"
+        raise ValueError(f"exit policy {policy!r}: {what}={value!r} is not in {allowed}.")
+
+
+def _checked_patience(patience: Any) -> int:
+    if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience != int(patience) or patience < 1:
+        raise ValueError(f"patience={patience!r}: give the number of exits in a row that must agree, a whole number from 1.")
+    return int(patience)

@@ -1,0 +1,140 @@
+"""Gradient regularization: two losses, one set of shared weights, and gradients that may pull against each other.
+
+    b' = b - min(0, <b, a> / <a, a>) a          a: the protected gradient, b: the other one
+
+b loses its component against a, and only when they conflict; the shared weights then move along a + b' (RomeBERT, arXiv
+2101.09755, section 3.3). The geometry is on lists of tensors, read as one flat vector. It knows no model and no loss;
+`GradientRegularizer` makes it part of an ordinary backward pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+PROTECTED = ("protect_exits", "protect_last")
+
+
+def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """<a, b> of two lists of tensors of equal shapes, as one flat vector -> scalar, in fp32."""
+    return torch.stack([torch.dot(x.flatten().float(), y.flatten().float()) for x, y in zip(a, b, strict=True)]).sum()
+
+
+def conflict(protected_other: Tensor, protected_protected: Tensor) -> Tensor:
+    """<b, a>, <a, a> -> min(0, <b, a> / <a, a>): how much of a to take from b. 0 where a is zero."""
+    safe = torch.where(protected_protected > 0, protected_protected, 1)
+    return torch.where(protected_protected > 0, protected_other / safe, 0).clamp(max=0)
+
+
+class Projection(NamedTuple):
+    """b' and how the gradients met: their cosine, and whether anything was taken from b (0 or 1)."""
+
+    other: list[Tensor]
+    cosine: Tensor
+    projected: Tensor
+
+
+def project(protected: Sequence[Tensor], other: Sequence[Tensor]) -> Projection:
+    """Take from `other` its component against `protected`.
+
+    Args:
+        protected: a, one tensor per weight.
+        other: b, the same shapes.
+
+    Returns:
+        b' = b - min(0, <b, a> / <a, a>) a, the cosine of a and b (0 where either is zero), and 1.0 where b' differs from b.
+
+    Example:
+        >>> project([torch.tensor([1.0, 0.0])], [torch.tensor([-2.0, 3.0])]).other
+        [tensor([0., 3.])]
+    """
+    ab, aa, bb = dot(protected, other), dot(protected, protected), dot(other, other)
+    share = conflict(ab, aa)
+    return Projection(
+        [b - share.to(b.dtype) * a for a, b in zip(protected, other, strict=True)], _cosine(ab, aa, bb), (share < 0).float()
+    )
+
+
+def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
+    norms = (aa * bb).sqrt()
+    return torch.where(norms > 0, ab / torch.where(norms > 0, norms, 1), 0)
+
+
+class GradientRegularizer:
+    """Turns the two loss terms into one loss whose backward hands out the projected gradient.
+
+    The loss is an ordinary scalar: the stock training step scales, accumulates, clips and steps as always. When its backward
+    runs, two passes over the graph give a (protected term, shared weights) and a + b (both terms, all weights), under whatever
+    scale the caller applied to the loss. With gradient accumulation the protected gradients are summed, and the projection is
+    done once, in the last backward of the group, on the gradient of the whole group:
+
+        a + b' = (a + b) - min(0, <a + b, a> / <a, a> - 1) a
+
+    Args:
+        parameters: all weights that are trained.
+        shared: those of them that receive both gradients.
+        protect: `"protect_exits"` or `"protect_last"`: whose gradient is a.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], shared: Sequence[Tensor], protect: str):
+        self.parameters = list(parameters)
+        self.shared = list(shared)
+        self.protect = protect
+        positions = {id(parameter): index for index, parameter in enumerate(self.parameters)}
+        self._shared_positions = [positions[id(parameter)] for parameter in self.shared]
+        self._protected_sum: list[Tensor] | None = None
+        self.cosine: Tensor | None = None  # of the last group; on the device, so that reading it is the caller's sync
+        self.projected: Tensor | None = None
+
+    def loss(self, last: Tensor, exits: Tensor, end_of_group: bool = True) -> Tensor:
+        """The two terms (scalars) -> their sum, whose backward is regularized; `end_of_group`: the weights move after it."""
+        return _Regularized.apply(self, (last, exits), end_of_group, *self.parameters)
+
+    def _gradients(self, last: Tensor, exits: Tensor, end_of_group: bool, scale: Tensor) -> list[Tensor | None]:
+        term = exits if self.protect == "protect_exits" else last
+        protected = _gradient([term], self.shared, scale, retain_graph=True)
+        joint = _gradient([last, exits], self.parameters, scale)
+        protected = [torch.zeros_like(weight) if a is None else a for a, weight in zip(protected, self.shared, strict=True)]
+        if self._protected_sum is not None:
+            torch._foreach_add_(protected, self._protected_sum)
+        if not end_of_group:
+            self._protected_sum = protected
+            return joint
+        self._protected_sum = None
+        # The gradient of the group: what earlier backward passes left in .grad, and this one's.
+        total = []
+        for position, weight in zip(self._shared_positions, self.shared, strict=True):
+            now = joint[position] if joint[position] is not None else torch.zeros_like(weight)
+            joint[position] = now
+            total.append(now if weight.grad is None else now + weight.grad)
+        ga, aa, gg = dot(total, protected), dot(protected, protected), dot(total, total)
+        ab, bb = ga - aa, gg - 2 * ga + aa
+        share = conflict(ab, aa)
+        self.cosine, self.projected = _cosine(ab, aa, bb.clamp(min=0)), (share < 0).float()
+        for position, a in zip(self._shared_positions, protected, strict=True):
+            joint[position] = joint[position] - share.to(a.dtype) * a
+        return joint
+
+
+def _gradient(terms: list[Tensor], weights: list[Tensor], scale: Tensor, retain_graph: bool = False) -> list[Tensor | None]:
+    """d(scale * sum of terms) / d(weights); None where a weight does not matter."""
+    return list(torch.autograd.grad(terms, weights, [scale.to(t.dtype) for t in terms], retain_graph, allow_unused=True))
+
+
+class _Regularized(torch.autograd.Function):
+    """last + exits on the way forward; on the way back, what the regularizer says.
+
+    The terms come in a tuple, where autograd does not see them: the engine is to reach the weights through this node alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, regularizer: GradientRegularizer, terms: tuple[Tensor, Tensor], end_of_group: bool, *parameters: Tensor):
+        ctx.arguments = (regularizer, terms, end_of_group)
+        last, exits = terms
+        return last.detach() + exits.detach()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor):
+        regularizer, (last, exits), end_of_group = ctx.arguments
+        return (None, None, None, *regularizer._gradients(last, exits, end_of_group, scale))

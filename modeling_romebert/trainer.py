@@ -1,0 +1,308 @@
+"""RomeBertTrainer: the Trainer of transformers with the exits' loss terms, and their two gradients, in `compute_loss`.
+
+Which terms a step minimises is data (`OBJECTIVES`); the terms are in losses.py and the projection in projection.py. The training
+loop, accumulation, clipping, schedules, checkpoints and launchers are the library's.
+"""
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
+
+from .evaluation import default_metric
+from .losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss, check_labels, infer_problem_type
+from .modeling_romebert import RomeBertForSequenceClassification
+from .projection import PROTECTED, GradientRegularizer
+
+
+class Terms(NamedTuple):
+    """Which of the two loss terms a step minimises."""
+
+    last: bool
+    exits: bool
+
+
+LAST, EXITS, BOTH = Terms(True, False), Terms(False, True), Terms(True, True)
+
+
+class Objective(NamedTuple):
+    """A way to train the exits.
+
+    `stages` are trained one after the other, each for `num_train_epochs` with a schedule of its own; a stage is a cycle of terms
+    that its steps go through. A stage without the last term freezes the backbone and the last exit.
+    """
+
+    stages: tuple[tuple[Terms, ...], ...]
+    distills: bool = False
+    regularizes: bool = False
+
+    @property
+    def terms(self) -> Terms:
+        """All terms that any step minimises: what the evaluation loss adds up."""
+        steps = [terms for cycle in self.stages for terms in cycle]
+        return Terms(any(terms.last for terms in steps), any(terms.exits for terms in steps))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "romebert": Objective(stages=((BOTH,),), distills=True, regularizes=True),
+    "joint": Objective(stages=((BOTH,),)),
+    "last": Objective(stages=((LAST,),)),
+    "deebert": Objective(stages=((LAST,), (EXITS,))),  # ACL 2020: fine-tune, then the other exits on the frozen backbone
+    "alternating": Objective(stages=((LAST, BOTH),)),  # BERxiT, EACL 2021: odd steps the last exit, even steps all
+}
+
+
+@dataclass
+class RomeBertTrainingArguments(TrainingArguments):
+    """`TrainingArguments` and how the exits are trained.
+
+    Raises:
+        ValueError: a choice that does not exist or a number out of range.
+    """
+
+    objective: str = field(
+        default="romebert",
+        metadata={
+            "help": "romebert: one stage, all exits, distillation and gradient regularization; joint: all exits on the labels"
+            " alone; last: the last exit alone; deebert: two stages of num_train_epochs each, last exit first, then the others"
+            " on the frozen backbone; alternating: odd steps the last exit, even steps all.",
+            "choices": list(OBJECTIVES),
+        },
+    )
+    distillation_weight: float = field(default=0.9, metadata={"help": "gamma in 0..1: distillation's share of the exits' loss."})
+    distillation_temperature: float = field(default=3.0, metadata={"help": "T above 0, of the distillation."})
+    distillation_reduction: str = field(
+        default="batchmean",
+        metadata={
+            "help": "batchmean: divide the divergence by the batch (the paper); mean: by the classes too (the reference code).",
+            "choices": list(DISTILLATION_REDUCTIONS),
+        },
+    )
+    teacher: str = field(default="last", metadata={"help": "Which exit teaches each other one.", "choices": list(TEACHERS)})
+    exit_weights: str = field(
+        default="uniform", metadata={"help": "Weights of the exits before the last, with mean 1.", "choices": list(EXIT_WEIGHTS)}
+    )
+    exit_reduction: str = field(
+        default="sum",
+        metadata={
+            "help": "sum over the exits before the last (the paper), or mean: keeps the last exit from being outweighed.",
+            "choices": list(EXIT_REDUCTIONS),
+        },
+    )
+    gradient_regularization: str = field(
+        default="protect_exits",
+        metadata={
+            "help": "For objective romebert: whose gradient on the shared weights is left whole when the two conflict.",
+            "choices": [*PROTECTED, "off"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("objective", OBJECTIVES), ("gradient_regularization", (*PROTECTED, "off"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
+        self.exit_loss()
+
+    def exit_loss(self) -> ExitLoss:
+        """The loss that the objective minimises, as a function of exit logits and labels."""
+        return ExitLoss(
+            self.distillation_weight if OBJECTIVES[self.objective].distills else 0.0,
+            self.distillation_temperature,
+            self.distillation_reduction,
+            self.teacher,
+            self.exit_weights,
+            self.exit_reduction,
+            self.label_smoothing_factor,
+        )
+
+
+class RomeBertTrainer(Trainer):
+    """Trains and evaluates a `RomeBertForSequenceClassification`.
+
+    Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` sees the predictions of one
+    exit (N, C) at a time, and evaluation reports its figures for the last exit under their own names, for each exit as
+    `{name}_exit_{layer}` and averaged over exits as `{name}_mean`. Left out, it is accuracy, or what fits the problem type.
+
+    Logged besides the loss: `loss_last`, `loss_exits`, and with regularization `gradient_cosine` (of the two gradients on the
+    shared weights) and `projected` (share of steps in which they conflicted), averaged since the last log.
+
+    Raises:
+        TypeError, ValueError: a model, arguments or labels that it cannot train with.
+    """
+
+    # The loss is a mean over the batch, so the stock training step divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    args: RomeBertTrainingArguments
+    model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, RomeBertTrainingArguments):
+            raise TypeError(f"args is a {type(self.args).__name__}; RomeBertTrainer takes RomeBertTrainingArguments.")
+        if not hasattr(self.model, "exits"):
+            raise TypeError(f"model is a {type(self.model).__name__}; RomeBertTrainer trains a RomeBertForSequenceClassification.")
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func is given, but the loss is set by args.objective; use one of its choices.")
+        self.objective = OBJECTIVES[self.args.objective]
+        self.exit_loss = self.args.exit_loss()
+        self._metric_of_one_exit = self.compute_metrics
+        self.compute_metrics = self._metrics_of_all_exits
+        self._sums: dict[str, Any] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._regularizer: GradientRegularizer | None = None
+        self._frozen: list[nn.Parameter] = []
+        self._stage_steps = 0
+        config = self.model.config  # the config tells what the weights were trained for
+        for name in ("distillation_temperature", "distillation_reduction", "teacher", "exit_weights", "exit_reduction"):
+            setattr(config, name, getattr(self.args, name))
+        config.distillation_weight = self.exit_loss.distillation_weight
+        self.model.exit_loss = self.exit_loss
+
+    # ---- the loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective's loss of one batch; in training, its backward hands out the regularized gradient."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels", None)
+        if labels is None:
+            raise ValueError("the batch has no labels; the dataset needs a column `labels` (or `label`).")
+        if self.model.config.problem_type is None:
+            self.model.config.problem_type = infer_problem_type(self.model.config.num_labels, labels)
+        if labels.device.type == "cpu":
+            check_labels(labels, self.model.problem_type, self.model.config.num_labels)
+        training = self.model.training and torch.is_grad_enabled()
+        terms = self._enter_step() if training else self.objective.terms
+        outputs = model(**inputs)
+        losses = self.exit_loss(
+            outputs.exit_logits, labels, exit_layers=self.model.config.exit_layers, problem_type=self.model.problem_type
+        )
+        if training and terms == BOTH and self.objective.regularizes and len(self.model.exits) > 1:
+            loss = self._regularized(losses.last, losses.exits)
+        else:
+            loss = terms.last * losses.last + terms.exits * losses.exits
+        if training:
+            self._note(loss_last=losses.last.detach(), loss_exits=losses.exits.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def _regularized(self, last: Tensor, exits: Tensor) -> Tensor:
+        if self.args.gradient_regularization == "off":
+            return last + exits
+        if self._regularizer is None:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self._regularizer = GradientRegularizer(trained, shared_weights(self.model), self.args.gradient_regularization)
+        elif self._regularizer.cosine is not None:  # of the step before; told once
+            self._note(gradient_cosine=self._regularizer.cosine, projected=self._regularizer.projected)
+            self._regularizer.cosine = None
+        return self._regularizer.loss(last, exits, end_of_group=self.accelerator.sync_gradients)
+
+    # ---- stages
+
+    def _enter_step(self) -> Terms:
+        """Terms of the step about to be taken; freezes what its stage does not train."""
+        stages, step = self.objective.stages, self.state.global_step
+        stage = min(step // self._stage_steps, len(stages) - 1) if self._stage_steps else 0
+        cycle = stages[stage]
+        if not any(terms.last for terms in cycle) and not self._frozen:
+            early = {id(p) for layer in self.model.config.exit_layers[:-1] for p in self.model.exits[str(layer)].parameters()}
+            self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in early]
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+        return cycle[step % len(cycle)]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; a two-stage objective runs `num_train_epochs` (or `max_steps`) per stage."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            self._frozen = []
+            self._regularizer = None
+
+    def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
+        """Length of the whole training: every stage takes the epochs, or steps, that the arguments give."""
+        stages = len(self.objective.stages)
+        whole = copy.copy(args)
+        whole.num_train_epochs = args.num_train_epochs * stages
+        whole.max_steps = args.max_steps * stages if args.max_steps > 0 else args.max_steps
+        return super().set_initial_training_values(whole, *rest, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As `Trainer.create_scheduler`; each stage starts the schedule, warm-up included, anew.
+
+        One optimizer serves all stages: weights that a stage does not train have no gradient, so it leaves them alone.
+        """
+        stages = len(self.objective.stages)
+        self._stage_steps = max(num_training_steps // stages, 1)
+        if stages == 1:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            schedule = super().create_scheduler(self._stage_steps, optimizer)
+            if not isinstance(schedule, LambdaLR):
+                raise ValueError(
+                    f"lr_scheduler_type={self.args.lr_scheduler_type} cannot start anew at a stage; use linear or cosine."
+                )
+            of_stage, steps = schedule.lr_lambdas[0], self._stage_steps
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer, lambda step: of_stage(step % steps if step < steps * stages else steps)
+            )
+        return self.lr_scheduler
+
+    # ---- metrics and logs
+
+    def _metrics_of_all_exits(self, prediction: EvalPrediction) -> dict[str, float]:
+        """predictions (N, E, C) -> the metric at the last exit, at each exit and averaged."""
+        metric = self._metric_of_one_exit or default_metric(self.model.problem_type)
+        layers = self.model.config.exit_layers
+        per_exit = [metric(EvalPrediction(prediction.predictions[:, index], prediction.label_ids)) for index in range(len(layers))]
+        figures = dict(per_exit[-1])
+        for name in per_exit[-1]:
+            figures |= {f"{name}_exit_{layer}": of_exit[name] for layer, of_exit in zip(layers, per_exit, strict=True)}
+            figures[f"{name}_mean"] = float(np.mean([of_exit[name] for of_exit in per_exit]))
+        return figures
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """As `Trainer.prediction_step`; the predictions are the logits of every exit (B, E, C)."""
+        others = [key for key in self.model.config.keys_to_ignore_at_inference if key != "exit_logits"]
+        return super().prediction_step(model, inputs, prediction_loss_only, [*(ignore_keys or []), "logits", *others])
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As `Trainer.predict`: predictions (N, C) are those of the last exit, metrics those of every exit."""
+        output = super().predict(*args, **kwargs)
+        return output._replace(predictions=output.predictions[:, -1])
+
+    def _note(self, **values: Tensor) -> None:
+        """Add to the averages of the next log, on the device, without waiting for it."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value
+            self._counts[name] += 1
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs |= {name: float(self._sums[name]) / self._counts[name] for name in self._sums}
+            self._sums.clear()
+            self._counts.clear()
+        super().log(logs, *args, **kwargs)
+
+
+def shared_weights(model: RomeBertForSequenceClassification) -> list[nn.Parameter]:
+    """Weight matrices of the layers that both the last exit and another one reach: S in the paper.
+
+    Layers 1 .. the deepest exit before the last; no norms, biases, embeddings or exits, and no frozen weights.
+    """
+    reached = model.config.exit_layers[-2] if len(model.config.exit_layers) > 1 else 0
+    layers = model.layers[:reached]
+    return [parameter for layer in layers for parameter in layer.parameters() if parameter.ndim == 2 and parameter.requires_grad]
