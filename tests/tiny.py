@@ -1,0 +1,86 @@
+"""What the tests share: tiny models in memory whose exits disagree, batches with padding, and a tokenizer."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification
+
+ROWS, TOKENS, LAYERS, CLASSES, PAD = 64, 40, 4, 3, 1
+WORDS = "the a film was is very not good bad dull great long short fine poor plot cast never always again".split()
+
+
+def padded_batch(rows: int = ROWS, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
+    """ids (B, T) and mask (B, T) of rows with 1 to T tokens, padded on the right."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 100, (rows, tokens), generator=generator)
+    lengths = torch.randint(1, tokens + 1, (rows,), generator=generator)
+    lengths[0], lengths[1] = tokens, 1
+    mask = (torch.arange(tokens) < lengths[:, None]).long()
+    return torch.where(mask == 1, ids, PAD), mask
+
+
+def tiny_backbone(family=BertConfig, attention="sdpa", **settings):
+    """Config of a 4 x 32 encoder of a family."""
+    sizes = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.1,
+        "pad_token_id": PAD,
+    }
+    return family(**sizes | settings, attn_implementation=attention)
+
+
+@torch.no_grad()
+def build(family=BertConfig, attention="sdpa", num_labels=CLASSES, **settings) -> RomeBertForSequenceClassification:
+    """A tiny model whose exits disagree: logits of each exit have mean 0 and standard deviation 1.5 over the padded batch."""
+    torch.manual_seed(0)
+    model = RomeBertForSequenceClassification(RomeBertConfig(tiny_backbone(family, attention), num_labels=num_labels, **settings))
+    model.eval()
+    for head in model.exits.values():
+        torch.nn.init.normal_(head.classifier.weight)
+    ids, mask = padded_batch()
+    exit_logits = model(ids, mask).exit_logits  # (B, E, C)
+    for head, logits in zip(model.exits.values(), exit_logits.unbind(1), strict=True):
+        scale = 1.5 / logits.std()
+        head.classifier.weight.mul_(scale)
+        head.classifier.bias.copy_(-logits.mean(dim=0) * scale)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Words to ids, made in memory: [CLS] words [SEP], as BERT has it."""
+    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **names,
+    )
+
+
+def tiny_texts(count: int, seed: int = 0, longest: int = 30) -> list[str]:
+    """Texts of 1 to `longest` known words."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
+    return [" ".join(WORDS[int(w)] for w in torch.randint(len(WORDS), (n,), generator=generator)) for n in lengths]
+
+
+def tiny_rows(count: int, seed: int = 0, classes: int = 2) -> list[dict]:
+    """Rows for a Trainer: `input_ids`, `attention_mask`, `labels`; the label depends on the text, so it can be learned."""
+    tokenizer = tiny_tokenizer()
+    rows = [dict(tokenizer(text, truncation=True)) for text in tiny_texts(count, seed)]
+    for row in rows:
+        row["labels"] = sum(row["input_ids"]) % classes
+    return rows
