@@ -9,6 +9,8 @@ from typing import Any
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 EXIT_POOLINGS = ("cls", "mean")
+# Settings that the library writes on any model's config, whether or not they say something about it.
+WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
 
 
 class RomeBertConfig(PreTrainedConfig):
@@ -57,17 +59,21 @@ class RomeBertConfig(PreTrainedConfig):
         for_backbone = {name: kwargs.pop(name) for name in sorted(_own_fields(BertConfig) & kwargs.keys())}
         if backbone_config is None:
             backbone_config = BertConfig(**for_backbone)
-        elif for_backbone:
+        elif misplaced := sorted(for_backbone.keys() - WRITTEN_BY_THE_LIBRARY):
             raise ValueError(
-                f"{', '.join(for_backbone)}: belongs to the backbone, and backbone_config is given too. Set it on backbone_config."
+                f"{', '.join(misplaced)}: belongs to the backbone, and backbone_config is given too. Set it on backbone_config."
             )
+        else:
+            kwargs |= for_backbone
         if isinstance(backbone_config, dict):
             settings = dict(backbone_config)
             backbone_config = AutoConfig.for_model(settings.pop("model_type", "bert"), **settings)
+        if not isinstance(backbone_config, PreTrainedConfig):
+            raise TypeError(f"backbone_config is a {type(backbone_config).__name__}; give a config of transformers or its dict.")
         if exit_pooling not in EXIT_POOLINGS:
             raise ValueError(f"exit_pooling={exit_pooling!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
 
-        self.backbone_config = backbone_config
+        self.backbone_config: PreTrainedConfig = backbone_config
         self.exit_layers = _checked_exit_layers(exit_layers, backbone_config.num_hidden_layers)
         self.exit_pooling = exit_pooling
         self.exit_policy = exit_policy
@@ -114,7 +120,9 @@ class RomeBertConfig(PreTrainedConfig):
         """Build a config from a dict of ours or of a plain encoder; keyword arguments of either level override it."""
         config_dict = _nest_plain_config(config_dict)
         config_dict.update({name: kwargs.pop(name) for name in _own_fields(cls) & kwargs.keys()})
-        backbone = config_dict.get("backbone_config") or {}
+        backbone = config_dict.get("backbone_config")
+        if backbone is None:  # as in __init__, what belongs to BERT describes the backbone
+            backbone = {name: config_dict.pop(name) for name in _own_fields(BertConfig) & config_dict.keys()}
         backbone = dict(backbone) if isinstance(backbone, dict) else backbone.to_dict()
         for_backbone = _own_fields(type(AutoConfig.for_model(backbone.get("model_type", "bert")))) & kwargs.keys()
         backbone.update({name: kwargs.pop(name) for name in for_backbone})
@@ -140,6 +148,8 @@ def _checked_exit_layers(exit_layers: list[int] | None, num_layers: int) -> list
     """Layers with an exit, strictly increasing, ending with the last one."""
     if exit_layers is None:
         return list(range(1, num_layers + 1))
+    if not isinstance(exit_layers, (list, tuple)):
+        raise ValueError(f"exit_layers={exit_layers!r}: give a list of layers, counted from 1, or None for every layer.")
     layers = list(exit_layers)
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
         raise ValueError(f"exit_layers={exit_layers}: layers are whole numbers, counted from 1.")

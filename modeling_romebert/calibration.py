@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .evaluation import DEFAULT_METRIC, SWEEPS, CurvePoint, Metric, collect_exit_logits, find_metric, sweep
+from .evaluation import DEFAULT_METRIC, SWEEPS, CurvePoint, Metric, collect_exit_logits, find_metric, policy_to_sweep, sweep
 from .policies import ExitPolicy, make_policy
 
 
@@ -35,8 +35,7 @@ def calibrate(
     """
     if not max_loss >= 0:
         raise ValueError(f"max_loss={max_loss} is not 0 or more: it says how far the metric may fall below full depth.")
-    settings = {"name": policy} if isinstance(policy, str) else dict(policy)
-    make_policy(**settings, threshold=1)
+    settings = policy_to_sweep(policy, len(model.config.exit_layers), model.problem_type)
     _, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
     exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     coarse = SWEEPS[settings["name"]](len(model.config.exit_layers))
@@ -52,4 +51,5 @@ def calibrate(
 def cheapest(points: list[CurvePoint], max_loss: float) -> CurvePoint:
     """The point of lowest cost whose metric is at most `max_loss` below that of the point of highest cost (full depth)."""
     full = max(points, key=lambda point: point.cost)
-    return min((point for point in points if point.metric >= full.metric - max_loss), key=lambda point: point.cost)
+    rounding = 1e-9  # 0.8 - 0.7 is more than 0.1
+    return min((point for point in points if full.metric - point.metric <= max_loss + rounding), key=lambda point: point.cost)

@@ -218,7 +218,7 @@ def area_under_curve(costs: Sequence[float], metrics: Sequence[float]) -> float:
     order = np.argsort(costs, kind="stable")
     cost, metric = np.asarray(costs, float)[order], np.asarray(metrics, float)[order]
     width = cost[-1] - cost[0]
-    return round(float(np.trapezoid(metric, cost) / width), 12) if width > 0 else float(metric.mean())
+    return round(float((np.diff(cost) * (metric[1:] + metric[:-1]) / 2).sum() / width), 12) if width > 0 else float(metric.mean())
 
 
 def replay(policy: ExitPolicy | dict[str, Any], exit_logits: Tensor, problem_type: str) -> Tensor:
@@ -271,12 +271,12 @@ def collect_exit_logits(
     model.eval()
     collate = DataCollatorWithPadding(tokenizer)
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))  # little padding
-    collected: Tensor | None = None
+    collected = torch.empty(0)
     for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
         rows = order[start : start + batch_size]
         batch = collate([inputs[row] for row in rows]).to(model.device)
         exit_logits = model(**batch).exit_logits.float().cpu()  # (b, E, C)
-        if collected is None:
+        if start == 0:
             collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
         collected[rows] = exit_logits
     return collected, np.asarray(labels)
@@ -308,13 +308,12 @@ def evaluate_exits(
     Raises:
         ValueError: an unknown metric or policy, or rows that cannot be evaluated.
     """
-    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     config = model.config
     name, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
-    settings = {"name": policy} if isinstance(policy, str) else dict(policy)
+    settings = policy_to_sweep(policy, len(config.exit_layers), model.problem_type)
     if thresholds is None:
-        make_policy(**settings, threshold=1)  # an unknown name or setting fails here, with the choices
         thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
+    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     return ExitReport(
         metric=name,
         num_examples=len(labels),
@@ -325,6 +324,19 @@ def evaluate_exits(
         curve=sweep(exit_logits, labels, config.exit_layers, model.problem_type, score, settings, thresholds),
         model=str(config._name_or_path),
     )
+
+
+def policy_to_sweep(policy: str | dict[str, Any], num_exits: int, problem_type: str) -> dict[str, Any]:
+    """A policy's name, or its settings without the threshold -> those settings.
+
+    Raises:
+        ValueError: an unknown name or setting, a threshold, or a policy that has no meaning for the problem type.
+    """
+    settings = {"name": policy} if isinstance(policy, str) else dict(policy)
+    if given := [name for name in ("threshold", "thresholds") if name in settings]:
+        raise ValueError(f"policy={policy}: leave {given[0]} out; it is what is varied.")
+    as_policy({**settings, "threshold": 1}).start(num_exits, problem_type)
+    return settings
 
 
 def sweep(

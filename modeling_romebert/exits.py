@@ -13,9 +13,9 @@ def masked_mean(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """
     if attention_mask is None:
         return hidden_states.mean(dim=1)
-    weights = attention_mask.to(hidden_states.dtype)  # (B, T)
-    total = torch.einsum("bth,bt->bh", hidden_states, weights)
-    return total / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    weights = attention_mask.float()  # (B, T)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)  # before the sum, which could overflow in fp16
+    return torch.einsum("bth,bt->bh", hidden_states, weights.to(hidden_states.dtype))
 
 
 class Pooler(nn.Module):

@@ -5,6 +5,8 @@ leave, the others are compacted, and deeper layers run on fewer rows and shorter
 model, reached through its adapter (backbones.py); pooling and classifying are in exits.py, deciding in policies.py.
 """
 
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +107,12 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     @classmethod
     def _from_own_checkpoint(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        heads = tuple(f"exits.{layer}.pooler." for layer in getattr(model, "exits", ()))
+        if any(key.startswith(heads) for key in info["unexpected_keys"]):
+            raise ValueError(
+                f"the exits of checkpoint {args[0]} pool with 'cls', but exit_pooling={model.config.exit_pooling!r} is asked for."
+                " Leave it out; to change the pooling, start again from the plain encoder checkpoint and fine-tune."
+            )
         if absent := sorted(key for key in info["missing_keys"] if key.startswith("exits.")):
             raise ValueError(
                 f"the checkpoint {args[0]} has no weights for {', '.join(absent)}; exit_layers={model.config.exit_layers} and"
@@ -122,6 +130,10 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         if absent := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
             logger.warning(f"{name} has no weights for {', '.join(absent)}; they are newly initialized.")
         pooler = getattr(backbone, "pooler", None) if has_pooler else None
+        config = copy.deepcopy(config)  # the caller's stays as it is; ours holds what was loaded, with its dtype and attention
+        backbone.config._name_or_path = config.backbone_config._name_or_path
+        config.backbone_config, config.dtype = backbone.config, backbone.dtype
+        config._attn_implementation = backbone.config._attn_implementation
         model = cls(config, backbone=backbone)
         model.to(device=backbone.device, dtype=backbone.dtype)
         model._start_from(pooler)
@@ -180,6 +192,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
 
     def _start_from(self, pooler: nn.Module | None) -> None:
         for head in self.exits.values():
+            assert isinstance(head, ExitHead)
             if head.pooler is not None and pooler is not None:
                 head.pooler.load_state_dict(pooler.state_dict())
 
@@ -298,7 +311,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         batch, last = hidden.shape[0], self.config.num_hidden_layers
         rows = torch.arange(batch, device=hidden.device)  # (b,) the rows still in the walk
         exit_layer = torch.full_like(rows, last)  # (B,)
-        logits = None  # (B, C), from the first exit on
+        logits = hidden.new_empty(0)  # (B, C), in the dtype of the exits, from the first of them on
         exit_index = -1
         for depth, layer in enumerate(self.layers, start=1):
             hidden = layer(hidden, **arguments)  # (b, t, H)
@@ -306,8 +319,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
                 continue
             exit_index += 1
             here = self.exits[str(depth)](hidden, attention_mask)  # (b, C)
-            if logits is None:
-                logits = torch.empty_like(here)
+            if exit_index == 0:
+                logits = here.new_empty(batch, here.shape[1])
             if depth == last:
                 logits[rows] = here
                 break
@@ -321,7 +334,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             stay = (~leave).nonzero().squeeze(1)
             policy.keep(stay)
             rows, hidden = rows[stay], hidden[stay]
-            if attention_mask is not None:
+            if attention_mask is not None and lengths is not None:
                 lengths = lengths[stay]
                 longest = int(lengths.max())
                 hidden, attention_mask = hidden[:, :longest], attention_mask[stay, :longest]
@@ -336,8 +349,8 @@ _MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "output_loadi
 
 
 @contextmanager
-def _quiet_loading():
-    """Errors only, and no progress bars, from the library while a backbone is loaded inside our own load."""
+def _quiet_loading() -> Iterator[None]:
+    """Errors only from the library while a backbone is loaded inside our own load."""
     level = logging.get_verbosity()
     logging.set_verbosity(max(level, logging.ERROR))
     try:

@@ -75,6 +75,8 @@ class ExitPolicy(ABC):
 
     name: str
     reads_regression = False
+    _problem_type: str  # these two from `start` on
+    _memory: _Agreement
 
     def start(self, num_exits: int, problem_type: str) -> "ExitPolicy":
         """A copy without memory, for one batch.
@@ -138,7 +140,11 @@ class ThresholdPolicy(ExitPolicy):
         return super().start(num_exits, problem_type)
 
     def threshold_at(self, exit_index: int) -> float:
-        return self.threshold if self.thresholds is None else self.thresholds[exit_index]
+        """The threshold that exit e = 0, 1, ... goes by."""
+        if self.thresholds is not None:
+            return self.thresholds[exit_index]
+        assert self.threshold is not None  # the constructor takes exactly one of the two
+        return self.threshold
 
 
 class EntropyPolicy(ThresholdPolicy):
@@ -253,7 +259,8 @@ def make_policy(name: str, **settings: Any) -> ExitPolicy:
     try:
         return POLICIES[name](**settings)
     except TypeError as error:
-        raise ValueError(f"exit policy {name!r}: {error}".replace(f"{POLICIES[name].__name__}.__init__() ", "")) from None
+        reason = str(error).rpartition("__init__() ")[2]
+        raise ValueError(f"exit policy {name!r}: {reason}.") from None
 
 
 def as_policy(policy: "ExitPolicy | dict[str, Any]") -> ExitPolicy:
@@ -274,6 +281,6 @@ def _check_range(policy: str, what: str, value: Any, high: float) -> None:
 
 
 def _checked_patience(patience: Any) -> int:
-    if isinstance(patience, bool) or not isinstance(patience, (int, float)) or patience != int(patience) or patience < 1:
+    if isinstance(patience, bool) or not isinstance(patience, (int, float)) or not patience >= 1 or patience % 1 != 0:
         raise ValueError(f"patience={patience!r}: give the number of exits in a row that must agree, a whole number from 1.")
     return int(patience)

@@ -57,7 +57,7 @@ def project(protected: Sequence[Tensor], other: Sequence[Tensor]) -> Projection:
 
 
 def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
-    norms = (aa * bb).sqrt()
+    norms = aa.sqrt() * bb.sqrt()  # not the root of the product, which leaves the range of fp32 sooner
     return torch.where(norms > 0, ab / torch.where(norms > 0, norms, 1), 0)
 
 
@@ -93,28 +93,30 @@ class GradientRegularizer:
 
     def _gradients(self, last: Tensor, exits: Tensor, end_of_group: bool, scale: Tensor) -> list[Tensor | None]:
         term = exits if self.protect == "protect_exits" else last
-        protected = _gradient([term], self.shared, scale, retain_graph=True)
+        of_term = _gradient([term], self.shared, scale, retain_graph=True)
         joint = _gradient([last, exits], self.parameters, scale)
-        protected = [torch.zeros_like(weight) if a is None else a for a, weight in zip(protected, self.shared, strict=True)]
+        protected = [_present(a, weight) for a, weight in zip(of_term, self.shared, strict=True)]
         if self._protected_sum is not None:
-            torch._foreach_add_(protected, self._protected_sum)
+            protected = [a + earlier for a, earlier in zip(protected, self._protected_sum, strict=True)]
         if not end_of_group:
             self._protected_sum = protected
             return joint
         self._protected_sum = None
         # The gradient of the group: what earlier backward passes left in .grad, and this one's.
-        total = []
-        for position, weight in zip(self._shared_positions, self.shared, strict=True):
-            now = joint[position] if joint[position] is not None else torch.zeros_like(weight)
-            joint[position] = now
-            total.append(now if weight.grad is None else now + weight.grad)
+        now = [_present(joint[position], weight) for position, weight in zip(self._shared_positions, self.shared, strict=True)]
+        total = [g if weight.grad is None else g + weight.grad for g, weight in zip(now, self.shared, strict=True)]
         ga, aa, gg = dot(total, protected), dot(protected, protected), dot(total, total)
         ab, bb = ga - aa, gg - 2 * ga + aa
         share = conflict(ab, aa)
         self.cosine, self.projected = _cosine(ab, aa, bb.clamp(min=0)), (share < 0).float()
-        for position, a in zip(self._shared_positions, protected, strict=True):
-            joint[position] = joint[position] - share.to(a.dtype) * a
+        for position, g, a in zip(self._shared_positions, now, protected, strict=True):
+            joint[position] = g - share.to(a.dtype) * a
         return joint
+
+
+def _present(gradient: Tensor | None, weight: Tensor) -> Tensor:
+    """A gradient; zeros for a weight that did not matter."""
+    return torch.zeros_like(weight) if gradient is None else gradient
 
 
 def _gradient(terms: list[Tensor], weights: list[Tensor], scale: Tensor, retain_graph: bool = False) -> list[Tensor | None]:
@@ -129,12 +131,14 @@ class _Regularized(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, regularizer: GradientRegularizer, terms: tuple[Tensor, Tensor], end_of_group: bool, *parameters: Tensor):
+    def forward(
+        ctx: Any, regularizer: GradientRegularizer, terms: tuple[Tensor, Tensor], end_of_group: bool, *parameters: Tensor
+    ) -> Any:
         ctx.arguments = (regularizer, terms, end_of_group)
         last, exits = terms
         return last.detach() + exits.detach()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor):
+    def backward(ctx: Any, scale: Tensor) -> Any:
         regularizer, (last, exits), end_of_group = ctx.arguments
         return (None, None, None, *regularizer._gradients(last, exits, end_of_group, scale))

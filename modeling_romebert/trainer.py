@@ -6,7 +6,7 @@ loop, accumulation, clipping, schedules, checkpoints and launchers are the libra
 
 import copy
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,8 @@ class Objective(NamedTuple):
     """A way to train the exits.
 
     `stages` are trained one after the other, each for `num_train_epochs` with a schedule of its own; a stage is a cycle of terms
-    that its steps go through. A stage without the last term freezes the backbone and the last exit.
+    that its steps go through. Steps without the last term freeze the backbone and the last exit, steps without the exits' term
+    the other exits.
     """
 
     stages: tuple[tuple[Terms, ...], ...]
@@ -113,8 +114,8 @@ class RomeBertTrainingArguments(TrainingArguments):
 
     def exit_loss(self) -> ExitLoss:
         """The loss that the objective minimises, as a function of exit logits and labels."""
-        return ExitLoss(
-            self.distillation_weight if OBJECTIVES[self.objective].distills else 0.0,
+        loss = ExitLoss(
+            self.distillation_weight,
             self.distillation_temperature,
             self.distillation_reduction,
             self.teacher,
@@ -122,6 +123,7 @@ class RomeBertTrainingArguments(TrainingArguments):
             self.exit_reduction,
             self.label_smoothing_factor,
         )
+        return loss if OBJECTIVES[self.objective].distills else replace(loss, distillation_weight=0.0)
 
 
 class RomeBertTrainer(Trainer):
@@ -143,6 +145,8 @@ class RomeBertTrainer(Trainer):
 
     args: RomeBertTrainingArguments
     model: Any
+    compute_metrics: Any
+    lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -159,7 +163,8 @@ class RomeBertTrainer(Trainer):
         self._sums: dict[str, Any] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._regularizer: GradientRegularizer | None = None
-        self._frozen: list[nn.Parameter] = []
+        self._frozen: list[nn.Parameter] = []  # by the terms of the present step
+        self._terms: Terms | None = None
         self._stage_steps = 0
         config = self.model.config  # the config tells what the weights were trained for
         for name in ("distillation_temperature", "distillation_reduction", "teacher", "exit_weights", "exit_reduction"):
@@ -190,7 +195,8 @@ class RomeBertTrainer(Trainer):
         if training and terms == BOTH and self.objective.regularizes and len(self.model.exits) > 1:
             loss = self._regularized(losses.last, losses.exits)
         else:
-            loss = terms.last * losses.last + terms.exits * losses.exits
+            # Only what is minimised: a term times zero would still give its weights a gradient, and so decay and momentum.
+            loss = sum(loss for loss, minimised in zip((losses.last, losses.exits), terms, strict=True) if minimised)
         if training:
             self._note(loss_last=losses.last.detach(), loss_exits=losses.exits.detach())
         return (loss, outputs) if return_outputs else loss
@@ -201,7 +207,7 @@ class RomeBertTrainer(Trainer):
         if self._regularizer is None:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             self._regularizer = GradientRegularizer(trained, shared_weights(self.model), self.args.gradient_regularization)
-        elif self._regularizer.cosine is not None:  # of the step before; told once
+        elif self._regularizer.cosine is not None and self._regularizer.projected is not None:  # of the step before; told once
             self._note(gradient_cosine=self._regularizer.cosine, projected=self._regularizer.projected)
             self._regularizer.cosine = None
         return self._regularizer.loss(last, exits, end_of_group=self.accelerator.sync_gradients)
@@ -209,25 +215,33 @@ class RomeBertTrainer(Trainer):
     # ---- stages
 
     def _enter_step(self) -> Terms:
-        """Terms of the step about to be taken; freezes what its stage does not train."""
+        """Terms of the step about to be taken; freezes the weights that it does not train, until the next step."""
         stages, step = self.objective.stages, self.state.global_step
         stage = min(step // self._stage_steps, len(stages) - 1) if self._stage_steps else 0
         cycle = stages[stage]
-        if not any(terms.last for terms in cycle) and not self._frozen:
+        terms = cycle[step % len(cycle)]
+        if terms != self._terms:
+            self._unfreeze()
             early = {id(p) for layer in self.model.config.exit_layers[:-1] for p in self.model.exits[str(layer)].parameters()}
-            self._frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in early]
-            for parameter in self._frozen:
-                parameter.requires_grad_(False)
-        return cycle[step % len(cycle)]
+            for parameter in self.model.parameters():
+                trained = terms.exits if id(parameter) in early else terms.last
+                if parameter.requires_grad and not trained:
+                    parameter.requires_grad_(False)
+                    self._frozen.append(parameter)
+            self._terms = terms
+        return terms
+
+    def _unfreeze(self) -> None:
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen, self._terms = [], None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; a two-stage objective runs `num_train_epochs` (or `max_steps`) per stage."""
         try:
             return super().train(*args, **kwargs)
         finally:
-            for parameter in self._frozen:
-                parameter.requires_grad_(True)
-            self._frozen = []
+            self._unfreeze()
             self._regularizer = None
 
     def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:

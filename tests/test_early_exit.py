@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from tiny import CLASSES, LAYERS, PAD, ROWS, TOKENS, build, padded_batch
+from torch import Tensor
 from transformers import RobertaConfig
 
 from modeling_romebert import ExitPolicy, make_policy

@@ -8,7 +8,10 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification
 
 ROWS, TOKENS, LAYERS, CLASSES, PAD = 64, 40, 4, 3, 1
-WORDS = "the a film was is very not good bad dull great long short fine poor plot cast never always again".split()
+WORDS = [
+    *("the", "a", "film", "was", "is", "very", "not", "good", "bad", "dull"),
+    *("great", "long", "short", "fine", "poor", "plot", "cast", "never", "always", "again"),
+]
 
 
 def padded_batch(rows: int = ROWS, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,68 @@
+"""One folder per run: made for one set of settings, continued by the same, refused to any other, never overwritten in silence."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from modeling_romebert.results import read_json, write_json
+
+SETTINGS = "settings.json"
+TRAINER_STATE = "trainer_state.json"  # what a Trainer writes last into a checkpoint
+
+
+def check_run_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Path:
+    """The folder of a run, still to be made or made earlier with the same settings. Touches nothing.
+
+    Raises:
+        SystemExit: the folder holds something else.
+    """
+    folder = Path(path)
+    if (folder / SETTINGS).is_file():
+        earlier = read_json(folder / SETTINGS)
+        if earlier != settings:
+            raise SystemExit(
+                f"{folder} holds a run with other settings ({_difference(earlier, settings)}). Choose another --output_dir, or"
+                " delete the folder."
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SystemExit(f"{folder} exists, and not as a run of this script. Choose another --output_dir; nothing was touched.")
+    return folder
+
+
+def open_run_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Path:
+    """As `check_run_folder`; the folder is there afterwards, and holds the settings."""
+    folder = check_run_folder(path, settings)
+    if not (folder / SETTINGS).is_file():
+        write_json(folder / SETTINGS, settings)
+    return folder
+
+
+def _difference(earlier: dict[str, Any], now: dict[str, Any], path: str = "") -> str:
+    """What differs, as `a.b: was 1, is 2`."""
+    found = []
+    for key in sorted(earlier.keys() | now.keys()):
+        old, new = earlier.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.append(_difference(old, new, f"{path}{key}."))
+        elif old != new:
+            found.append(f"{path}{key}: was {old!r}, is {new!r}")
+    return ", ".join(part for part in found if part)
+
+
+def finished(folder: Path, results: str = "results.json") -> bool:
+    """Whether the run wrote its results, which is the last thing that it does."""
+    return (folder / results).is_file()
+
+
+def last_checkpoint(folder: str | os.PathLike[str], say: bool = True) -> str | None:
+    """The newest complete checkpoint to continue from, said aloud; `None` when there is none.
+
+    A checkpoint that was cut off while it was written is passed over.
+    """
+    complete = [path for path in Path(folder).glob("checkpoint-*") if (path / TRAINER_STATE).is_file()]
+    if not complete:
+        return None
+    newest = str(max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
+    if say:
+        print(f"continuing from {newest}")
+    return newest

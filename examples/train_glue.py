@@ -1,0 +1,292 @@
+"""Fine-tune a multi-exit classifier on a GLUE task or on own files, with every training argument of transformers.
+
+    python examples/train_glue.py --recipe rte --output_dir runs/rte
+    python examples/train_glue.py --train_file train.csv --validation_file dev.csv --output_dir runs/mine
+    torchrun --nproc_per_node 2 examples/train_glue.py --recipe mnli --per_device_train_batch_size 4 --output_dir runs/mnli
+
+Files are CSV, JSON or JSONL with `text`, `label` and for pairs `text_pair`; with --task_name also with the Hub's column names.
+A recipe is a YAML file of arguments, read before those of the command line. The same command again continues from the last
+checkpoint, or reports the finished run. --output_dir receives metrics.json, exits.json (cost and metric of an exit policy) and
+model/, which `pipeline("early-exit-classification")` loads.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from datasets import disable_progress_bars
+from glue_data import TASKS, GlueData, data_files, load_glue
+from run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
+from transformers import AutoTokenizer, DataCollatorWithPadding, HfArgumentParser, TrainingArguments, set_seed
+
+from modeling_romebert import (
+    RomeBertForSequenceClassification,
+    RomeBertTrainer,
+    RomeBertTrainingArguments,
+    calibrate,
+    evaluate_exits,
+)
+from modeling_romebert.evaluation import SWEEPS, compute_metrics
+from modeling_romebert.results import provenance, read_json, write_json
+
+METRICS = "metrics.json"
+TOLERANCE = 0.1  # of the range of labels: exits whose numbers differ by less agree
+# Training arguments that decide which weights come out. Others (logging, saving, loading, devices) may change when a run goes on.
+DECISIVE = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("seed", "data_seed", "dataloader_drop_last", "bf16", "fp16"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *(f.name for f in fields(RomeBertTrainingArguments) if f.name not in {f.name for f in fields(TrainingArguments)}),
+)
+
+
+@dataclass
+class ModelArguments:
+    """Where to start from, and which exits."""
+
+    model_name_or_path: str = field(
+        default="bert-base-uncased", metadata={"help": "Encoder or RomeBERT checkpoint to start from: folder or id on the Hub."}
+    )
+    exit_pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "cls (default): a pooler per exit, as in the paper; mean: mean of the tokens, for backbones trained that way.",
+            "choices": ["cls", "mean"],
+        },
+    )
+    exit_layers: list[int] | None = field(default=None, metadata={"help": "Layers with an exit, counted from 1; default all."})
+
+
+@dataclass
+class DataArguments:
+    """What to train and evaluate on."""
+
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "Name of a recipe that comes with romebert, or a YAML file of arguments. The command line wins over it."},
+    )
+    task_name: str | None = field(
+        default=None, metadata={"help": "GLUE task, from the Hub when no files are given.", "choices": list(TASKS)}
+    )
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "CSV, JSON or JSONL with text[, text_pair] and label. Labels with a decimal point (4.0) make it a regression."
+        },
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on; for mnli, matched."})
+    validation_mismatched_file: str | None = field(default=None, metadata={"help": "The same, for mnli, mismatched."})
+    test_file: str | None = field(default=None, metadata={"help": "The same, with labels, evaluated once, after training."})
+    max_length: int = field(default=128, metadata={"help": "Tokens that longer texts are cut to."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random sample, the same in every run."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on such a sample of each evaluation set."})
+    calibrate_max_loss: float | None = field(
+        default=None,
+        metadata={
+            "help": "Hold out a tenth of train and choose there the exit policy of least cost that loses at most this much of the"
+            " metric (0.01 is one point of accuracy). It is stored in the model's config."
+        },
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    where, data, training = parse(sys.argv[1:] if argv is None else argv)
+    settings = settings_of(where, data, training)
+    folder = check_run_folder(training.output_dir, settings)
+    is_main = training.process_index == 0
+    if finished(folder, METRICS):
+        if is_main:
+            print(f"{folder / METRICS} is from a finished run with these settings; nothing is done again.\n")
+            print(exit_table(read_json(folder / METRICS)))
+        return
+
+    # 1. Data, then tokens.
+    if not is_main:
+        disable_progress_bars()
+    with training.main_process_first(desc="loading the data"):
+        glue = load_glue(data)
+    tokenizer = AutoTokenizer.from_pretrained(where.model_name_or_path)
+    max_length = min(data.max_length, tokenizer.model_max_length)
+    glue = glue.map(lambda rows: tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length))
+
+    # 2. The model: the weights of its exits depend on the seed.
+    set_seed(training.seed)
+    model = load_model(where, glue.names)
+    with training.main_process_first(local=False, desc="opening the run's folder"):
+        open_run_folder(folder, settings)
+
+    # 3. Fine-tune, from the last checkpoint where there is one.
+    trainer = RomeBertTrainer(
+        model=model,
+        args=training,
+        train_dataset=glue.train,
+        eval_dataset=validation_sets(glue),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics(glue.metrics, model.problem_type),
+    )
+    checkpoint = training.resume_from_checkpoint or last_checkpoint(folder, say=is_main)
+    trained = trainer.train(resume_from_checkpoint=checkpoint)
+
+    # 4. Every exit on every evaluation set; all processes take part.
+    metrics = {}
+    for prefix, rows in glue.evaluation.items():
+        metrics |= trainer.evaluate(rows, metric_key_prefix=prefix)
+    figures = {name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))}
+
+    # 5. What leaving early costs and saves, the model, and last of all the file that says that the run is finished.
+    if trainer.is_world_process_zero():
+        policy = judge_policy(model, tokenizer, glue, data, training, folder)
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        results = {
+            "settings": settings,
+            "seed": training.seed,
+            "world_size": training.world_size,
+            "train": {
+                "runtime": trained.metrics["train_runtime"],  # of this process; from the checkpoint on where there was one
+                "resumed_from": None if checkpoint is None else Path(checkpoint).name,
+                "steps": trained.global_step,
+                "samples": len(glue.train),
+            },
+            "exit_layers": model.config.exit_layers,
+            "eval_samples": {prefix: len(rows) for prefix, rows in glue.evaluation.items()},
+            "metric": glue.metrics[0],
+            "metrics": figures,
+            "policy": policy,
+            "provenance": provenance(),
+        }
+        write_json(folder / METRICS, results)
+        print(f"\n{exit_table(results)}\n\nThe model is in {folder / 'model'}; results in {folder / METRICS}.")
+    trainer.accelerator.end_training()
+
+
+# ---- arguments
+
+
+def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, RomeBertTrainingArguments]:
+    """The command line, after the arguments of its recipe."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, RomeBertTrainingArguments), description=__doc__.split("\n")[0])
+    recipe = parser.parse_args(argv).recipe
+    if recipe is not None:
+        argv = [*recipe_arguments(recipe), *argv]
+    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+
+
+def recipe_arguments(recipe: str) -> list[str]:
+    """A recipe, by name or file -> its arguments as on a command line.
+
+    Raises:
+        SystemExit: there is no such recipe, or it holds what is no argument.
+    """
+    shipped = Path(import_module("modeling_romebert.configuration").__file__).parent / "recipes"
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else shipped / f"{recipe}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
+        raise SystemExit(f"--recipe {recipe} is unknown; choose from {known}, or give a .yaml file.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise SystemExit(f"--recipe {recipe}: {path} is no mapping of argument names to values.")
+    known_fields = {f.name: f for kind in (ModelArguments, DataArguments, RomeBertTrainingArguments) for f in fields(kind)}
+    if unknown := [str(key) for key in content if key not in known_fields or key == "recipe"]:
+        raise SystemExit(f"--recipe {recipe}: {path} holds {', '.join(unknown)}, which is no argument; see --help.")
+    arguments: list[str] = []
+    for key, value in content.items():
+        kind = known_fields[key].type
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise SystemExit(f'--recipe {recipe}: {key} is read as {value}; in YAML, put no, yes, on and off in quotes: "no".')
+        if isinstance(value, list):
+            arguments += [f"--{key}", *map(str, value)]
+        else:
+            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return arguments
+
+
+def settings_of(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> dict[str, Any]:
+    """What makes a run this run and no other. Files count by what they hold."""
+    files = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in data_files(data).items()}
+    others = ("task_name", "max_length", "max_train_samples", "max_eval_samples", "calibrate_max_loss")
+    values = training.to_dict()
+    return {
+        "model": vars(where),
+        "data": {name: getattr(data, name) for name in others} | files,
+        "training": {name: values[name] for name in DECISIVE},
+        "world_size": training.world_size,
+    }
+
+
+# ---- the run
+
+
+def load_model(where: ModelArguments, names: list[str]) -> RomeBertForSequenceClassification:
+    """The checkpoint with a fresh head per exit, told its labels."""
+    given = {name: getattr(where, name) for name in ("exit_pooling", "exit_layers") if getattr(where, name) is not None}
+    if names:
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        given |= {**labels, "problem_type": "single_label_classification"}
+    else:
+        given |= {"num_labels": 1, "problem_type": "regression"}
+    return RomeBertForSequenceClassification.from_pretrained(where.model_name_or_path, **given)
+
+
+def validation_sets(glue: GlueData) -> Any:
+    """What a Trainer evaluates between epochs so that the names of the metrics are those of the end: one set, or sets by name."""
+    if "eval" in glue.evaluation:
+        return glue.evaluation["eval"]
+    return {prefix.removeprefix("eval_"): rows for prefix, rows in glue.evaluation.items() if prefix.startswith("eval_")}
+
+
+def judge_policy(
+    model: Any, tokenizer: Any, glue: GlueData, data: DataArguments, training: RomeBertTrainingArguments, folder: Path
+) -> dict[str, Any] | None:
+    """Sweep a policy over every evaluation set, and with --calibrate_max_loss choose one and tell what it does there.
+
+    Written: exits.json; for mnli exits_matched.json and exits_mismatched.json; for a --test_file exits_test.json.
+    """
+    policy: dict[str, Any] = {"name": "entropy"}
+    if not glue.names:
+        policy = {"name": "patience", "tolerance": TOLERANCE * glue.label_range}
+    common = {"metric": glue.metrics[0], "policy": policy, "batch_size": training.per_device_eval_batch_size, "progress": False}
+    thresholds = SWEEPS[policy["name"]](len(model.config.exit_layers))
+    chosen, at = None, []
+    if glue.held_out is not None:
+        chosen = calibrate(model, glue.held_out, tokenizer, max_loss=data.calibrate_max_loss, **common).to_dict()
+        at = [chosen["patience" if policy["name"] == "patience" else "threshold"]]
+    outcome = {}
+    for prefix, rows in glue.evaluation.items():
+        report = evaluate_exits(model, rows, tokenizer, thresholds=[*thresholds, *at], **common)
+        if chosen is not None:
+            point = report.curve.pop()
+            outcome[prefix] = {"cost": point.cost, "metric": point.metric, "full_depth": report.exits[-1]}
+        report.model = str(folder / "model")
+        report.to_json(folder / ("_".join(["exits", *(part for part in prefix.split("_") if part != "eval")]) + ".json"))
+    return None if chosen is None else {"settings": chosen, "held_out_samples": len(glue.held_out), "outcome": outcome}
+
+
+def exit_table(results: dict[str, Any]) -> str:
+    """The metrics of every exit, and what the chosen policy does, as Markdown."""
+    columns = [name.removesuffix("_mean") for name in results["metrics"] if name.endswith("_mean")]
+
+    def row(title: Any, which: str) -> str:
+        return " | ".join([f"| {title}", *(f"{results['metrics'][column + which]:.4f}" for column in columns)]) + " |"
+
+    lines = [f"| exit after layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [row(layer, f"_exit_{layer}") for layer in results["exit_layers"]]
+    lines.append(row("mean", "_mean"))
+    if (policy := results["policy"]) is not None:
+        lines += ["", f"Chosen on {policy['held_out_samples']} rows held out of train: {policy['settings']}."]
+        for prefix, point in policy["outcome"].items():
+            metric = f"{results['metric']} {point['metric']:.4f} ({point['full_depth']:.4f} at full depth)"
+            lines.append(f"{prefix}: {metric} at cost {point['cost']:.3f}.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""`pipeline("early-exit-classification")`: a list gives what each text gives alone, at the depth that the model says."""
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import CLASSES, LAYERS, build, tiny_texts, tiny_tokenizer
+from transformers import BertConfig, RobertaConfig, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_romebert import EarlyExitPipeline, make_policy, pipeline_romebert
+
+ENTROPY = {"name": "entropy", "threshold": 0.6}
+TEXTS = tiny_texts(40, seed=2)
+NAMES = {0: "bad", 1: "good", 2: "so so"}
+
+
+@torch.no_grad()
+def classifier(policy=ENTROPY, family=BertConfig, **settings):
+    """A pipeline of a tiny model and tokenizer; logits of each exit have mean 0 and standard deviation 1.5 over TEXTS."""
+    model, tokenizer = build(family, exit_policy=policy, id2label=NAMES, label2id={}, **settings), tiny_tokenizer()
+    logits = torch.cat([model(**tokenizer(text, return_tensors="pt")).exit_logits for text in TEXTS])  # (N, E, C)
+    mean = logits.mean(dim=0)
+    for index, head in enumerate(model.exits.values()):
+        spread = 1.5 / (logits[:, index] - mean[index]).std()
+        head.classifier.weight.mul_(spread)
+        head.classifier.bias.copy_((head.classifier.bias - mean[index]) * spread)
+    return pipeline("early-exit-classification", model=model, tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def by_hand(classify, texts, policy, activation=lambda logits: logits.softmax(dim=-1)):
+    """Scores (B, C) and exit layers of each text alone, by the model itself."""
+    outputs = [classify.model(**classify.tokenizer(text, return_tensors="pt"), exit_policy=policy) for text in texts]
+    scores = torch.cat([activation(output.logits) for output in outputs])
+    return scores, [int(output.exit_layer) for output in outputs]
+
+
+def assert_results(results, scores, layers, names=NAMES):
+    """Results in order, each with its own text's label, score and depth."""
+    assert len(results) == len(scores) == len(layers)
+    for result, score, layer in zip(results, scores, layers, strict=True):
+        assert set(result) == {"label", "score", "exit_layer"}
+        assert result["label"] == names[int(score.argmax())]
+        assert result["score"] == pytest.approx(float(score.max()), abs=1e-5)
+        assert result["exit_layer"] == layer and type(result["exit_layer"]) is int
+
+
+# ---- a list is its texts
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+@pytest.mark.parametrize("family", [BertConfig, RobertaConfig], ids=lambda family: family.model_type)
+def test_list_equals_texts_one_by_one(family, batch_size):
+    classify = classifier(family=family)
+    scores, layers = by_hand(classify, TEXTS, ENTROPY)
+    assert len(set(layers)) >= 3
+    assert_results(classify(TEXTS, batch_size=batch_size), scores, layers)
+    assert_results([classify(text)[0] for text in TEXTS], scores, layers)
+    assert_results(classify(TEXTS[::-1], batch_size=batch_size), scores.flip(0), layers[::-1])
+
+
+def test_one_text_gives_a_list_of_one():
+    classify = classifier()
+    assert classify(TEXTS[0]) == classify([TEXTS[0]])
+    assert type(classify) is EarlyExitPipeline
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_generators_and_datasets(batch_size):
+    classify = classifier()
+    scores, layers = by_hand(classify, TEXTS, ENTROPY)
+    rows = Dataset.from_dict({"text": TEXTS, "label": [0] * len(TEXTS)})
+    assert_results(list(classify(KeyDataset(rows, "text"), batch_size=batch_size)), scores, layers)
+    assert_results(list(classify((text for text in TEXTS), batch_size=batch_size)), scores, layers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@torch.no_grad()
+def test_pairs(batch_size):
+    classify = classifier()
+    pairs = [{"text": one, "text_pair": other} for one, other in zip(TEXTS[:20], TEXTS[20:], strict=True)]
+    encoded = [classify.tokenizer(pair["text"], pair["text_pair"], return_tensors="pt") for pair in pairs]
+    assert all(one["token_type_ids"].any() for one in encoded)
+    outputs = [classify.model(**one, exit_policy=ENTROPY) for one in encoded]
+    scores, layers = torch.cat([one.logits.softmax(-1) for one in outputs]), [int(one.exit_layer) for one in outputs]
+    assert_results(classify(pairs, batch_size=batch_size), scores, layers)
+    assert_results([classify(pairs[0])], scores[:1], layers[:1])
+
+
+@pytest.mark.parametrize("top_k", [None, 2, 1])
+def test_top_k(top_k):
+    classify = classifier()
+    scores, layers = by_hand(classify, TEXTS, ENTROPY)
+    for results, score, layer in zip(classify(TEXTS, top_k=top_k, batch_size=8), scores, layers, strict=True):
+        assert [one["label"] for one in results] == [NAMES[index] for index in score.argsort(descending=True).tolist()][:top_k]
+        assert [one["score"] for one in results] == pytest.approx(score.sort(descending=True).values.tolist()[:top_k], abs=1e-5)
+        assert [one["exit_layer"] for one in results] == [layer] * (top_k or CLASSES)
+
+
+# ---- which policy
+
+
+def test_config_policy_is_the_default():
+    classify = classifier({"name": "patience", "patience": 2})
+    assert_results(classify(TEXTS, batch_size=8), *by_hand(classify, TEXTS, {"name": "patience", "patience": 2}))
+
+
+@pytest.mark.parametrize(
+    ("of_config", "arguments", "policy"),
+    [
+        (ENTROPY, {"exit_threshold": 0.3}, {"name": "entropy", "threshold": 0.3}),
+        (ENTROPY, {"exit_threshold": [0.2, 0.4, 0.6, 0.0]}, {"name": "entropy", "thresholds": [0.2, 0.4, 0.6, 0.0]}),
+        ({"name": "entropy", "thresholds": [0.1] * 4}, {"exit_threshold": 0.6}, ENTROPY),
+        ({"name": "confidence", "threshold": 0.9}, {"exit_threshold": 0.7}, {"name": "confidence", "threshold": 0.7}),
+        ({"name": "patience", "patience": 4}, {"exit_threshold": 2}, {"name": "patience", "patience": 2}),
+        (
+            {"name": "patient_confidence", "patience": 2, "threshold": 0.9},
+            {"exit_threshold": 0.5},
+            {"name": "patient_confidence", "patience": 2, "threshold": 0.5},
+        ),
+        (None, {"exit_threshold": 0.6}, ENTROPY),
+        (None, {"exit_policy": {"name": "vote", "threshold": 1.1}}, {"name": "vote", "threshold": 1.1}),
+        (ENTROPY, {"exit_policy": {"name": "vote", "threshold": 1.1}}, {"name": "vote", "threshold": 1.1}),
+        (ENTROPY, {"exit_policy": make_policy("vote", threshold=1.1)}, {"name": "vote", "threshold": 1.1}),
+        (
+            ENTROPY,
+            {"exit_policy": {"name": "margin", "threshold": 0.9}, "exit_threshold": 0.5},
+            {"name": "margin", "threshold": 0.5},
+        ),
+        (
+            ENTROPY,
+            {"exit_policy": make_policy("margin", threshold=0.9), "exit_threshold": 0.5},
+            {"name": "margin", "threshold": 0.5},
+        ),
+        (ENTROPY, {"exit_policy": False}, None),
+    ],
+)
+def test_policy_of_the_call(of_config, arguments, policy):
+    classify = classifier(of_config)
+    expected = by_hand(classify, TEXTS, policy)
+    assert_results(classify(TEXTS, batch_size=8, **arguments), *expected)
+    of_its_own = pipeline("early-exit-classification", model=classify.model, tokenizer=classify.tokenizer, **arguments)
+    assert_results(of_its_own(TEXTS, batch_size=8), *expected)
+    assert classify.model.config.exit_policy == of_config
+    assert (set(expected[1]) == {LAYERS}) == (policy is None)
+
+
+def test_call_does_not_change_the_next():
+    classify = classifier()
+    before = classify(TEXTS)
+    classify(TEXTS, exit_threshold=0.99)
+    assert classify(TEXTS) == before
+
+
+def test_without_a_policy_a_warning_once_and_full_depth():
+    classify = classifier(policy=None)
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger(pipeline_romebert.__name__)
+    logger.addHandler(handler)
+    pipeline_romebert.logger.warning_once.__func__.cache_clear()  # another test may have had the one
+    try:
+        full = classify(TEXTS, exit_policy=False)
+        assert said == []
+        assert classify(TEXTS) == classify(TEXTS) == full
+    finally:
+        logger.removeHandler(handler)
+    assert {result["exit_layer"] for result in full} == {LAYERS}
+    assert len(said) == 1
+    assert "no calibrated exit policy, so every text runs every layer" in said[0] and "exit_threshold" in said[0]
+
+
+# ---- other problems
+
+
+def test_regression_with_patience():
+    policy = {"name": "patience", "patience": 2, "tolerance": 1.0}
+    classify = classifier(policy, num_labels=1, problem_type="regression")
+    classify.model.config.id2label = {0: "stars"}
+    scores, layers = by_hand(classify, TEXTS, policy, activation=lambda logits: logits)
+    assert len(set(layers)) >= 2 and scores.min() < 0  # no activation
+    assert_results(classify(TEXTS, batch_size=8), scores, layers, {0: "stars"})
+
+
+def test_regression_with_entropy():
+    classify = classifier(None, num_labels=1, problem_type="regression")
+    with pytest.raises(ValueError, match="'entropy' needs class probabilities"):
+        classify(TEXTS, exit_threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    ("function", "activation"),
+    [
+        (None, torch.sigmoid),
+        ("sigmoid", torch.sigmoid),
+        ("softmax", lambda logits: logits.softmax(-1)),
+        ("none", lambda logits: logits),
+    ],
+)
+def test_multi_label(function, activation):
+    policy = {"name": "confidence", "threshold": 0.6}
+    classify = classifier(policy, problem_type="multi_label_classification")
+    scores, layers = by_hand(classify, TEXTS, policy, activation)
+    assert len(set(layers)) >= 3
+    given = {} if function is None else {"function_to_apply": function}
+    results = classify(TEXTS, top_k=None, batch_size=8, **given)
+    for one, score, layer in zip(results, scores, layers, strict=True):
+        assert {result["label"]: result["score"] for result in one} == pytest.approx(
+            {NAMES[index]: value for index, value in enumerate(score.tolist())}, abs=1e-5
+        )
+        assert {result["exit_layer"] for result in one} == {layer}
+
+
+# ---- inputs at the edge
+
+
+@pytest.mark.parametrize("nothing", [[], ()])
+def test_no_texts(nothing):
+    assert classifier()(nothing) == []
+
+
+def test_empty_and_unknown_texts():
+    classify = classifier()
+    texts = ["", "zzz", " ", TEXTS[0]]
+    assert_results(classify(texts, batch_size=4), *by_hand(classify, texts, ENTROPY))
+    assert classify("")[0]["label"] in NAMES.values()
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 3, 2.5, b"bytes", {"text": 3}, {"text_pair": "a"}, {"text": "a", "text_pair": None}], ids=str
+)
+def test_what_is_no_text(wrong):
+    classify = classifier()
+    with pytest.raises(TypeError, match=r"cannot classify .*give a string"):
+        classify(["the film", wrong])
+    with pytest.raises(TypeError, match=r"cannot classify .*give a string"):
+        classify(wrong)
+
+
+@pytest.mark.parametrize(
+    ("family", "limit", "arguments"),
+    [
+        (BertConfig, 64, {"truncation": True}),
+        (BertConfig, 64, {"truncation": True, "max_length": 64}),
+        (RobertaConfig, 62, {"truncation": True, "max_length": 62}),
+    ],
+)
+def test_text_longer_than_the_positions(family, limit, arguments):
+    classify = classifier(family=family)
+    long = "good " * 100
+    with pytest.raises(ValueError, match=rf"input of 102 tokens.*positions for {limit}.*truncation=True and max_length={limit}"):
+        classify(long)
+    cut = " ".join(["good"] * (limit - 2))
+    assert classify([long, "good"], **arguments)[0] == classify(cut)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exit_threshold": 1.5}, r"threshold=1.5 is not in 0\.\.1"),
+        ({"exit_threshold": [0.1, 0.2]}, "thresholds has 2 entries, but the model has 4 exits"),
+        ({"exit_policy": {"name": "entropie", "threshold": 0.1}}, "'entropie' is unknown; choose from entropy"),
+        ({"exit_policy": "entropy"}, "give a policy or its settings"),
+    ],
+)
+def test_policy_without_meaning(arguments, message):
+    classify = classifier()
+    with pytest.raises(ValueError, match=message):
+        classify(TEXTS, **arguments)
+
+
+# ---- from a folder
+
+
+def test_saved_model_and_tokenizer_load_by_path(tmp_path):
+    classify = classifier()
+    classify.model.save_pretrained(tmp_path)
+    classify.tokenizer.save_pretrained(tmp_path)
+    expected = classify(TEXTS, batch_size=8)
+    assert pipeline("early-exit-classification", model=str(tmp_path))(TEXTS, batch_size=8) == expected
+
+
+def test_half_precision():
+    classify = classifier()
+    classify.model.to(torch.bfloat16)
+    results = classify(TEXTS, batch_size=8)
+    assert len({result["exit_layer"] for result in results}) >= 3
+    assert all(0 < result["score"] <= 1 for result in results)
