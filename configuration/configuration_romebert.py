@@ -83,6 +83,8 @@ class RomeBertConfig(PreTrainedConfig):
         self.teacher = teacher
         self.exit_weights = exit_weights
         self.exit_reduction = exit_reduction
+        # The library hands its own setting, None included, down to the backbone: start from the backbone's.
+        kwargs.setdefault("attn_implementation", backbone_config._attn_implementation)
         super().__init__(**kwargs)
 
     @property

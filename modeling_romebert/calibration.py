@@ -40,7 +40,8 @@ def calibrate(
     exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     coarse = SWEEPS[settings["name"]](len(model.config.exit_layers))
     whole_numbers = settings["name"] == "patience"
-    thresholds = coarse if whole_numbers else np.linspace(min(coarse), max(coarse), 201).tolist()
+    # from "nobody leaves" on, so that of equal thresholds the most careful is taken
+    thresholds = coarse if whole_numbers else np.linspace(coarse[0], coarse[-1], 201).tolist()
     points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, score, settings, thresholds)
     best = cheapest(points, max_loss)
     calibrated = make_policy(**settings, threshold=round(best.threshold, 6))

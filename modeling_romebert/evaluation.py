@@ -279,6 +279,8 @@ def collect_exit_logits(
         if start == 0:
             collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
         collected[rows] = exit_logits
+    if model.problem_type == "regression":
+        return collected, np.asarray(labels).reshape(-1)  # one number per row, in a list or not
     return collected, np.asarray(labels)
 
 

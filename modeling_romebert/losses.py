@@ -58,6 +58,8 @@ def task_losses(exit_logits: Tensor, labels: Tensor, problem_type: str, label_sm
     """
     logits = exit_logits.float()
     rows, exits, classes = logits.shape
+    if labels.shape[:1] != (rows,):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, but the batch has {rows} rows: give one entry per row.")
     if problem_type == "single_label_classification":
         targets = labels.view(rows, 1).expand(rows, exits)  # (B, E)
         loss = F.cross_entropy(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_utils import PredictionOutput, SchedulerType
 
 from .evaluation import default_metric
 from .losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss, check_labels, infer_problem_type
@@ -111,6 +111,9 @@ class RomeBertTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
         self.exit_loss()
+        freezes = any({*cycle} != {BOTH} for cycle in OBJECTIVES[self.objective].stages)
+        if freezes and self.ddp_find_unused_parameters is None:  # type: ignore[has-type]
+            self.ddp_find_unused_parameters = True  # not all weights get a gradient; with checkpointing it would be off
 
     def exit_loss(self) -> ExitLoss:
         """The loss that the objective minimises, as a function of exit logits and labels."""
@@ -157,6 +160,11 @@ class RomeBertTrainer(Trainer):
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func is given, but the loss is set by args.objective; use one of its choices.")
         self.objective = OBJECTIVES[self.args.objective]
+        if len(self.model.exits) == 1 and any(set(cycle) == {EXITS} for cycle in self.objective.stages):
+            raise ValueError(
+                f"objective={self.args.objective!r} has a stage for the exits before the last, and exit_layers="
+                f"{self.model.config.exit_layers} has none; use objective='last'."
+            )
         self.exit_loss = self.args.exit_loss()
         self._metric_of_one_exit = self.compute_metrics
         self.compute_metrics = self._metrics_of_all_exits
@@ -196,7 +204,8 @@ class RomeBertTrainer(Trainer):
             loss = self._regularized(losses.last, losses.exits)
         else:
             # Only what is minimised: a term times zero would still give its weights a gradient, and so decay and momentum.
-            loss = sum(loss for loss, minimised in zip((losses.last, losses.exits), terms, strict=True) if minimised)
+            wanted = [loss for loss, minimised in zip((losses.last, losses.exits), terms, strict=True) if minimised]
+            loss = torch.stack(wanted).sum()
         if training:
             self._note(loss_last=losses.last.detach(), loss_exits=losses.exits.detach())
         return (loss, outputs) if return_outputs else loss
@@ -207,10 +216,15 @@ class RomeBertTrainer(Trainer):
         if self._regularizer is None:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             self._regularizer = GradientRegularizer(trained, shared_weights(self.model), self.args.gradient_regularization)
-        elif self._regularizer.cosine is not None and self._regularizer.projected is not None:  # of the step before; told once
-            self._note(gradient_cosine=self._regularizer.cosine, projected=self._regularizer.projected)
-            self._regularizer.cosine = None
+        self._note_regularization()
         return self._regularizer.loss(last, exits, end_of_group=self.accelerator.sync_gradients)
+
+    def _note_regularization(self) -> None:
+        """What the last projection found, once; it is known after the backward pass."""
+        found = self._regularizer
+        if found is not None and found.cosine is not None and found.projected is not None:
+            self._note(gradient_cosine=found.cosine, projected=found.projected)
+            found.cosine = found.projected = None
 
     # ---- stages
 
@@ -265,7 +279,8 @@ class RomeBertTrainer(Trainer):
             schedule = super().create_scheduler(self._stage_steps, optimizer)
             if not isinstance(schedule, LambdaLR):
                 raise ValueError(
-                    f"lr_scheduler_type={self.args.lr_scheduler_type} cannot start anew at a stage; use linear or cosine."
+                    f"lr_scheduler_type={SchedulerType(self.args.lr_scheduler_type).value} cannot start anew at a stage;"
+                    " use linear or cosine."
                 )
             of_stage, steps = schedule.lr_lambdas[0], self._stage_steps
             self.lr_scheduler = LambdaLR(
@@ -306,6 +321,7 @@ class RomeBertTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
+            self._note_regularization()
             logs |= {name: float(self._sums[name]) / self._counts[name] for name in self._sums}
             self._sums.clear()
             self._counts.clear()

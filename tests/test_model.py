@@ -279,13 +279,6 @@ def test_resize_token_embeddings():
     assert model(torch.full((1, 3), 109)).logits.isfinite().all()
 
 
-def test_input_embeddings_can_be_replaced():
-    model = build()
-    new = torch.nn.Embedding(7, 32)
-    model.set_input_embeddings(new)
-    assert model.get_input_embeddings() is new and model.backbone.embeddings.word_embeddings is new
-
-
 @families
 @torch.no_grad()
 def test_bfloat16(family):

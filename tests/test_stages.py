@@ -7,7 +7,7 @@ import torch
 from tiny import LAYERS, build, tiny_backbone, tiny_rows, tiny_tokenizer
 from transformers import BertForSequenceClassification, TrainerCallback, TrainingArguments
 
-from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
+from modeling_romebert import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments
 
 ROWS, BATCH = 32, 8
 STEPS = ROWS // BATCH  # of an epoch
@@ -163,7 +163,9 @@ def test_cosine_starts_anew_too(tmp_path):
 
 def test_schedule_that_cannot_start_anew(tmp_path):
     plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}
-    with pytest.raises(ValueError, match=r"lr_scheduler_type=\S*plateau\S* cannot start anew at a stage; use linear or cosine"):
+    with pytest.raises(
+        ValueError, match=r"lr_scheduler_type=reduce_lr_on_plateau cannot start anew at a stage; use linear or cosine"
+    ):
         trainer_of(tmp_path, evaluates=True, objective="deebert", **plateau).train()
 
 
@@ -221,6 +223,16 @@ def test_arguments_without_meaning(tmp_path, settings, message):
         RomeBertTrainingArguments(str(tmp_path), **settings)
 
 
+def test_objectives_that_freeze_let_distributed_training_know(tmp_path):
+    """With checkpointing the library would expect a gradient of every weight in every step."""
+    found = {}
+    for objective in OBJECTIVES:
+        found[objective] = RomeBertTrainingArguments(str(tmp_path), objective=objective).ddp_find_unused_parameters
+    assert found == {"romebert": None, "joint": None, "last": True, "deebert": True, "alternating": True}
+    asked = RomeBertTrainingArguments(str(tmp_path), objective="last", ddp_find_unused_parameters=False)
+    assert asked.ddp_find_unused_parameters is False
+
+
 def test_plain_training_arguments(tmp_path):
     with pytest.raises(TypeError, match="args is a TrainingArguments; RomeBertTrainer takes RomeBertTrainingArguments"):
         RomeBertTrainer(build(), TrainingArguments(str(tmp_path), report_to="none", use_cpu=True))
@@ -236,6 +248,11 @@ def test_loss_function_of_one_s_own(tmp_path):
     settings = RomeBertTrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(ValueError, match=r"compute_loss_func is given, but the loss is set by args.objective"):
         RomeBertTrainer(build(), settings, compute_loss_func=lambda *_: 0)
+
+
+def test_stage_without_anything_to_train(tmp_path):
+    with pytest.raises(ValueError, match=r"objective='deebert' has a stage .*exit_layers=\[4\] has none; use objective='last'"):
+        trainer_of(tmp_path, model=build(exit_layers=[LAYERS]), objective="deebert")
 
 
 def test_rows_without_labels(tmp_path):

@@ -1,28 +1,27 @@
 """examples/train_glue.py: recipes, data, what a run writes, what it continues and what it refuses."""
 
-import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+import train_glue
+from glue_data import TASKS as GLUE_TASKS
 from scipy import stats
-from tiny import LAYERS, tiny_backbone, tiny_texts, tiny_tokenizer
-from transformers import BertModel, pipeline
+from tiny import LAYERS, color, labelled, tiny_tokenizer, write_rows
+from tiny import train_and_validation_files as files
+from transformers import pipeline
 
 from modeling_romebert import RomeBertForSequenceClassification
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "train_glue.py"
-sys.path.append(str(SCRIPT.parent))
-train_glue, glue_data = import_module("train_glue"), import_module("glue_data")
+pytestmark = pytest.mark.usefixtures("here")
 
+SCRIPT = Path(train_glue.__file__)
 EVERY_LAYER = range(1, LAYERS + 1)
 # What the paper and its code were run with; the direction of the projection and the metric to go by, per task.
 PUBLISHED = (
@@ -38,60 +37,8 @@ TASKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    """A plain BERT checkpoint of random weights, with its tokenizer."""
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    BertModel(tiny_backbone()).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def run(encoder):
-    """One run in this process, of one epoch into the folder `run` -> its metrics.json."""
-    common = {"model_name_or_path": encoder, "output_dir": "run", "num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True}
-
-    def run(*arguments) -> dict:
-        train_glue.main([*(f"--{name}={value}" for name, value in common.items()), *map(str, arguments)])
-        return read("metrics.json")
-
-    return run
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def read(path: str) -> dict:
     return json.loads(Path("run", path).read_text())
-
-
-def write(name: str, rows: list[dict]) -> str:
-    if name.endswith(".csv"):
-        with open(name, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        Path(name).write_text(json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows))
-    return name
-
-
-def labelled(count, label, seed=0, columns=("text",)) -> list[dict]:
-    """Rows of known words; label(row number) gives the label."""
-    texts = [tiny_texts(count, seed=10 * seed + index, longest=12) for index in range(len(columns))]
-    return [{**dict(zip(columns, row, strict=True)), "label": label(number)} for number, row in enumerate(zip(*texts, strict=True))]
-
-
-def color(number: int) -> str:
-    return ("red", "green", "blue")[number % 3]
-
-
-def files(train: list[dict], validation: list[dict], kind: str = "jsonl") -> list[str]:
-    return ["--train_file", write(f"train.{kind}", train), "--validation_file", write(f"validation.{kind}", validation)]
 
 
 @pytest.fixture
@@ -176,9 +123,9 @@ def test_unknown_task_lists_the_known(capsys):
 # ---- what a run writes
 
 
-def test_own_csv_with_names_for_labels(run, own_files, capsys):
+def test_own_csv_with_names_for_labels(run_glue, own_files, capsys):
     rows = labelled(15, color, seed=2)
-    found = run(*own_files, "--test_file", write("test.json", rows), "--seed", 7)
+    found = run_glue(*own_files, "--test_file", write_rows("test.json", rows), "--seed", 7)
     config = read("model/config.json")
     assert config["id2label"] == {"0": "blue", "1": "green", "2": "red"}
     assert (config["problem_type"], found["seed"], found["world_size"]) == ("single_label_classification", 7, 1)
@@ -209,20 +156,20 @@ def test_own_csv_with_names_for_labels(run, own_files, capsys):
         ("qqp", "text text_pair", [0, 1], {"accuracy", "f1"}),
     ],
 )
-def test_named_task_from_files(run, task, columns, labels, metrics):
+def test_named_task_from_files(run_glue, task, columns, labels, metrics):
     rows = [labelled(16, lambda number: labels[number % 2], seed, columns.split()) for seed in (0, 1)]
-    found = run("--recipe", task, *files(*rows))
+    found = run_glue("--recipe", task, *files(*rows))
     assert {name.removeprefix("eval_").removesuffix("_mean") for name in found["metrics"] if name.endswith("_mean")} == metrics
-    assert tuple(read("model/config.json")["id2label"].values()) == glue_data.TASKS[task].labels
+    assert tuple(read("model/config.json")["id2label"].values()) == GLUE_TASKS[task].labels
 
 
-def test_stsb_is_regression_and_calibrates_patience(run):
+def test_stsb_is_regression_and_calibrates_patience(run_glue):
     def score(number):
         return (number % 11) / 2
 
     columns = ("sentence1", "sentence2")
     rows = labelled(24, score, 1, columns)
-    found = run("--recipe", "stsb", *files(labelled(60, score, 0, columns), rows), "--calibrate_max_loss", 0.1)
+    found = run_glue("--recipe", "stsb", *files(labelled(60, score, 0, columns), rows), "--calibrate_max_loss", 0.1)
     config, report = read("model/config.json"), read("exits.json")
     assert (config["problem_type"], len(config["id2label"])) == ("regression", 1)
     labels = [row["label"] for row in rows]
@@ -236,7 +183,7 @@ def test_stsb_is_regression_and_calibrates_patience(run):
     assert config["exit_policy"] == {"name": "patience", "patience": config["exit_policy"]["patience"], "tolerance": 0.5}
 
 
-def test_mnli_keeps_matched_and_mismatched_apart(run):
+def test_mnli_keeps_matched_and_mismatched_apart(run_glue):
     columns = ("premise", "hypothesis")
     train, sets = (
         labelled(24, lambda number: number % 3, 0, columns),
@@ -245,8 +192,8 @@ def test_mnli_keeps_matched_and_mismatched_apart(run):
             "mismatched": labelled(12, lambda number: 1, 2, columns),
         },
     )
-    mismatched = ["--validation_mismatched_file", write("mismatched.jsonl", sets["mismatched"])]
-    found = run("--recipe", "mnli", "--load_best_model_at_end", *files(train, sets["matched"]), *mismatched)
+    mismatched = ["--validation_mismatched_file", write_rows("mismatched.jsonl", sets["mismatched"])]
+    found = run_glue("--recipe", "mnli", "--load_best_model_at_end", *files(train, sets["matched"]), *mismatched)
     assert found["eval_samples"] == {"eval_matched": 20, "eval_mismatched": 12}
     for name, rows in sets.items():
         accuracy = (exit_logits(rows).argmax(-1) == rows[0]["label"]).mean(axis=0).tolist()
@@ -256,8 +203,8 @@ def test_mnli_keeps_matched_and_mismatched_apart(run):
     assert not any(name.startswith("eval_accuracy") for name in found["metrics"])
 
 
-def test_calibration_is_on_rows_held_out_of_train(run, own_files, capsys):
-    found = run(*own_files, "--calibrate_max_loss", 0.05)
+def test_calibration_is_on_rows_held_out_of_train(run_glue, own_files, capsys):
+    found = run_glue(*own_files, "--calibrate_max_loss", 0.05)
     policy, config = found["policy"], read("model/config.json")
     assert policy["held_out_samples"] > 0 and policy["held_out_samples"] + found["train"]["samples"] == 48
     assert config["exit_policy"] == policy["settings"] and policy["settings"]["name"] == "entropy"
@@ -271,8 +218,8 @@ def test_calibration_is_on_rows_held_out_of_train(run, own_files, capsys):
     assert policy["outcome"]["eval"]["full_depth"] == found["metrics"]["eval_accuracy"]
 
 
-def test_sample_caps_and_exit_layers(run, own_files):
-    found = run(*own_files, "--max_train_samples", 24, "--max_eval_samples", 9, "--exit_layers", 2, "--exit_pooling", "mean")
+def test_sample_caps_and_exit_layers(run_glue, own_files):
+    found = run_glue(*own_files, "--max_train_samples", 24, "--max_eval_samples", 9, "--exit_layers", 2, "--exit_pooling", "mean")
     assert (found["train"]["samples"], found["eval_samples"], found["exit_layers"]) == (24, {"eval": 9}, [2, LAYERS])
     assert read("model/config.json")["exit_pooling"] == "mean"
 
@@ -280,9 +227,9 @@ def test_sample_caps_and_exit_layers(run, own_files):
 # ---- a run that stops, and a run that is finished
 
 
-def test_resumed_run_gives_what_an_uninterrupted_one_gives(run, own_files, capsys):
+def test_resumed_run_gives_what_an_uninterrupted_one_gives(run_glue, own_files, capsys):
     arguments = [*own_files, "--save_steps", "4", "--learning_rate", "1e-3", "--num_train_epochs", "2"]
-    whole, weights = run(*arguments), Path("run/model/model.safetensors").read_bytes()
+    whole, weights = run_glue(*arguments), Path("run/model/model.safetensors").read_bytes()
     assert whole["train"]["resumed_from"] is None and whole["train"]["steps"] == 12
     for path in Path("run").iterdir():  # leave it as it was when checkpoint 8 was being written
         if path.is_dir() and path.name not in ("checkpoint-4", "checkpoint-8"):
@@ -291,48 +238,48 @@ def test_resumed_run_gives_what_an_uninterrupted_one_gives(run, own_files, capsy
     Path("run/checkpoint-8/trainer_state.json").unlink()
 
     capsys.readouterr()
-    resumed = run(*arguments, "--logging_steps", "1")
+    resumed = run_glue(*arguments, "--logging_steps", "1")
     assert "continuing from run/checkpoint-4\n" in capsys.readouterr().out
     assert (resumed["train"]["resumed_from"], resumed["train"]["steps"]) == ("checkpoint-4", 12)
     assert resumed["metrics"] == whole["metrics"]
     assert Path("run/model/model.safetensors").read_bytes() == weights
 
     Path("run/metrics.json").unlink()  # stopped again, between the last step and the results
-    again = run(*arguments)
+    again = run_glue(*arguments)
     assert (again["train"]["resumed_from"], again["metrics"]) == ("checkpoint-12", whole["metrics"])
 
 
-def test_finished_run_is_told_not_done_again_and_refused_to_other_settings_or_data(run, own_files, capsys):
-    run(*own_files)
+def test_finished_run_is_told_not_done_again_and_refused_to_other_settings_or_data(run_glue, own_files, capsys):
+    run_glue(*own_files)
     table = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| mean |"))
     before = contents()
-    run(*own_files)
+    run_glue(*own_files)
     said = capsys.readouterr().out
     assert "is from a finished run with these settings" in said and table in said
     with pytest.raises(SystemExit, match=r"holds a run with other settings \(training\.learning_rate: was 5e-05, is 0\.001\)"):
-        run(*own_files, "--learning_rate", "1e-3")
-    write("train.csv", labelled(40, color, seed=3))
+        run_glue(*own_files, "--learning_rate", "1e-3")
+    write_rows("train.csv", labelled(40, color, seed=3))
     with pytest.raises(SystemExit, match=r"holds a run with other settings \(data\.train_file: was"):
-        run(*own_files)
+        run_glue(*own_files)
     assert contents() == before
 
 
-def test_folder_of_something_else_is_refused_untouched(run, own_files):
+def test_folder_of_something_else_is_refused_untouched(run_glue, own_files):
     Path("run").mkdir()
     Path("run/thesis.tex").write_text("years of work")
     before = contents()
     with pytest.raises(SystemExit, match="run exists, and not as a run of this script"):
-        run(*own_files)
+        run_glue(*own_files)
     assert contents() == before
 
 
-def test_failure_before_training_leaves_no_folder(run, own_files):
+def test_failure_before_training_leaves_no_folder(run_glue, own_files):
     with pytest.raises(OSError, match="absent"):
-        run(*own_files, "--model_name_or_path", "./absent")
+        run_glue(*own_files, "--model_name_or_path", "./absent")
     assert not Path("run").exists()
 
 
-def test_two_processes_are_one_run(run, own_files, encoder):
+def test_two_processes_are_one_run(run_glue, own_files, encoder):
     settings = [*own_files, "--objective", "joint", "--save_strategy", "epoch", "--calibrate_max_loss", "0.1"]
     common = ["--model_name_or_path", encoder, "--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--use_cpu"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -345,125 +292,4 @@ def test_two_processes_are_one_run(run, own_files, encoder):
     assert found["eval_samples"] == {"eval": 20}
     assert done.stdout.count("| exit after layer |") == 1
     with pytest.raises(SystemExit, match=r"other settings \(world_size: was 2, is 1\)"):
-        run(*settings, *common)
-
-
-# ---- data
-
-
-@pytest.mark.parametrize(
-    ("labels", "names"),
-    [
-        (["10", "9", "9"], ["9", "10"]),
-        ([1, 0, 1], ["0", "1"]),
-        ([-1, 0, 1], ["-1", "0", "1"]),  # only a file of nothing but -1 is one without labels
-        ([True, False, True], ["False", "True"]),
-        (["NA", "no", "null"], ["NA", "no", "null"]),
-        (["1", "b", "2.5"], ["1", "2.5", "b"]),
-        ([1, 2.5, 3], []),
-        (["1.0", "2.0", "1.0"], []),
-    ],
-)
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
-def test_labels_of_own_files_are_names_or_numbers(labels, names, kind):
-    texts = ["NA", "12", 'a, "b"\nc']
-    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
-    glue = load(*files(rows, rows, kind))
-    assert glue.names == names and list(glue.train["text"]) == texts
-    assert list(glue.train["label"]) == [names.index(str(label)) if names else float(label) for label in labels]
-
-
-def load(*arguments):
-    return glue_data.load_glue(train_glue.parse([*arguments, "--use_cpu"])[1])
-
-
-def test_capped_sample_is_not_the_head_of_the_file_and_always_the_same():
-    by_label = sorted(labelled(60, color), key=lambda row: row["label"])
-    one, again = (load(*files(by_label, by_label), "--max_train_samples", "24") for _ in range(2))
-    assert set(one.train["label"]) == {0, 1, 2} and list(one.train["text"]) == list(again.train["text"])
-
-
-def test_without_files_the_task_is_the_hub_s(monkeypatch):
-    def rows(count, label):
-        return Dataset.from_list(labelled(count, label, 0, ("premise", "hypothesis")))
-
-    splits = {"train": rows(6, lambda number: number % 3), "validation_matched": rows(2, lambda number: 0)}
-    splits |= {"validation_mismatched": rows(3, lambda number: 1), "test_matched": rows(4, lambda number: -1)}
-    monkeypatch.setattr(glue_data, "load_dataset", lambda *name: {("nyu-mll/glue", "mnli"): DatasetDict(splits)}[name])
-    glue = load("--task_name", "mnli")
-    assert {prefix: len(rows) for prefix, rows in glue.evaluation.items()} == {"eval_matched": 2, "eval_mismatched": 3}
-    assert list(glue.train["label"]) == [0, 1, 2, 0, 1, 2] and glue.names == ["entailment", "neutral", "contradiction"]
-
-
-def test_hub_that_cannot_be_reached(monkeypatch):
-    def load_dataset(*name):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(glue_data, "load_dataset", load_dataset)
-    with pytest.raises(SystemExit, match=r"rte: nyu-mll/glue cannot be loaded from the Hub \(no route\)\. To train on files, give"):
-        load("--task_name", "rte")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("", "give --task_name .*sst2.*, or --train_file and --validation_file"),
-        ("--train_file a.csv", "--train_file is given without --validation_file"),
-        ("--task_name rte --validation_file a.csv", "--validation_file is given without --train_file"),
-        ("--task_name rte --test_file a.csv", "--test_file is given without --train_file and --validation_file"),
-        ("--train_file b.csv --validation_file a.csv", r"--train_file b\.csv: give an existing \.csv"),
-        ("--train_file a.csv --validation_file a.txt", r"--validation_file a\.txt: give an existing \.csv"),
-        (
-            "--train_file a.csv --validation_file a.csv --validation_mismatched_file a.csv",
-            "--validation_mismatched_file is for --task_name mnli",
-        ),
-    ],
-)
-def test_arguments_that_do_not_go_together(run, arguments, message):
-    for name in ("a.csv", "a.txt"):
-        Path(name).write_text("text,label\na,b\n")
-    with pytest.raises(SystemExit, match=message):
-        run(*arguments.split())
-    assert not Path("run").exists()
-
-
-X, Y = {"text": "a film", "label": "x"}, {"text": "the plot", "label": "y"}
-PAIR = {"sentence1": "a", "sentence2": "b"}
-GLUE_TEST = "row 2 has label -1, the mark of GLUE's test rows"
-UNUSABLE = [
-    (None, [{"sentence": "a", "label": 1}], [X], r"needs the columns text \(and .*\), and label; it has sentence, label\."),
-    (None, [{"text": "a", "gold": 1}], [X], r"needs the columns text .*, and label; it has text, gold\."),
-    (None, [X, Y], [{"text": "a", "gold": 1}], r"validation.* has no column label; it has text, gold\."),
-    (None, [X | {"text_pair": "b"}, Y | {"text_pair": "c"}], [X], r"validation.* has no column text_pair; it has text, label\."),
-    (None, [X, Y], [X | {"label": "z"}], r"validation.* has labels that training does not know: z\. Known are x, y\."),
-    (None, [X], [Y], "the only label is 'x'; classification needs at least two"),
-    (None, [X, Y, X | {"label": ""}], [X], "row 3 has no label"),
-    (None, [X, Y, X | {"text": None}], [X], "row 3 has no text"),
-    (None, [X | {"label": ["x", "y"]}], [X], r"row 1 has label \['x', 'y'\]; give one label per row"),
-    (None, [X, Y], [X | {"label": -1}], "row 1 has label -1, the mark of GLUE's test rows"),
-    (None, [X | {"label": 0.5}], [X], "row 1 has label 'x'; regression needs finite numbers"),
-    (None, [], [X], r"train\.jsonl holds no rows"),
-    (None, [1], [X], r"train\.jsonl holds no rows, or rows that are no objects"),
-    ("sst2", [X | {"label": 0}, Y | {"label": -1}], [], GLUE_TEST),
-    ("stsb", [PAIR | {"label": 5.0}, PAIR | {"label": -1.0}], [], GLUE_TEST),
-    ("mrpc", [{"sentence1": "a", "label": 1}], [], "needs the columns sentence1 and sentence2, and label; it has sentence1, label"),
-    ("rte", [PAIR | {"label": 2}], [PAIR], "labels that training does not know: 2. Known are entailment"),
-]
-
-
-@pytest.mark.parametrize(("task", "train", "validation", "message"), UNUSABLE)
-def test_files_that_cannot_be_used(run, task, train, validation, message):
-    with pytest.raises(SystemExit, match=message):
-        run(*files(train, validation or train), *(["--task_name", task] if task else []))
-    assert not Path("run").exists()
-
-
-def test_broken_json_is_named():
-    Path("train.jsonl").write_text('{"text": "a", ')
-    with pytest.raises(SystemExit, match=r"train\.jsonl cannot be read: Expecting"):
-        load("--train_file", "train.jsonl", "--validation_file", "train.jsonl")
-
-
-def test_too_few_rows_to_hold_out():
-    with pytest.raises(SystemExit, match="2 training rows are too few to hold out a tenth for --calibrate_max_loss"):
-        load(*files([X, Y], [X]), "--calibrate_max_loss", "0.1")
+        run_glue(*settings, *common)

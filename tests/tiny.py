@@ -1,5 +1,9 @@
 """What the tests share: tiny models in memory whose exits disagree, batches with padding, and a tokenizer."""
 
+import csv
+import json
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
@@ -87,3 +91,31 @@ def tiny_rows(count: int, seed: int = 0, classes: int = 2) -> list[dict]:
     for row in rows:
         row["labels"] = sum(row["input_ids"]) % classes
     return rows
+
+
+def write_rows(name: str, rows: list[dict]) -> str:
+    """A CSV, JSON or JSONL file, by the ending of its name, in the present folder -> the name."""
+    if name.endswith(".csv"):
+        with open(name, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        Path(name).write_text(json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def labelled(count, label, seed=0, columns=("text",)) -> list[dict]:
+    """Rows of known words; label(row number) gives the label."""
+    texts = [tiny_texts(count, seed=10 * seed + index, longest=12) for index in range(len(columns))]
+    return [{**dict(zip(columns, row, strict=True)), "label": label(number)} for number, row in enumerate(zip(*texts, strict=True))]
+
+
+def color(number: int) -> str:
+    """A label that is a string."""
+    return ("red", "green", "blue")[number % 3]
+
+
+def train_and_validation_files(train: list[dict], validation: list[dict], kind: str = "jsonl") -> list[str]:
+    """The arguments that name the two files."""
+    return ["--train_file", write_rows(f"train.{kind}", train), "--validation_file", write_rows(f"validation.{kind}", validation)]

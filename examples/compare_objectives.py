@@ -1,0 +1,88 @@
+"""Is one stage with self-distillation better than two stages, and does the last exit pay for it? The quickstart, repeated.
+
+    python examples/compare_objectives.py                          # 3 objectives x 3 seeds, about an hour on two cores
+
+Every run is `examples/quickstart.py` with the same data, epochs (per stage) and learning rate; only the objective and the seed
+change. Runs that are finished are not repeated, a run that was stopped goes on. Written after every run: a JSON with all runs,
+and a plot of the accuracy at each exit.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quickstart
+from matplotlib.figure import Figure
+from transformers import HfArgumentParser
+
+from modeling_romebert.results import read_json, write_json
+
+NAMES = {"romebert": "RomeBERT, one stage", "deebert": "DeeBERT, two stages", "last": "last exit alone"}
+
+
+@dataclass
+class CompareArguments:
+    """Which runs, and where they go."""
+
+    objectives: list[str] = field(default_factory=lambda: list(NAMES), metadata={"help": "Objectives of RomeBertTrainer."})
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of each."})
+    output_dir: str = field(default="runs/compare", metadata={"help": "Folder of the runs, one folder each."})
+    results_file: str = field(default="examples/results/objectives.json", metadata={"help": "JSON to write; the plot lies beside."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = HfArgumentParser(CompareArguments).parse_args_into_dataclasses(argv)
+    runs = []
+    for seed in arguments.seeds:
+        for objective in arguments.objectives:
+            folder = Path(arguments.output_dir, f"{objective}-seed{seed}")
+            quickstart.main(["--objective", objective, "--seed", str(seed), "--output_dir", str(folder)])
+            runs.append(read_json(folder / "results.json"))
+            write_json(arguments.results_file, {"runs": runs})
+            plot(runs, Path(arguments.results_file).with_suffix(".png"))
+    print(f"\n{table(runs)}\n\nResults are in {arguments.results_file}.")
+
+
+def by_objective(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Runs by objective, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(run["settings"]["objective"], []).append(run)
+    return found
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Accuracy in percent at each exit and averaged over exits: mean over seeds, and the standard deviation where it matters."""
+    layers = list(runs[0]["exits"])
+    lines = [f"| objective | {' | '.join(layers)} | mean over exits |", "|---" * (len(layers) + 2) + "|"]
+    for objective, of_objective in by_objective(runs).items():
+        exits = 100 * np.array([list(run["exits"].values()) for run in of_objective])  # (seeds, E)
+        means = 100 * np.array([run["mean_over_exits"] for run in of_objective])  # (seeds,)
+        cells = [f"{value:.1f}" for value in exits.mean(axis=0)[:-1]]
+        cells += [f"{values.mean():.1f} ± {values.std(ddof=min(1, len(values) - 1)):.1f}" for values in (exits[:, -1], means)]
+        if objective == "last":  # its other exits were never trained
+            cells = ["-"] * (len(layers) - 1) + [cells[-2], "-"]
+        lines.append(f"| {NAMES.get(objective, objective)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy at each exit, the mean over seeds as a line and every seed as a dot."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for objective, of_objective in by_objective(runs).items():
+        layers = [int(layer) for layer in of_objective[0]["exits"]]
+        exits = 100 * np.array([list(run["exits"].values()) for run in of_objective])
+        shown = slice(-1, None) if objective == "last" else slice(None)  # its other exits were never trained
+        (line,) = axes.plot(layers[shown], exits.mean(axis=0)[shown], "o-", markersize=7, label=NAMES.get(objective, objective))
+        for seed in exits:
+            axes.plot(layers[shown], seed[shown], ".", color=line.get_color(), markersize=4)
+    test = runs[0]["rows"]["test"]
+    axes.set(xlabel="exit after layer", ylabel="accuracy (%)", title=f"movie reviews, {test} test sentences, MiniLM-L6")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

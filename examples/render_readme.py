@@ -1,0 +1,68 @@
+"""Write the figures of README.md from the results files: what stands between `<!-- name -->` and `<!-- /name -->`.
+
+python examples/render_readme.py          # after examples/results/*.json changed
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import benchmark
+import compare_objectives
+
+from modeling_romebert.results import read_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "examples" / "results"
+
+
+def sections() -> dict[str, str]:
+    """Name -> Markdown, from the results files."""
+    quickstart = read_json(RESULTS / "quickstart.json")
+    objectives = read_json(RESULTS / "objectives.json")["runs"]
+    timed = read_json(RESULTS / "benchmark.json")
+    return {
+        "headline": headline(quickstart),
+        "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
+        "benchmark": f"{benchmark.table(timed)}\n\n{timed['texts']} sentences of {timed['tokens_per_text']:.0f} tokens on average,"
+        f" medians of {timed['rounds']} rounds; {made_with(timed)}.",
+    }
+
+
+def headline(run: dict[str, Any]) -> str:
+    full, early = run["full_depth"], run["early_exit"]
+    return (
+        f"On {run['rows']['test']} movie-review sentences it never saw, a 6-layer MiniLM trained this way runs"
+        f" {100 * early['cost']:.0f} % of its layers and is right on {100 * early['accuracy']:.1f} % of them, against"
+        f" {100 * full['accuracy']:.1f} % at full depth. In batches of {run['batch_size']} that is {run['speedup_time']:.2f} times"
+        f" as fast on the clock ({made_with(run)})."
+    )
+
+
+def made_with(run: dict[str, Any]) -> str:
+    """Where a figure comes from, in a few words."""
+    machine = run["machine"]
+    where = machine["accelerator"] or f"{machine['processor']} CPU, {machine['threads']} threads"
+    return f"{where}, torch {run['versions']['torch'].split('+')[0]}, transformers {run['versions']['transformers']}"
+
+
+def render(text: str, parts: dict[str, str]) -> str:
+    """README text -> the same with every section filled in anew.
+
+    Raises:
+        ValueError: a section has no place in the text.
+    """
+    for name, content in parts.items():
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(
+                f"README.md has {count} places for {name!r}; it needs one, between <!-- {name} --> and <!-- /{name} -->."
+            )
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text(encoding="utf-8"), sections()), encoding="utf-8")

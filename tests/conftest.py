@@ -1,0 +1,42 @@
+"""Fixtures, and the examples as modules: `import train_glue`, `import quickstart`."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_backbone, tiny_tokenizer
+from transformers import BertModel
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """A plain BERT checkpoint of random weights, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    BertModel(tiny_backbone()).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run_glue(encoder, here):
+    """One run in this process, of one epoch into the folder `run` -> its metrics.json."""
+    common = {"model_name_or_path": encoder, "output_dir": "run", "num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True}
+
+    import train_glue
+
+    def run(*arguments) -> dict:
+        train_glue.main([*(f"--{name}={value}" for name, value in common.items()), *map(str, arguments)])
+        return json.loads(Path("run", "metrics.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
