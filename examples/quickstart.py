@@ -28,6 +28,7 @@ from modeling_romebert import (
     RomeBertTrainingArguments,
     calibrate,
     evaluate_exits,
+    pack_linears,
 )
 from modeling_romebert.results import provenance, read_json, write_json
 
@@ -46,7 +47,7 @@ class QuickstartArguments:
     model: str | None = field(default=None, metadata={"help": "Encoder to start from, folder or id; MiniLM-L6 when left out."})
     dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
     output_dir: str = field(default="runs/quickstart", metadata={"help": "Folder of the run: checkpoints, model, results, curve."})
-    epochs: float = field(default=2.0, metadata={"help": "Passes over the training data; for objective deebert, per stage."})
+    epochs: float = field(default=1.5, metadata={"help": "Passes over the training data; for objective deebert, per stage."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak of the linear schedule."})
     objective: str = field(default="romebert", metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."})
     exit_reduction: str = field(default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit as good as alone."})
@@ -138,6 +139,8 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
 def compare(model: Any, dataset: Dataset, tokenizer: Any, batch_size: int = 32, rounds: int = 3) -> dict[str, Any]:
     """Full depth and the calibrated policy on the same length-sorted batches, in turn: accuracy, cost, and seconds (medians)."""
     model.eval()
+    if model.device.type == "cpu":
+        pack_linears(model)  # as the pipeline does
     rows = sorted(dataset, key=lambda row: len(row["input_ids"]))
     labels = torch.tensor([row["label"] for row in rows])
     inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]

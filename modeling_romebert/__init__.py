@@ -12,6 +12,7 @@ from .configuration_romebert import RomeBertConfig
 from .evaluation import ExitReport, evaluate_exits
 from .losses import ExitLoss
 from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
+from .packing import pack_linears
 from .pipeline_romebert import EarlyExitPipeline
 from .policies import POLICIES, ExitPolicy, make_policy
 from .projection import project
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "evaluate_exits",
     "make_policy",
+    "pack_linears",
     "project",
 ]
 

@@ -1,7 +1,7 @@
 """`pipeline("early-exit-classification")`: text -> label, score, exit_layer.
 
 The stock text-classification pipeline with an exit policy handed to the model and the exit told in the results. Batches are the
-stock ones; rows leave inside the model.
+stock ones; rows leave inside the model, whose linear layers are packed (packing.py) on a CPU.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
+from .packing import pack_linears
 from .policies import as_policy
 
 logger = logging.get_logger(__name__)
@@ -38,6 +39,11 @@ class EarlyExitPipeline(TextClassificationPipeline):
         >>> classify(["A delight.", "Not quite."], exit_threshold=0.3)  # doctest: +SKIP
         [{'label': 'positive', 'score': 0.98, 'exit_layer': 2}, {'label': 'negative', 'score': 0.74, 'exit_layer': 6}]
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.device.type == "cpu":
+            pack_linears(self.model)
 
     def _sanitize_parameters(self, exit_policy: Any = None, exit_threshold: Any = None, **kwargs: Any) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)

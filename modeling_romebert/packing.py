@@ -1,0 +1,73 @@
+"""Linear layers whose weights are reordered once: what few tokens need on a CPU.
+
+In fp32 torch multiplies through a BLAS that reorders the weights in every call. For a full batch that is lost in the noise; for
+the few tokens that are left after rows have left it costs as much as the multiplication, so that saved rows would not show on the
+clock. oneDNN, which torch carries, takes weights that were reordered beforehand.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Linear):
+    """An `nn.Linear` with a second copy of its weight, in oneDNN's order. (..., I) -> (..., O)
+
+    The copy is used where no gradient is wanted, in fp32 on a CPU; anywhere else this is the `nn.Linear` that it was made from. It
+    follows changes of the weight, takes its memory once more, and is not part of the state dict. Results differ from those of
+    `nn.Linear` by rounding.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        nn.Module.__init__(self)  # nn.Linear's own would make new weights
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.train(linear.training)
+        self._packed: tuple[Any, Tensor] | None = None  # of which weight, and the copy
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._packs(input):
+            return F.linear(input, self.weight, self.bias)
+        state = (self.weight.data_ptr(), self.weight._version)
+        if self._packed is None or self._packed[0] != state:
+            self._packed = (state, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()))
+        return torch.ops.mkldnn._linear_pointwise(input, self._packed[1], self.bias, "none", [], "")
+
+    def _packs(self, input: Tensor) -> bool:
+        return (
+            not torch.is_grad_enabled()
+            and input.device.type == self.weight.device.type == "cpu"
+            and input.dtype == self.weight.dtype == torch.float32
+            and input.numel() > 0
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_packed": None}  # the copy cannot be copied or pickled, and need not be
+
+
+def can_pack() -> bool:
+    """Whether this build of torch has what `PackedLinear` calls: two operators that its compiler uses, without a public name."""
+    operators = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+def pack_linears(model: nn.Module) -> nn.Module:
+    """Replace every `nn.Linear` of `model` by a `PackedLinear` with the same parameters, in place; subclasses stay as they are.
+
+    For inference on a CPU in fp32. The model can be trained, saved and moved as before. Where torch cannot pack, nothing happens.
+
+    Example:
+        >>> model = pack_linears(torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> type(model[0]).__name__, sorted(model.state_dict())
+        ('PackedLinear', ['0.bias', '0.weight'])
+    """
+    if can_pack():
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is nn.Linear:
+                    setattr(parent, name, PackedLinear(child))
+    return model
