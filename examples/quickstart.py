@@ -96,6 +96,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         save_strategy="epoch",
         save_total_limit=1,
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=arguments.seed,
     )
     trainer = RomeBertTrainer(
@@ -140,7 +141,7 @@ def compare(model: Any, dataset: Dataset, tokenizer: Any, batch_size: int = 32, 
     """Full depth and the calibrated policy on the same length-sorted batches, in turn: accuracy, cost, and seconds (medians)."""
     model.eval()
     if model.device.type == "cpu":
-        pack_linears(model)  # as the pipeline does
+        pack_linears(model.backbone)  # as the pipeline does
     rows = sorted(dataset, key=lambda row: len(row["input_ids"]))
     labels = torch.tensor([row["label"] for row in rows])
     inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]

@@ -20,12 +20,11 @@ def sections() -> dict[str, str]:
     """Name -> Markdown, from the results files."""
     quickstart = read_json(RESULTS / "quickstart.json")
     objectives = read_json(RESULTS / "objectives.json")["runs"]
-    timed = read_json(RESULTS / "benchmark.json")
     return {
         "headline": headline(quickstart),
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
-        "benchmark": f"{benchmark.table(timed)}\n\n{timed['texts']} sentences of {timed['tokens_per_text']:.0f} tokens on average,"
-        f" medians of {timed['rounds']} rounds; {made_with(timed)}.",
+        "benchmark": timing(read_json(RESULTS / "benchmark.json")),
+        "benchmark-long": timing(read_json(RESULTS / "benchmark-long.json")),
     }
 
 
@@ -37,6 +36,11 @@ def headline(run: dict[str, Any]) -> str:
         f" {100 * full['accuracy']:.1f} % at full depth. In batches of {run['batch_size']} that is {run['speedup_time']:.2f} times"
         f" as fast on the clock ({made_with(run)})."
     )
+
+
+def timing(run: dict[str, Any]) -> str:
+    about = f"{run['texts']} texts of {run['tokens_per_text']:.0f} tokens on average, medians of {run['rounds']} rounds"
+    return f"{benchmark.table(run)}\n\n{about}; {made_with(run)}."
 
 
 def made_with(run: dict[str, Any]) -> str:

@@ -6,16 +6,17 @@ from torch import Tensor, nn
 from .configuration_romebert import RomeBertConfig
 
 
-def masked_mean(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """hidden_states (B, T, H), attention_mask (B, T) of 0 and 1 -> (B, H): mean over the attended tokens.
+def mean_weights(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """hidden_states (B, T, H), attention_mask (B, T) of 0 and 1 -> (B, 1, T): what each token weighs in the mean of its row.
 
-    A row that attends to nothing gives zeros.
+    The same for every exit, so it is computed once. A row that attends to nothing weighs nothing.
     """
+    rows, tokens, _ = hidden_states.shape
     if attention_mask is None:
-        return hidden_states.mean(dim=1)
-    weights = attention_mask.float()  # (B, T)
+        return hidden_states.new_full((1, 1, 1), 1 / tokens).expand(rows, 1, tokens)
+    weights = attention_mask.float()
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)  # before the sum, which could overflow in fp16
-    return torch.einsum("bth,bt->bh", hidden_states, weights.to(hidden_states.dtype))
+    return weights.to(hidden_states.dtype).unsqueeze(1)
 
 
 class Pooler(nn.Module):
@@ -30,7 +31,7 @@ class Pooler(nn.Module):
 
 
 class ExitHead(nn.Module):
-    """Pooling, dropout and a linear classifier. (B, T, H), (B, T) -> (B, C)"""
+    """Pooling, dropout and a linear classifier. (B, T, H), and for a mean the weights (B, 1, T) -> (B, C)"""
 
     def __init__(self, config: RomeBertConfig):
         super().__init__()
@@ -40,6 +41,10 @@ class ExitHead(nn.Module):
         self.dropout = nn.Dropout(backbone.hidden_dropout_prob if dropout is None else dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        pooled = masked_mean(hidden_states, attention_mask) if self.pooler is None else self.pooler(hidden_states)  # (B, H)
+    def forward(self, hidden_states: Tensor, weights: Tensor | None = None) -> Tensor:
+        if self.pooler is not None:
+            pooled = self.pooler(hidden_states)  # (B, H)
+        else:
+            assert weights is not None
+            pooled = torch.bmm(weights, hidden_states).squeeze(1)  # (B, H)
         return self.classifier(self.dropout(pooled))

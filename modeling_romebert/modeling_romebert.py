@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbones import adapter_for, attended_lengths, embed
 from .configuration_romebert import RomeBertConfig
-from .exits import ExitHead
+from .exits import ExitHead, mean_weights
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .policies import ExitPolicy, as_policy
 
@@ -242,7 +242,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             states, attentions = self._stock_states(*inputs)
         else:
             states = self._walk(embed(self.backbone, *inputs), attention_mask, keep_all=bool(wants_states))
-        exit_logits = torch.stack([head(states[int(layer)], attention_mask) for layer, head in self.exits.items()], dim=1)
+        weights = self._pooling_weights(next(iter(states.values())), attention_mask)
+        exit_logits = torch.stack([head(states[int(layer)], weights) for layer, head in self.exits.items()], dim=1)
         loss = None
         if labels is not None:
             terms = self.exit_loss(exit_logits, labels, exit_layers=self.config.exit_layers, problem_type=self.problem_type)
@@ -269,6 +270,10 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             self.config.problem_type = infer_problem_type(self.config.num_labels, labels)
         if labels.device.type == "cpu":  # elsewhere reading values would wait for the device
             check_labels(labels, self.config.problem_type, self.config.num_labels)
+
+    def _pooling_weights(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """hidden (B, T, H), attention_mask (B, T) -> what the exits pool with: (B, 1, T) for a mean."""
+        return mean_weights(hidden, attention_mask) if self.config.exit_pooling == "mean" else None
 
     def _walk(self, hidden: Tensor, attention_mask: Tensor | None, keep_all: bool) -> dict[int, Tensor]:
         """hidden (B, T, H) -> layers run: hidden states (B, T, H), where there is an exit or everywhere."""
@@ -306,7 +311,10 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         After an exit at which rows left, b rows of t tokens go on: survivors only, cut to the longest of them.
         """
         adapter = adapter_for(self.config.backbone_config)
+        if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+            attention_mask = None  # nothing is padded, so nothing is to be masked
         arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
+        weights = self._pooling_weights(hidden, attention_mask)
         lengths = None if attention_mask is None else attended_lengths(attention_mask)  # (b,)
         batch, last = hidden.shape[0], self.config.num_hidden_layers
         rows = torch.arange(batch, device=hidden.device)  # (b,) the rows still in the walk
@@ -318,20 +326,19 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             if str(depth) not in self.exits:
                 continue
             exit_index += 1
-            here = self.exits[str(depth)](hidden, attention_mask)  # (b, C)
+            here = self.exits[str(depth)](hidden, weights)  # (b, C)
             if exit_index == 0:
                 logits = here.new_empty(batch, here.shape[1])
             if depth == last:
                 logits[rows] = here
                 break
             leave = policy.leaves(exit_index, here)  # (b,)
-            leaving = int(leave.sum())
-            if leaving == 0:
+            stay = (~leave).nonzero().squeeze(1)
+            if len(stay) == len(rows):
                 continue
             logits[rows[leave]], exit_layer[rows[leave]] = here[leave], depth
-            if leaving == rows.shape[0]:
+            if len(stay) == 0:
                 break
-            stay = (~leave).nonzero().squeeze(1)
             policy.keep(stay)
             rows, hidden = rows[stay], hidden[stay]
             if attention_mask is not None and lengths is not None:
@@ -339,6 +346,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
                 longest = int(lengths.max())
                 hidden, attention_mask = hidden[:, :longest], attention_mask[stay, :longest]
             arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
+            weights = self._pooling_weights(hidden, attention_mask)
         return logits, exit_layer
 
 

@@ -43,7 +43,7 @@ class EarlyExitPipeline(TextClassificationPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.device.type == "cpu":
-            pack_linears(self.model)
+            pack_linears(self.model.backbone)
 
     def _sanitize_parameters(self, exit_policy: Any = None, exit_threshold: Any = None, **kwargs: Any) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)

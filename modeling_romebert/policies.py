@@ -28,7 +28,7 @@ def log_probabilities(logits: Tensor, problem_type: str) -> Tensor:
 
 def normalized_entropy(log_p: Tensor) -> Tensor:
     """log_p (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision."""
-    entropy = -(log_p.exp() * log_p).sum(dim=-1)  # (B, D), in nats
+    entropy = torch.special.entr(log_p.exp()).sum(dim=-1)  # (B, D), in nats
     return entropy.amax(dim=-1) / math.log(log_p.shape[-1])
 
 
@@ -99,7 +99,7 @@ class ExitPolicy(ABC):
 
         A row with a logit that is not finite never leaves.
         """
-        finite = torch.isfinite(logits).all(dim=-1)  # (B,)
+        finite = (logits - logits).sum(dim=-1) == 0  # (B,): infinite or not a number minus itself is not a number
         return self._sure(exit_index, logits, finite) & finite
 
     @abstractmethod
