@@ -47,7 +47,7 @@ class QuickstartArguments:
     model: str | None = field(default=None, metadata={"help": "Encoder to start from, folder or id; MiniLM-L6 when left out."})
     dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
     output_dir: str = field(default="runs/quickstart", metadata={"help": "Folder of the run: checkpoints, model, results, curve."})
-    epochs: float = field(default=1.5, metadata={"help": "Passes over the training data; for objective deebert, per stage."})
+    epochs: float = field(default=1.25, metadata={"help": "Passes over the training data; for objective deebert, per stage."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak of the linear schedule."})
     objective: str = field(default="romebert", metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."})
     exit_reduction: str = field(default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit as good as alone."})
@@ -83,7 +83,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
     training = RomeBertTrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=arguments.epochs,
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=16,
         per_device_eval_batch_size=64,
         learning_rate=arguments.learning_rate,
         warmup_steps=0.06,
