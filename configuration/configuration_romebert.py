@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
+VERSION = "0.1.0"  # of this package
 EXIT_POOLINGS = ("cls", "mean")
 # Settings that the library writes on any model's config, whether or not they say something about it.
 WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
@@ -26,10 +27,12 @@ class RomeBertConfig(PreTrainedConfig):
             `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline; written by `calibrate`.
         distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights, exit_reduction:
             the joint loss that the model returns when it is given labels, see `modeling_romebert.ExitLoss`.
+        romebert_version: version of this package that wrote the config; set by `save_pretrained`.
         **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...) and of `BertConfig`.
 
     Raises:
-        ValueError: `exit_layers` or `exit_pooling` is out of range, or a backbone argument is given twice.
+        ValueError: `exit_layers` or `exit_pooling` is out of range, a backbone argument is given twice, or the config was written
+            by a newer major version of this package.
 
     Example:
         >>> config = RomeBertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64)
@@ -39,6 +42,7 @@ class RomeBertConfig(PreTrainedConfig):
 
     model_type = "romebert"
     sub_configs = {"backbone_config": AutoConfig}
+    _auto_class = "AutoConfig"
     # A stock Trainer gathers `logits` alone; RomeBertTrainer asks for `exit_logits` itself.
     keys_to_ignore_at_inference = ["exit_logits", "exit_layer", "hidden_states", "attentions"]
 
@@ -54,8 +58,10 @@ class RomeBertConfig(PreTrainedConfig):
         teacher: str = "last",
         exit_weights: str = "uniform",
         exit_reduction: str = "sum",
+        romebert_version: str = VERSION,
         **kwargs: Any,
     ):
+        _check_version(romebert_version)
         for_backbone = {name: kwargs.pop(name) for name in sorted(_own_fields(BertConfig) & kwargs.keys())}
         if backbone_config is None:
             backbone_config = BertConfig(**for_backbone)
@@ -83,6 +89,7 @@ class RomeBertConfig(PreTrainedConfig):
         self.teacher = teacher
         self.exit_weights = exit_weights
         self.exit_reduction = exit_reduction
+        self.romebert_version = romebert_version
         # The library hands its own setting, None included, down to the backbone: start from the backbone's.
         kwargs.setdefault("attn_implementation", backbone_config._attn_implementation)
         super().__init__(**kwargs)
@@ -121,6 +128,9 @@ class RomeBertConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config from a dict of ours or of a plain encoder; keyword arguments of either level override it."""
         config_dict = _nest_plain_config(config_dict)
+        if not cls.__module__.startswith("transformers_modules."):  # the code that it points to is installed: this one
+            for entry in ("auto_map", "custom_pipelines"):
+                config_dict.pop(entry, None)
         config_dict.update({name: kwargs.pop(name) for name in _own_fields(cls) & kwargs.keys()})
         backbone = config_dict.get("backbone_config")
         if backbone is None:  # as in __init__, what belongs to BERT describes the backbone
@@ -129,6 +139,15 @@ class RomeBertConfig(PreTrainedConfig):
         for_backbone = _own_fields(type(AutoConfig.for_model(backbone.get("model_type", "bert")))) & kwargs.keys()
         backbone.update({name: kwargs.pop(name) for name in for_backbone})
         return super().from_dict({**config_dict, "backbone_config": backbone}, **kwargs)
+
+
+def _check_version(written_by: str) -> None:
+    """Refuse the config of a newer major version, whose settings this one cannot know."""
+    if int(written_by.split(".")[0]) > int(VERSION.split(".")[0]):
+        raise ValueError(
+            f"romebert_version={written_by!r}: this model was written by a newer major version than the one that is running,"
+            f" {VERSION}. Install the newer one: pip install --upgrade romebert."
+        )
 
 
 def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:

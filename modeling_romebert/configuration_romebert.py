@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from configuration.configuration_romebert import RomeBertConfig
+    from configuration.configuration_romebert import VERSION, RomeBertConfig
 else:
-    RomeBertConfig = import_module("modeling_romebert.configuration").RomeBertConfig
+    _real = import_module("modeling_romebert.configuration.configuration_romebert")
+    VERSION, RomeBertConfig = _real.VERSION, _real.RomeBertConfig
 
-__all__ = ["RomeBertConfig"]
+__all__ = ["VERSION", "RomeBertConfig"]

@@ -18,8 +18,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbones import adapter_for, attended_lengths, embed
-from .configuration_romebert import RomeBertConfig
+from .configuration_romebert import VERSION, RomeBertConfig
 from .exits import ExitHead, mean_weights
+from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .policies import ExitPolicy, as_policy
 
@@ -65,6 +66,16 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None  # each exit has its own; an unused one would stall distributed training
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; the folder holds the code too (hub.py), and loads where this package is not."""
+        # Named here, the pipeline's file goes wherever this one goes.
+        from .pipeline_romebert import EarlyExitPipeline  # noqa: F401
+
+        self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+        self.config.romebert_version = VERSION
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
@@ -82,7 +93,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 
         From a plain checkpoint the encoder is loaded by its own class, exactly; heads of other tasks are left behind; with
         `cls` pooling every exit's pooler starts as a copy of the pretrained one, where there is one. From one of ours,
-        exits may be left out with `exit_layers`, but not added.
+        exits may be left out with `exit_layers`, but not added; a saved `RomeBertModel`, which has none, gets new ones.
 
         Args:
             pretrained_model_name_or_path, config, **kwargs: as in `PreTrainedModel.from_pretrained`; settings of the config
@@ -90,6 +101,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: the checkpoint's family is not supported, or its exits do not fit the config.
+            OSError: there is no checkpoint, or none as safetensors: a pickle is refused.
         """
         at_hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
@@ -100,9 +112,11 @@ class RomeBertPreTrainedModel(PreTrainedModel):
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
             kwargs.update(of_model, **at_hub)
         stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **at_hub)
-        if stored.get("model_type") == cls.config_class.model_type:
-            return cls._from_own_checkpoint(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
+        kwargs["use_safetensors"] = True  # whatever is asked: never a pickle
+        with safetensors_only(pretrained_model_name_or_path):
+            if stored.get("model_type") == cls.config_class.model_type:
+                return cls._from_own_checkpoint(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
 
     @classmethod
     def _from_own_checkpoint(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -113,7 +127,9 @@ class RomeBertPreTrainedModel(PreTrainedModel):
                 f"the exits of checkpoint {args[0]} pool with 'cls', but exit_pooling={model.config.exit_pooling!r} is asked for."
                 " Leave it out; to change the pooling, start again from the plain encoder checkpoint and fine-tune."
             )
-        if absent := sorted(key for key in info["missing_keys"] if key.startswith("exits.")):
+        absent = sorted(key for key in info["missing_keys"] if key.startswith("exits."))
+        stored = len(absent) < sum(key.startswith("exits.") for key in model.state_dict())
+        if absent and (stored or any(key.startswith("exits.") for key in info["unexpected_keys"])):
             raise ValueError(
                 f"the checkpoint {args[0]} has no weights for {', '.join(absent)}; exit_layers={model.config.exit_layers} and"
                 f" exit_pooling={model.config.exit_pooling!r} ask for them. Leave both out to load the exits it has; to change the"
@@ -147,6 +163,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 class RomeBertModel(RomeBertPreTrainedModel):
     """The encoder alone, at full depth: what `AutoModel` gives for a RomeBERT checkpoint. Call arguments are the backbone's."""
 
+    _auto_class = "AutoModel"
     _keys_to_ignore_on_load_unexpected = [r"^exits\."]
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
@@ -171,6 +188,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         tensor([1])
     """
 
+    _auto_class = "AutoModelForSequenceClassification"
     # The loss is a mean over the batch: a Trainer divides it by the accumulation steps itself.
     accepts_loss_kwargs = False
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor
 
 PROTECTED = ("protect_exits", "protect_last")
@@ -71,6 +72,9 @@ class GradientRegularizer:
 
         a + b' = (a + b) - min(0, <a + b, a> / <a, a> - 1) a
 
+    Under `DistributedDataParallel` it is the gradient averaged over processes that is projected, not each process's own: a is
+    averaged, and so is <a + b, a>; what DDP then averages is the projected gradient.
+
     Args:
         parameters: all weights that are trained.
         shared: those of them that receive both gradients.
@@ -84,8 +88,22 @@ class GradientRegularizer:
         positions = {id(parameter): index for index, parameter in enumerate(self.parameters)}
         self._shared_positions = [positions[id(parameter)] for parameter in self.shared]
         self._protected_sum: list[Tensor] | None = None
-        self.cosine: Tensor | None = None  # of the last group; on the device, so that reading it is the caller's sync
-        self.projected: Tensor | None = None
+        self._met: tuple[Tensor, Tensor, Tensor] | None = None  # <a + b, a>, <a, a> and the share, of the last group
+
+    @property
+    def projected(self) -> Tensor | None:
+        """Whether the gradients of the last group conflicted, 0.0 or 1.0; on the device, so reading it is the caller's sync."""
+        return None if self._met is None else (self._met[2] < 0).float()
+
+    @property
+    def cosine(self) -> Tensor | None:
+        """Cosine of the two gradients of the last group. It reads the weights' `.grad`: ask before they are clipped or cleared."""
+        if self._met is None:
+            return None
+        ga, aa, share = self._met
+        moved = [_present(weight.grad, weight) for weight in self.shared]  # a + b' = (a + b) - share a
+        gg = dot(moved, moved) + 2 * share * (ga - share * aa) + share**2 * aa
+        return _cosine(ga - aa, aa, (gg - 2 * ga + aa).clamp(min=0))
 
     def loss(self, last: Tensor, exits: Tensor, end_of_group: bool = True) -> Tensor:
         """The two terms (scalars) -> their sum, whose backward is regularized; `end_of_group`: the weights move after it."""
@@ -105,13 +123,25 @@ class GradientRegularizer:
         # The gradient of the group: what earlier backward passes left in .grad, and this one's.
         now = [_present(joint[position], weight) for position, weight in zip(self._shared_positions, self.shared, strict=True)]
         total = [g if weight.grad is None else g + weight.grad for g, weight in zip(now, self.shared, strict=True)]
-        ga, aa, gg = dot(total, protected), dot(protected, protected), dot(total, total)
-        ab, bb = ga - aa, gg - 2 * ga + aa
-        share = conflict(ab, aa)
-        self.cosine, self.projected = _cosine(ab, aa, bb.clamp(min=0)), (share < 0).float()
+        protected = _average(protected)
+        (ga,) = _average([dot(total, protected)])
+        aa = dot(protected, protected)
+        share = conflict(ga - aa, aa)
+        self._met = ga, aa, share
         for position, g, a in zip(self._shared_positions, now, protected, strict=True):
             joint[position] = g - share.to(a.dtype) * a
         return joint
+
+
+def _average(tensors: list[Tensor]) -> list[Tensor]:
+    """The mean of each tensor over all processes, in one exchange; the tensors themselves where there is one process."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _present(gradient: Tensor | None, weight: Tensor) -> Tensor:

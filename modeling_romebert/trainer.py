@@ -111,9 +111,34 @@ class RomeBertTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
         self.exit_loss()
-        freezes = any({*cycle} != {BOTH} for cycle in OBJECTIVES[self.objective].stages)
-        if freezes and self.ddp_find_unused_parameters is None:  # type: ignore[has-type]
-            self.ddp_find_unused_parameters = True  # not all weights get a gradient; with checkpointing it would be off
+        if self.ddp_find_unused_parameters is None:  # type: ignore[has-type]
+            # Objectives that freeze leave weights without a gradient; the others use all of them.
+            self.ddp_find_unused_parameters = any({*cycle} != {BOTH} for cycle in OBJECTIVES[self.objective].stages)
+        if self.regularizes:
+            self._refuse_what_is_not_exact()
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether gradients are projected."""
+        return OBJECTIVES[self.objective].regularizes and self.gradient_regularization != "off"
+
+    def _refuse_what_is_not_exact(self) -> None:
+        """The projection takes gradients of whole weights, twice through one graph; not everything leaves that possible."""
+        # called activation_checkpointing in newer versions of transformers
+        checkpointing = [getattr(self, f"{name}_checkpointing_kwargs", None) or {} for name in ("gradient", "activation")]
+        reentrant = any(settings.get("use_reentrant") for settings in checkpointing)
+        for given, what, way_out in (
+            (self.fsdp, f"fsdp={self.fsdp!r}", "DDP"),
+            (self.deepspeed, f"deepspeed={self.deepspeed!r}", "DDP"),
+            (self.torch_compile, "torch_compile=True", "torch_compile=False"),
+            (reentrant, "reentrant checkpointing", "use_reentrant=False"),
+            (self.n_gpu > 1, f"DataParallel over {self.n_gpu} devices", "torchrun or accelerate launch, or one visible device"),
+        ):
+            if given:
+                raise ValueError(
+                    f"{what} does not go with gradient_regularization={self.gradient_regularization!r}, which it would make wrong."
+                    f" Use {way_out}, or gradient_regularization='off'."
+                )
 
     def exit_loss(self) -> ExitLoss:
         """The loss that the objective minimises, as a function of exit logits and labels."""
@@ -200,7 +225,7 @@ class RomeBertTrainer(Trainer):
         losses = self.exit_loss(
             outputs.exit_logits, labels, exit_layers=self.model.config.exit_layers, problem_type=self.model.problem_type
         )
-        if training and terms == BOTH and self.objective.regularizes and len(self.model.exits) > 1:
+        if training and terms == BOTH and self.args.regularizes and len(self.model.exits) > 1:
             loss = self._regularized(losses.last, losses.exits)
         else:
             # Only what is minimised: a term times zero would still give its weights a gradient, and so decay and momentum.
@@ -211,20 +236,19 @@ class RomeBertTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _regularized(self, last: Tensor, exits: Tensor) -> Tensor:
-        if self.args.gradient_regularization == "off":
-            return last + exits
         if self._regularizer is None:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             self._regularizer = GradientRegularizer(trained, shared_weights(self.model), self.args.gradient_regularization)
-        self._note_regularization()
         return self._regularizer.loss(last, exits, end_of_group=self.accelerator.sync_gradients)
 
-    def _note_regularization(self) -> None:
-        """What the last projection found, once; it is known after the backward pass."""
-        found = self._regularizer
-        if found is not None and found.cosine is not None and found.projected is not None:
-            self._note(gradient_cosine=found.cosine, projected=found.projected)
-            found.cosine = found.projected = None
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `Trainer.training_step`; notes how the two gradients met, which is known after the backward pass."""
+        loss = super().training_step(*args, **kwargs)
+        if self._regularizer is not None and self.accelerator.sync_gradients:
+            cosine, projected = self._regularizer.cosine, self._regularizer.projected
+            if cosine is not None and projected is not None:
+                self._note(gradient_cosine=cosine, projected=projected)
+        return loss
 
     # ---- stages
 
@@ -321,7 +345,6 @@ class RomeBertTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            self._note_regularization()
             logs |= {name: float(self._sums[name]) / self._counts[name] for name in self._sums}
             self._sums.clear()
             self._counts.clear()

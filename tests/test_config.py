@@ -25,7 +25,7 @@ def no_warning(caplog):
 
 def content(config):
     """Settings, without what the library notes on saving and the backbone's, which are compared by themselves."""
-    notes = ("_name_or_path", "transformers_version", "backbone_config")
+    notes = ("_name_or_path", "transformers_version", "auto_map", "backbone_config")
     return {name: value for name, value in config.to_dict().items() if name not in notes}
 
 
