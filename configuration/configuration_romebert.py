@@ -4,6 +4,7 @@ Names and validates; it builds nothing. What a policy means is in policies.py, w
 """
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
@@ -12,6 +13,9 @@ VERSION = "0.1.0"  # of this package
 EXIT_POOLINGS = ("cls", "mean")
 # Settings that the library writes on any model's config, whether or not they say something about it.
 WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
+# Ends this file in a saved model's folder. transformers finds a model's class by that of its config, and tells two folders' configs
+# apart by the text of this file and of those that it imports: without this line, two versions of the other files would mix.
+NAMES_THE_MODEL = "\nif False:\n    from .modeling_romebert import RomeBertPreTrainedModel  # noqa: F401\n"
 
 
 class RomeBertConfig(PreTrainedConfig):
@@ -117,6 +121,14 @@ class RomeBertConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, size: int) -> None:  # resize_token_embeddings writes it
         self.backbone_config.vocab_size = size
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in `PreTrainedConfig`; beside the code of a model, this file's copy names it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        here, model = (Path(save_directory, f"{name}_romebert.py") for name in ("configuration", "modeling"))
+        if model.exists() and not here.read_text(encoding="utf-8").endswith(NAMES_THE_MODEL):
+            with open(here, "a", encoding="utf-8") as file:
+                file.write(NAMES_THE_MODEL)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

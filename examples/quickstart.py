@@ -8,6 +8,7 @@ threshold that loses at most a point, and shows on test what that saves, in laye
 settings continues where the first stopped, or shows what it found. `--dataset` takes a CSV or JSONL file with `text` and `label`.
 """
 
+import shutil
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
@@ -118,10 +119,19 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
 
     # 4. Pick the threshold on validation; it is stored in the model's config.
     policy = calibrate(model, rows["validation"], tokenizer, max_loss=arguments.max_loss)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
 
     # 5. On test: full depth against exits, in accuracy, layers and time.
+    comparison = compare(model, rows["test"], tokenizer)
+
+    # 6. Save: weights, config, code, tokenizer, and a card that tells the figures. The results say that the run is finished.
+    model.evaluation |= {
+        "dataset": {"name": Path(arguments.dataset).name if arguments.dataset else "movie reviews", "split": "test"},
+        "calibrated": {"cost": comparison["early_exit"]["cost"], "metric": comparison["early_exit"]["accuracy"]},
+        "picture": True,
+    }
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    shutil.copy(folder / "curve.png", folder / "model")
     results = {
         "settings": asdict(arguments),
         "rows": {name: len(split) for name, split in splits.items()},
@@ -130,7 +140,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         "mean_over_exits": report.mean,
         "area": report.area,
         "policy": policy.to_dict(),
-        **compare(model, rows["test"], tokenizer),
+        **comparison,
         **provenance(),
     }
     write_json(folder / "results.json", results)

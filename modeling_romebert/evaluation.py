@@ -171,10 +171,13 @@ class ExitReport:
         lines += [f"| {p.threshold:g} | {p.cost:.3f} | {p.speedup:.2f} | {p.metric:.4f} | {p.agreement:.4f} |" for p in self.curve]
         return "\n".join([*lines, "", f"area under the curve: {self.area:.4f}, on {self.num_examples} examples"])
 
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        derived = {"mean": self.mean, "area": self.area}
+    def to_dict(self) -> dict[str, Any]:
+        """The report as data, for JSON and for the model card."""
         curve = [{**asdict(point), "saving": point.saving, "speedup": point.speedup} for point in self.curve]
-        write_json(path, {**asdict(self), **derived, "curve": curve})
+        return {**asdict(self), "mean": self.mean, "area": self.area, "curve": curve}
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "ExitReport":
@@ -297,6 +300,8 @@ def evaluate_exits(
 ) -> ExitReport:
     """Measure every exit in one pass, and a policy at every threshold of a sweep.
 
+    The report also becomes `model.evaluation`, from which `save_pretrained` writes the model card.
+
     Args:
         model, dataset, tokenizer, batch_size: see `collect_exit_logits`.
         metric: a name in `METRICS` or a function (predictions, references) -> number, higher is better. Accuracy, micro F1 or
@@ -316,7 +321,7 @@ def evaluate_exits(
     if thresholds is None:
         thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
     exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
-    return ExitReport(
+    report = ExitReport(
         metric=name,
         num_examples=len(labels),
         num_layers=config.num_hidden_layers,
@@ -326,6 +331,8 @@ def evaluate_exits(
         curve=sweep(exit_logits, labels, config.exit_layers, model.problem_type, score, settings, thresholds),
         model=str(config._name_or_path),
     )
+    model.evaluation = report.to_dict()
+    return report
 
 
 def policy_to_sweep(policy: str | dict[str, Any], num_exits: int, problem_type: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ CLOSURE = (
     "exits.py",
     "hub.py",
     "losses.py",
+    "model_card.py",
     "modeling_romebert.py",
     "packing.py",
     "pipeline_romebert.py",

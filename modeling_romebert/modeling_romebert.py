@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .configuration_romebert import VERSION, RomeBertConfig
 from .exits import ExitHead, mean_weights
 from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
+from .model_card import write_model_card
 from .policies import ExitPolicy, as_policy
 
 logger = logging.get_logger(__name__)
@@ -59,6 +61,10 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    # For the model card: what `evaluate_exits` last reported and what a trainer was told. Not loaded back: weights may change.
+    evaluation: dict[str, Any] | None = None
+    training_settings: dict[str, Any] | None = None
+
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         adapter_for(config.backbone_config)  # an unsupported family fails here, before anything is built
@@ -67,13 +73,20 @@ class RomeBertPreTrainedModel(PreTrainedModel):
             self.backbone.pooler = None  # each exit has its own; an unused one would stall distributed training
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`; the folder holds the code too (hub.py), and loads where this package is not."""
+        """As `PreTrainedModel.save_pretrained`; the folder also holds a card, and the code (hub.py): it loads without this package.
+
+        An older card is written anew when there is something to say: an evaluation, or a training that made the old one untrue.
+        """
         # Named here, the pipeline's file goes wherever this one goes.
         from .pipeline_romebert import EarlyExitPipeline  # noqa: F401
 
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         self.config.romebert_version = VERSION
+        folder = Path(save_directory)
+        new = self.evaluation is not None or self.training_settings is not None or not (folder / "README.md").exists()
+        if new and kwargs.get("is_main_process", True) and not folder.is_file():
+            write_model_card(folder, self.config, self.evaluation, self.training_settings)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -18,6 +18,7 @@ from transformers.trainer_utils import PredictionOutput, SchedulerType
 
 from .evaluation import default_metric
 from .losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss, check_labels, infer_problem_type
+from .model_card import write_model_card
 from .modeling_romebert import RomeBertForSequenceClassification
 from .projection import PROTECTED, GradientRegularizer
 
@@ -276,6 +277,7 @@ class RomeBertTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; a two-stage objective runs `num_train_epochs` (or `max_steps`) per stage."""
+        self.model.evaluation, self.model.training_settings = None, self._settings_for_card()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -336,6 +338,36 @@ class RomeBertTrainer(Trainer):
         """As `Trainer.predict`: predictions (N, C) are those of the last exit, metrics those of every exit."""
         output = super().predict(*args, **kwargs)
         return output._replace(predictions=output.predictions[:, -1])
+
+    def _settings_for_card(self) -> dict[str, Any]:
+        """What a reader of the model card wants to know of the training."""
+        args = self.args
+        names = ("objective", "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "warmup_steps", "seed")
+        settings = {name: getattr(args, name) for name in names if name != "max_steps" or args.max_steps > 0}
+        if args.regularizes:
+            settings["gradient_regularization"] = args.gradient_regularization
+        settings["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return settings | {"processes": args.world_size, "optimizer": str(args.optim), "hub_model_id": args.hub_model_id}
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: Any = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: Any = None,
+        dataset_tags: Any = None,
+        dataset: Any = None,
+        dataset_args: Any = None,
+    ) -> None:
+        """As `Trainer.create_model_card`, with the card of this package (model_card.py); a README.md of the user's own stays."""
+        if not self.is_world_process_zero():
+            return
+        settings = self.model.training_settings or self._settings_for_card()
+        given = {"language": language, "license": license, "base_model": finetuned_from, "datasets": dataset_tags or dataset}
+        settings |= {name: value for name, value in given.items() if value is not None}
+        write_model_card(self.args.output_dir, self.model.config, self.model.evaluation, settings)
 
     def _note(self, **values: Tensor) -> None:
         """Add to the averages of the next log, on the device, without waiting for it."""

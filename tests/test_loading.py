@@ -300,7 +300,7 @@ def test_state_dict_of_ours(tmp_path):
 
 def test_only_safetensors_are_written(tmp_path):
     build().save_pretrained(tmp_path)
-    weights = sorted(path.name for path in tmp_path.iterdir() if path.suffix not in (".json", ".py"))
+    weights = sorted(path.name for path in tmp_path.iterdir() if path.suffix not in (".json", ".py", ".md"))
     assert weights == ["model.safetensors"]
 
 
