@@ -259,14 +259,20 @@ def judge_policy(
     if glue.held_out is not None:
         chosen = calibrate(model, glue.held_out, tokenizer, max_loss=data.calibrate_max_loss, **common).to_dict()
         at = [chosen["patience" if policy["name"] == "patience" else "threshold"]]
-    outcome = {}
+    outcome, for_card = {}, None
     for prefix, rows in glue.evaluation.items():
         report = evaluate_exits(model, rows, tokenizer, thresholds=[*thresholds, *at], **common)
         if chosen is not None:
             point = report.curve.pop()
             outcome[prefix] = {"cost": point.cost, "metric": point.metric, "full_depth": report.exits[-1]}
+        if for_card is None:
+            name = f"GLUE {data.task_name}" if data.task_name else Path(data.validation_file).name
+            for_card = {**report.to_dict(), "dataset": {"name": name, "split": prefix}}
+            if chosen is not None:
+                for_card["calibrated"] = {"cost": point.cost, "metric": point.metric}
         report.model = str(folder / "model")
         report.to_json(folder / ("_".join(["exits", *(part for part in prefix.split("_") if part != "eval")]) + ".json"))
+    model.evaluation = for_card  # the first set's, for the model card
     return None if chosen is None else {"settings": chosen, "held_out_samples": len(glue.held_out), "outcome": outcome}
 
 
