@@ -51,7 +51,8 @@ class QuickstartArguments:
     epochs: float = field(default=1.25, metadata={"help": "Passes over the training data; for objective deebert, per stage."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak of the linear schedule."})
     objective: str = field(default="romebert", metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."})
-    exit_reduction: str = field(default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit as good as alone."})
+    exit_reduction: str = field(default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit good."})
+    distillation_reduction: str = field(default="mean", metadata={"help": "batchmean is the paper's; mean weighs it less."})
     gradient_regularization: str = field(default="protect_last", metadata={"help": "Also protect_exits, off."})
     max_loss: float = field(default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose on validation."})
     seed: int = field(default=1, metadata={"help": "Of weights, order and dropout. The split of the data is fixed."})
@@ -91,6 +92,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         train_sampling_strategy="group_by_length",
         objective=arguments.objective,
         exit_reduction=arguments.exit_reduction,
+        distillation_reduction=arguments.distillation_reduction,
         gradient_regularization=arguments.gradient_regularization,
         logging_steps=50,
         eval_strategy="epoch",
