@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 
 from modeling_romebert.results import read_json, write_json
 
+KEPT = ("settings", "rows", "exits", "mean_over_exits", "area", "policy", "versions", "machine", "date")
 NAMES = {"romebert": "RomeBERT, one stage", "deebert": "DeeBERT, two stages"}
 
 
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         for objective in arguments.objectives:
             folder = Path(arguments.output_dir, f"{objective}-seed{seed}")
             quickstart.main(["--objective", objective, "--seed", str(seed), "--output_dir", str(folder)])
-            runs.append(read_json(folder / "results.json"))
+            results = read_json(folder / "results.json")
+            runs.append({name: results[name] for name in KEPT})
             write_json(arguments.results_file, {"runs": runs})
             plot(runs, Path(arguments.results_file).with_suffix(".png"))
     print(f"\n{table(runs)}\n\nResults are in {arguments.results_file}.")
