@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         }
         write_json(folder / METRICS, results)
         print(f"\n{exit_table(results)}\n\nThe model is in {folder / 'model'}; results in {folder / METRICS}.")
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 tests/distributed_run.py OUT.safetensors key=value .
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -37,8 +38,10 @@ def train(out: str, **settings) -> None:
     if trainer.is_world_process_zero():
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         save_file(model.state_dict(), out, metadata={"world_size": str(arguments.world_size), "logs": json.dumps(logs)})
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
     train(sys.argv[1], **{key: json.loads(value) for key, _, value in (argument.partition("=") for argument in sys.argv[2:])})
+    os._exit(0)  # the weights are written; gloo's threads now and then abort the interpreter's own way out

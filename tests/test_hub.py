@@ -185,9 +185,19 @@ def test_a_process_that_dies_is_a_failure(tmp_path):
     assert run_group(sys.executable, "nothing", tmp_path) == {"the process of group 'nothing' ends well": "KeyError: 'nothing'"}
 
 
+def close(one, other) -> bool:
+    """Equal up to the last bits, which the number of threads may change."""
+    if isinstance(one, dict):
+        return all(close(one[key], other[key]) for key in other)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(close(*pair) for pair in zip(one, other, strict=True))
+    return one == (pytest.approx(other, abs=1e-5) if isinstance(other, float) else other)
+
+
 def test_reference_values_can_come_from_the_folder_itself(folder, expected, tmp_path):
     assert_all_pass(run_group(sys.executable, "reference", tmp_path, folder=folder), "the folder loads at all")
-    assert json.loads((tmp_path / "expected.json").read_text()) == expected
+    found = json.loads((tmp_path / "expected.json").read_text())
+    assert found.keys() == expected.keys() and close(found, expected)
 
 
 # ---- where the package is

@@ -228,7 +228,7 @@ def test_objectives_that_freeze_let_distributed_training_know(tmp_path):
     found = {}
     for objective in OBJECTIVES:
         found[objective] = RomeBertTrainingArguments(str(tmp_path), objective=objective).ddp_find_unused_parameters
-    assert found == {"romebert": None, "joint": None, "last": True, "deebert": True, "alternating": True}
+    assert found == {"romebert": False, "joint": False, "last": True, "deebert": True, "alternating": True}
     asked = RomeBertTrainingArguments(str(tmp_path), objective="last", ddp_find_unused_parameters=False)
     assert asked.ddp_find_unused_parameters is False
 
