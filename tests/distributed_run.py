@@ -19,7 +19,6 @@ from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification,
 
 
 def train(out: str, **settings) -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = tiny_backbone(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = RomeBertForSequenceClassification(RomeBertConfig(backbone, exit_pooling="mean"))
@@ -43,5 +42,6 @@ def train(out: str, **settings) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     train(sys.argv[1], **{key: json.loads(value) for key, _, value in (argument.partition("=") for argument in sys.argv[2:])})
     os._exit(0)  # the weights are written; gloo's threads now and then abort the interpreter's own way out
