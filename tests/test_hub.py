@@ -190,68 +190,6 @@ def test_reference_values_can_come_from_the_folder_itself(folder, expected, tmp_
     assert json.loads((tmp_path / "expected.json").read_text()) == expected
 
 
-# ---- where the package is not
-
-
-@pytest.fixture(scope="module")
-def report(folder, expected, tmp_path_factory) -> dict[str, str]:
-    """Every check of examples/check_portability.py, by this interpreter with the package hidden."""
-    assert set(expected["exit_layer"]) == {1, 3, 4}
-    return check_portability.check(sys.executable, folder, tmp_path_factory.mktemp("report"))
-
-
-def test_folder_loads_without_the_package(report):
-    assert_all_pass(
-        report,
-        "the package is not installed",
-        "AutoConfig loads the folder",
-        "AutoModelForSequenceClassification: logits bit-equal, same exits",
-        "AutoModel: hidden states bit-equal",
-        "pipeline: same labels, scores and exits",
-        "save, load, save, load: bit-equal, all code files",
-        "Pipeline.save_pretrained: same results, all code files",
-        'dtype="bfloat16"',
-        'device_map="auto"',
-        "attn_implementation eager and sdpa",
-        "sharded checkpoint: bit-equal",
-        "another num_labels with ignore_mismatched_sizes",
-    )
-
-
-def test_hub_cache_and_other_versions_load_without_the_package(report):
-    assert_all_pass(
-        report,
-        "two versions of the code do not mix",
-        "Hub cache, pinned revision: logits bit-equal, same exits",
-        "Hub cache, pinned revision: pipeline",
-        "Hub cache: main has its own code beside the pinned one",
-        "Hub cache: saved as a folder, bit-equal, all code files",
-    )
-
-
-def test_checks_fail_on_other_code(folder, expected, tmp_path):
-    """The checks themselves are checked: in a folder of another version, those that exits or code files enter fail."""
-    given = {"folder": make_other_version(folder, tmp_path / "other"), "expected": expected, "closure": code_files(folder)}
-    results = run_group(sys.executable, "without_package", tmp_path / "work", **given)
-    untouched = ("the package is not installed", "AutoConfig loads the folder", "AutoModel: hidden states bit-equal")
-    assert all(results[name] == "pass" for name in untouched)
-    same_weights = "AutoModelForSequenceClassification: logits bit-equal, same exits"
-    assert results[same_weights].startswith("AssertionError: exit_logits differ")
-    assert results["Pipeline.save_pretrained: same results, all code files"].startswith("AssertionError: code files differ")
-    for name in ('dtype="bfloat16"', 'device_map="auto"', "attn_implementation eager and sdpa", "sharded checkpoint: bit-equal"):
-        assert "AssertionError" in results[name]
-
-
-def test_a_process_that_dies_is_a_failure(tmp_path):
-    assert run_group(sys.executable, "nothing", tmp_path) == {"the process of group 'nothing' ends well": "KeyError: 'nothing'"}
-
-
-def test_reference_values_can_come_from_the_folder_itself(folder, expected, tmp_path):
-    assert_all_pass(run_group(sys.executable, "reference", tmp_path, folder=folder), "the folder loads at all")
-    found = json.loads((tmp_path / "expected.json").read_text())
-    assert found.keys() == expected.keys() and close(found, expected)
-
-
 # ---- where the package is
 
 
