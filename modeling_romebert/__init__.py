@@ -12,11 +12,13 @@ from .configuration_romebert import RomeBertConfig
 from .evaluation import ExitReport, evaluate_exits
 from .losses import ExitLoss
 from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
+from .objectives import OBJECTIVES
 from .packing import pack_linears
 from .pipeline_romebert import EarlyExitPipeline
 from .policies import POLICIES, ExitPolicy, make_policy
 from .projection import project
-from .trainer import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments
+from .trainer import RomeBertTrainer
+from .training_args import RomeBertTrainingArguments
 
 __all__ = [
     "OBJECTIVES",

@@ -4,7 +4,7 @@
     L_exit = sum over k < E of w_k [ (1 - gamma) task(y, z_k) + gamma T^2 KL( softmax(teacher_k / T) || softmax(z_k / T) ) ]
 
 (RomeBERT, arXiv 2101.09755, section 3). Pure functions and one bundle of settings; how the gradients of the two terms are
-combined is in projection.py, which terms a step uses in trainer.py. Everything is computed in fp32.
+combined is in projection.py, which terms a step uses in objectives.py. Everything is computed in fp32.
 """
 
 from collections.abc import Callable

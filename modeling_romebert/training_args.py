@@ -1,0 +1,103 @@
+"""RomeBertTrainingArguments: `TrainingArguments` and how the exits are trained."""
+
+from dataclasses import dataclass, field, replace
+
+from transformers import TrainingArguments
+
+from .losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss
+from .objectives import BOTH, OBJECTIVES
+from .projection import PROTECTED
+
+
+@dataclass
+class RomeBertTrainingArguments(TrainingArguments):
+    """`TrainingArguments` and how the exits are trained.
+
+    Raises:
+        ValueError: a choice that does not exist or a number out of range.
+    """
+
+    objective: str = field(
+        default="romebert",
+        metadata={
+            "help": "romebert: one stage, all exits, distillation and gradient regularization; joint: all exits on the labels"
+            " alone; last: the last exit alone; deebert: two stages of num_train_epochs each, last exit first, then the others"
+            " on the frozen backbone; alternating: odd steps the last exit, even steps all.",
+            "choices": list(OBJECTIVES),
+        },
+    )
+    distillation_weight: float = field(default=0.9, metadata={"help": "gamma in 0..1: distillation's share of the exits' loss."})
+    distillation_temperature: float = field(default=3.0, metadata={"help": "T above 0, of the distillation."})
+    distillation_reduction: str = field(
+        default="batchmean",
+        metadata={
+            "help": "batchmean: divide the divergence by the batch (the paper); mean: by the classes too (the reference code).",
+            "choices": list(DISTILLATION_REDUCTIONS),
+        },
+    )
+    teacher: str = field(default="last", metadata={"help": "Which exit teaches each other one.", "choices": list(TEACHERS)})
+    exit_weights: str = field(
+        default="uniform", metadata={"help": "Weights of the exits before the last, with mean 1.", "choices": list(EXIT_WEIGHTS)}
+    )
+    exit_reduction: str = field(
+        default="sum",
+        metadata={
+            "help": "sum over the exits before the last (the paper), or mean: keeps the last exit from being outweighed.",
+            "choices": list(EXIT_REDUCTIONS),
+        },
+    )
+    gradient_regularization: str = field(
+        default="protect_exits",
+        metadata={
+            "help": "For objective romebert: whose gradient on the shared weights is left whole when the two conflict.",
+            "choices": [*PROTECTED, "off"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("objective", OBJECTIVES), ("gradient_regularization", (*PROTECTED, "off"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
+        self.exit_loss()
+        if self.ddp_find_unused_parameters is None:  # type: ignore[has-type]
+            # Objectives that freeze leave weights without a gradient; the others use all of them.
+            self.ddp_find_unused_parameters = any({*cycle} != {BOTH} for cycle in OBJECTIVES[self.objective].stages)
+        if self.regularizes:
+            self._refuse_what_is_not_exact()
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether gradients are projected."""
+        return OBJECTIVES[self.objective].regularizes and self.gradient_regularization != "off"
+
+    def _refuse_what_is_not_exact(self) -> None:
+        """The projection takes gradients of whole weights, twice through one graph; not everything leaves that possible."""
+        # called activation_checkpointing in newer versions of transformers
+        checkpointing = [getattr(self, f"{name}_checkpointing_kwargs", None) or {} for name in ("gradient", "activation")]
+        reentrant = any(settings.get("use_reentrant") for settings in checkpointing)
+        for given, what, way_out in (
+            (self.fsdp, f"fsdp={self.fsdp!r}", "DDP"),
+            (self.deepspeed, f"deepspeed={self.deepspeed!r}", "DDP"),
+            (self.torch_compile, "torch_compile=True", "torch_compile=False"),
+            (reentrant, "reentrant checkpointing", "use_reentrant=False"),
+            (self.n_gpu > 1, f"DataParallel over {self.n_gpu} devices", "torchrun or accelerate launch, or one visible device"),
+        ):
+            if given:
+                raise ValueError(
+                    f"{what} does not go with gradient_regularization={self.gradient_regularization!r}, which it would make wrong."
+                    f" Use {way_out}, or gradient_regularization='off'."
+                )
+
+    def exit_loss(self) -> ExitLoss:
+        """The loss that the objective minimises, as a function of exit logits and labels."""
+        loss = ExitLoss(
+            self.distillation_weight,
+            self.distillation_temperature,
+            self.distillation_reduction,
+            self.teacher,
+            self.exit_weights,
+            self.exit_reduction,
+            self.label_smoothing_factor,
+        )
+        return loss if OBJECTIVES[self.objective].distills else replace(loss, distillation_weight=0.0)
