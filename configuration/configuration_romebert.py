@@ -4,11 +4,25 @@ Names and validates; it builds nothing. What a policy means is in policies.py, w
 """
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, BertConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, PreTrainedConfig
 
+# Model types of the encoders that can be a backbone: those with an adapter in backbones.py, which tells how to add one.
+FAMILIES = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "distilbert",
+    "mpnet",
+    "deberta-v2",
+    "albert",
+    "modernbert",
+)
 VERSION = "0.1.0"  # of this package
 EXIT_POOLINGS = ("cls", "mean")
 # Settings that the library writes on any model's config, whether or not they say something about it.
@@ -35,8 +49,8 @@ class RomeBertConfig(PreTrainedConfig):
         **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...) and of `BertConfig`.
 
     Raises:
-        ValueError: `exit_layers` or `exit_pooling` is out of range, a backbone argument is given twice, or the config was written
-            by a newer major version of this package.
+        ValueError: the backbone is no supported encoder, `exit_layers` or `exit_pooling` is out of range, a backbone argument
+            is given twice, or the config was written by a newer major version of this package.
 
     Example:
         >>> config = RomeBertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64)
@@ -77,9 +91,17 @@ class RomeBertConfig(PreTrainedConfig):
             kwargs |= for_backbone
         if isinstance(backbone_config, dict):
             settings = dict(backbone_config)
-            backbone_config = AutoConfig.for_model(settings.pop("model_type", "bert"), **settings)
+            model_type = settings.pop("model_type", "bert")
+            _check_family(model_type)
+            backbone_config = AutoConfig.for_model(model_type, **settings)
         if not isinstance(backbone_config, PreTrainedConfig):
             raise TypeError(f"backbone_config is a {type(backbone_config).__name__}; give a config of transformers or its dict.")
+        _check_family(backbone_config.model_type)
+        if getattr(backbone_config, "is_decoder", False):
+            raise ValueError(
+                f"backbone_config is a decoder ({backbone_config.model_type}, is_decoder=True); exits need an encoder that sees the"
+                " whole text. Set is_decoder=False."
+            )
         if exit_pooling not in EXIT_POOLINGS:
             raise ValueError(f"exit_pooling={exit_pooling!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
 
@@ -97,6 +119,33 @@ class RomeBertConfig(PreTrainedConfig):
         # The library hands its own setting, None included, down to the backbone: start from the backbone's.
         kwargs.setdefault("attn_implementation", backbone_config._attn_implementation)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_backbone(cls, backbone: Any, **settings: Any) -> Any:
+        """Configuration for exits on an encoder that there is.
+
+        Args:
+            backbone: an encoder's config, its dict, a model that has one, or the name or folder of a checkpoint. It stays as it is;
+                labels and problem type come along.
+            **settings: those of `RomeBertConfig`, and of the encoder's config: each goes to the level that it belongs to.
+                For a name also where to find it (`revision`, `cache_dir`, ...).
+
+        Raises:
+            ValueError: it is no supported encoder; the message lists those that are.
+
+        Example:
+            >>> from transformers import DistilBertConfig
+            >>> config = RomeBertConfig.from_backbone(DistilBertConfig(n_layers=4), exit_layers=[2])
+            >>> config.exit_layers, config.hidden_size
+            ([2, 4], 768)
+        """
+        if isinstance(backbone, (str, os.PathLike)):
+            return cls.from_pretrained(backbone, **settings)
+        config = getattr(backbone, "config", backbone)
+        if isinstance(config, PreTrainedConfig):
+            settings.setdefault("attn_implementation", config._attn_implementation)
+            config = config.to_dict()
+        return cls.from_dict(config, **settings)
 
     @property
     def hidden_size(self) -> int:
@@ -148,7 +197,8 @@ class RomeBertConfig(PreTrainedConfig):
         if backbone is None:  # as in __init__, what belongs to BERT describes the backbone
             backbone = {name: config_dict.pop(name) for name in _own_fields(BertConfig) & config_dict.keys()}
         backbone = dict(backbone) if isinstance(backbone, dict) else backbone.to_dict()
-        for_backbone = _own_fields(type(AutoConfig.for_model(backbone.get("model_type", "bert")))) & kwargs.keys()
+        _check_family(model_type := backbone.get("model_type", "bert"))
+        for_backbone = _own_fields(CONFIG_MAPPING[model_type]) & kwargs.keys()
         backbone.update({name: kwargs.pop(name) for name in for_backbone})
         return super().from_dict({**config_dict, "backbone_config": backbone}, **kwargs)
 
@@ -162,9 +212,28 @@ def _check_version(written_by: str) -> None:
         )
 
 
+def _check_family(model_type: str) -> None:
+    """Refuse what is no supported encoder, and say what it is."""
+    if model_type in FAMILIES:
+        return
+    problem = "is not supported"
+    if model_type in CONFIG_MAPPING:
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+        family = CONFIG_MAPPING[model_type]
+        if family().is_encoder_decoder:
+            problem = "is an encoder-decoder, and exits need an encoder alone"
+        elif family in MODEL_FOR_CAUSAL_LM_MAPPING and family not in MODEL_FOR_MASKED_LM_MAPPING:
+            problem = "is a decoder, and exits need an encoder, which sees the whole text"
+    raise ValueError(
+        f"backbone model_type={model_type!r} {problem}; choose from {', '.join(FAMILIES)}. The docstring of"
+        " modeling_romebert/backbones.py tells how to add a family."
+    )
+
+
 def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
-    """Settings that `config_class` adds to those that every config has."""
-    return vars(config_class()).keys() - vars(PreTrainedConfig()).keys()
+    """Settings that `config_class` adds to those that every config has, by all of their names."""
+    return (vars(config_class()).keys() | config_class.attribute_map.keys()) - vars(PreTrainedConfig()).keys()
 
 
 def _nest_plain_config(config_dict: dict[str, Any]) -> dict[str, Any]:

@@ -1,68 +1,236 @@
-"""One small adapter per encoder family: how to embed, what every layer is given, and where the layers are.
+"""One small adapter per encoder family: how to embed, where the layers are, and what each of them is given.
 
 The backbone is the library's own model, used piece by piece; nothing of it is copied. Adapters hold no state, so a
 backbone whose modules are wrapped or replaced later (adapters, quantization) is walked as it then is.
+
+How to add a family:
+
+1. Read `forward` of its model in transformers: what is done before the layers, to each layer, and after the last one.
+2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`.
+3. Enter its model type in `FAMILIES` of configuration_romebert.py, in the same place.
+4. Enter one row in `FAMILIES` of tests/tiny.py and run `python -m pytest tests/test_families.py`. It holds the family against
+   the stock model layer by layer, and tries loading, training with the projection, early exit in batches and the Hub.
+
+Layers are counted as they are applied: ALBERT's one layer counts as often as it runs. `token_type_ids` are ignored where the stock
+model ignores them (DistilBERT, MPNet, ModernBERT), so that any tokenizer's output can be passed on. transformers unpads ModernBERT
+inside flash attention only; with eager and sdpa it runs on padded rows, which the walk cuts to the longest as rows leave.
 """
 
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask
+from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
+
+# A layer, and hidden states (B, T, H) of the rows that it was made for -> hidden states (B, T, H).
+RunLayer = Callable[[nn.Module, Tensor], Tensor]
 
 
-class BertAdapter:
-    """BERT: `embeddings`, then `encoder.layer[k](hidden_states, attention_mask=...)`."""
+class Adapter:
+    """What most encoders share with BERT: `embeddings`, then `encoder.layer[k](hidden_states, attention_mask=...)`."""
 
-    def max_tokens(self, config: PreTrainedConfig) -> int:
-        """Longest sequence that the position embeddings cover, special tokens included."""
+    inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")  # that `embeddings` takes
+    layer_list = "encoder.layer"
+    others: tuple[str, ...] = ()  # what else the adapter reaches for in the backbone
+
+    def max_tokens(self, config: PreTrainedConfig) -> int | None:
+        """Longest sequence that there are positions for, special tokens included; `None` where any length runs."""
         return config.max_position_embeddings
 
-    def embed(self, backbone: PreTrainedModel, **inputs: Tensor | None) -> Tensor:
-        """input_ids (B, T) or inputs_embeds (B, T, H), and the optional token_type_ids and position_ids -> (B, T, H)"""
-        return backbone.embeddings(**inputs)
+    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+        """input_ids (B, T) or inputs_embeds (B, T, embedding size), with what goes with them -> (B, T, H)"""
+        return backbone.embeddings(**{name: inputs[name] for name in self.inputs})
 
-    def layer_arguments(self, backbone: PreTrainedModel, hidden_states: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
-        """hidden_states (B, T, H), attention_mask (B, T) -> keyword arguments for every layer, as the attention backend wants them.
+    def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
+        """The L layers in the order in which they are applied; one that is applied n times is there n times."""
+        return attrgetter(self.layer_list)(backbone)
 
-        Called again for the survivors whenever rows have left.
+    def prepare(
+        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> RunLayer:
+        """Hidden states (B, T, H), mask and positions (B, T) -> how to run a layer on these rows.
+
+        Called again for the survivors whenever rows have left. Masks are made as the attention backend wants them.
         """
-        return {"attention_mask": create_bidirectional_mask(backbone.config, hidden_states, attention_mask)}
+        mask = masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask)
+        return lambda layer, hidden: layer(hidden, attention_mask=mask)
 
-    def layers(self, backbone: PreTrainedModel) -> nn.ModuleList:
-        """The L layers in order; each maps (B, T, H) to (B, T, H)."""
-        return backbone.encoder.layer
+    def finish(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """What the stock model does to the output of its last layer, (B, T, H) -> (B, T, H); every exit sees its layer's so."""
+        return hidden
+
+    def states_by_layer(self, config: PreTrainedConfig, states: Sequence[Tensor]) -> Sequence[Tensor]:
+        """`hidden_states` of the stock model -> embeddings and one state per layer, L + 1 tensors (B, T, H)."""
+        return states
+
+    def pooler(self, backbone: PreTrainedModel) -> nn.Linear | None:
+        """The linear layer of the pretrained pooler: what the exits' poolers start from."""
+        return backbone.pooler.dense if getattr(backbone, "pooler", None) is not None else None
 
 
-class RobertaAdapter(BertAdapter):
+class RobertaAdapter(Adapter):
     """RoBERTa and its relatives: BERT's layers; positions are counted from `pad_token_id + 1`."""
 
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - config.pad_token_id - 1
 
 
-ADAPTERS: dict[str, BertAdapter] = {
-    "bert": BertAdapter(),
+class ElectraAdapter(Adapter):
+    """ELECTRA: BERT's layers; small embeddings are projected to the hidden size."""
+
+    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+        embedded = super().embed(backbone, attention_mask, **inputs)
+        return backbone.embeddings_project(embedded) if hasattr(backbone, "embeddings_project") else embedded
+
+
+class DistilBertAdapter(Adapter):
+    """DistilBERT: no token types, no pooler."""
+
+    inputs = ("input_ids", "position_ids", "inputs_embeds")
+    layer_list = "transformer.layer"
+
+
+class MPNetAdapter(Adapter):
+    """MPNet: all layers add one bias to the attention scores, by distance of the tokens; positions are counted from 2."""
+
+    inputs = ("input_ids", "position_ids", "inputs_embeds")
+    others = ("encoder.compute_position_bias",)
+
+    def max_tokens(self, config: PreTrainedConfig) -> int:
+        return config.max_position_embeddings - 2  # its embeddings pad with position 1, whatever the config says
+
+    def prepare(
+        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> RunLayer:
+        mask = masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask)
+        bias = backbone.encoder.compute_position_bias(hidden[:1])  # (1, heads, T, T): the same for every row
+        return lambda layer, hidden: layer(hidden, attention_mask=mask, position_bias=bias)[0]
+
+
+class DebertaV2Adapter(Adapter):
+    """DeBERTa v2 and v3: relative attention; padding is blanked in the embeddings; a convolution may go beside the first layer."""
+
+    others = ("encoder.get_attention_mask", "encoder.get_rel_pos", "encoder.get_rel_embedding", "encoder.conv")
+
+    def max_tokens(self, config: PreTrainedConfig) -> int | None:
+        return config.max_position_embeddings if config.position_biased_input else None
+
+    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+        return backbone.embeddings(mask=attention_mask, **inputs)
+
+    def prepare(
+        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> RunLayer:
+        encoder = backbone.encoder
+        rows = hidden.shape[:2]
+        attended = hidden.new_ones(rows) if attention_mask is None else attention_mask.to(hidden.dtype)  # (B, T)
+        arguments = {
+            "attention_mask": encoder.get_attention_mask(attended),  # (B, 1, T, T)
+            "relative_pos": encoder.get_rel_pos(hidden),
+            "rel_embeddings": encoder.get_rel_embedding(),
+        }
+
+        def run(layer: nn.Module, hidden: Tensor) -> Tensor:
+            output = layer(hidden, **arguments)[0]
+            beside = encoder.conv if layer is encoder.layer[0] else None
+            return output if beside is None else beside(hidden, output, attended)
+
+        return run
+
+
+class AlbertAdapter(Adapter):
+    """ALBERT: one layer, or one per group, applied L times; embeddings are mapped to the hidden size."""
+
+    layer_list = "encoder.albert_layer_groups"
+    others = ("encoder.embedding_hidden_mapping_in",)
+
+    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+        return backbone.encoder.embedding_hidden_mapping_in(super().embed(backbone, attention_mask, **inputs))
+
+    def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
+        groups, count = super().layers(backbone), backbone.config.num_hidden_layers
+        return [groups[int(index / (count / len(groups)))] for index in range(count)]  # the stock model's own rounding
+
+    def states_by_layer(self, config: PreTrainedConfig, states: Sequence[Tensor]) -> Sequence[Tensor]:
+        return states[:: config.inner_group_num]  # the stock model also tells what is inside a group
+
+    def pooler(self, backbone: PreTrainedModel) -> nn.Linear | None:
+        return backbone.pooler
+
+
+class ModernBertAdapter(Adapter):
+    """ModernBERT: rotary positions and a mask per kind of attention, local or global; a norm after the last layer.
+
+    Its layers add to a stream that is normed only where it is read, so every exit reads it through that final norm: at the last
+    layer because the stock model does, before it because a stream that grows with depth has no scale a classifier could rely on.
+    """
+
+    inputs = ("input_ids", "inputs_embeds")
+    layer_list = "layers"
+    others = ("layers.0.attention_type", "rotary_emb", "final_norm")
+
+    def max_tokens(self, config: PreTrainedConfig) -> None:
+        return None
+
+    def prepare(
+        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> RunLayer:
+        rows = (backbone.config, hidden, attention_mask)
+        masks = {
+            "full_attention": masking_utils.create_bidirectional_mask(*rows),
+            "sliding_attention": masking_utils.create_bidirectional_sliding_window_mask(*rows),
+        }
+        if position_ids is None:
+            position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        rotary = {kind: backbone.rotary_emb(hidden, position_ids, kind) for kind in set(backbone.config.layer_types)}
+
+        def run(layer: Any, hidden: Tensor) -> Tensor:
+            kind = layer.attention_type
+            return layer(hidden, attention_mask=masks[kind], position_embeddings=rotary[kind])
+
+        return run
+
+    def finish(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
+        return backbone.final_norm(hidden)
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "bert": Adapter(),
     "roberta": RobertaAdapter(),
     "xlm-roberta": RobertaAdapter(),
     "camembert": RobertaAdapter(),
+    "electra": ElectraAdapter(),
+    "distilbert": DistilBertAdapter(),
+    "mpnet": MPNetAdapter(),
+    "deberta-v2": DebertaV2Adapter(),
+    "albert": AlbertAdapter(),
+    "modernbert": ModernBertAdapter(),
 }
 
 
-def adapter_for(config: PreTrainedConfig) -> BertAdapter:
-    """The adapter of a backbone config's family.
+def adapter_for(config: PreTrainedConfig) -> Adapter:
+    """The adapter of a backbone config's family; which families there are is checked by the config."""
+    return ADAPTERS[config.model_type]
+
+
+def check_layout(backbone: PreTrainedModel) -> None:
+    """Hold a stock model that was just built against what its adapter reaches for.
 
     Raises:
-        ValueError: the family is not supported, or the config describes a decoder.
+        RuntimeError: something is not there, as in a version of transformers that is laid out differently.
     """
-    if config.model_type not in ADAPTERS:
-        raise ValueError(f"backbone model_type={config.model_type!r} is not supported; choose from {', '.join(ADAPTERS)}.")
-    if getattr(config, "is_decoder", False) or config.is_encoder_decoder:
-        raise ValueError(
-            f"backbone_config is a decoder ({config.model_type}, is_decoder=True); exits need a bidirectional encoder."
-        )
-    return ADAPTERS[config.model_type]
+    adapter = adapter_for(backbone.config)
+    for path in ("embeddings", adapter.layer_list, *adapter.others):
+        try:
+            attrgetter(path)(backbone)
+        except AttributeError:
+            raise RuntimeError(
+                f"{type(backbone).__name__} of transformers {transformers.__version__} has no {path}, which the walk needs. Install"
+                f" a version that this package was tested with, or mend {type(adapter).__name__} in modeling_romebert/backbones.py."
+            ) from None
 
 
 def embed(
@@ -83,7 +251,7 @@ def embed(
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
     adapter = adapter_for(backbone.config)
     rows, tokens = given.shape[:2]
-    if tokens > (limit := adapter.max_tokens(backbone.config)):
+    if (limit := adapter.max_tokens(backbone.config)) is not None and tokens > limit:
         raise ValueError(
             f"input of {tokens} tokens, but the backbone has positions for {limit}. Cut it in the tokenizer with truncation=True"
             f" and max_length={limit}; a pipeline takes the same arguments."
@@ -92,9 +260,13 @@ def embed(
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows}, {tokens})."
         )
-    return adapter.embed(
-        backbone, input_ids=input_ids, token_type_ids=token_type_ids, position_ids=position_ids, inputs_embeds=inputs_embeds
-    )
+    inputs = {
+        "input_ids": input_ids,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+        "inputs_embeds": inputs_embeds,
+    }
+    return adapter.embed(backbone, attention_mask, **inputs)
 
 
 def attended_lengths(attention_mask: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from .configuration_romebert import RomeBertConfig
 
+# Dropout before a classifier, as the encoders' configs call it: the first that is set. None of them: no dropout.
+_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout", "hidden_dropout_prob")
+
 
 def mean_weights(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """hidden_states (B, T, H), attention_mask (B, T) of 0 and 1 -> (B, 1, T): what each token weighs in the mean of its row.
@@ -35,10 +38,9 @@ class ExitHead(nn.Module):
 
     def __init__(self, config: RomeBertConfig):
         super().__init__()
-        backbone = config.backbone_config
-        dropout = getattr(backbone, "classifier_dropout", None)
+        dropouts = (getattr(config.backbone_config, name, None) for name in _DROPOUTS)
         self.pooler = Pooler(config.hidden_size) if config.exit_pooling == "cls" else None
-        self.dropout = nn.Dropout(backbone.hidden_dropout_prob if dropout is None else dropout)
+        self.dropout = nn.Dropout(next((dropout for dropout in dropouts if dropout is not None), 0.0))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, hidden_states: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ CLOSURE = (
     "configuration_romebert.py",
     "exits.py",
     "hub.py",
+    "loading.py",
     "losses.py",
     "model_card.py",
     "modeling_romebert.py",

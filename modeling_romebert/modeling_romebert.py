@@ -6,8 +6,7 @@ model, reached through its adapter (backbones.py); pooling and classifying are i
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import adapter_for, attended_lengths, embed
+from .backbones import Adapter, RunLayer, adapter_for, attended_lengths, check_layout, embed
 from .configuration_romebert import VERSION, RomeBertConfig
 from .exits import ExitHead, mean_weights
 from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
+from .loading import HUB_ARGUMENTS, MODEL_ARGUMENTS, check_exits, load_plain
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .model_card import write_model_card
 from .policies import ExitPolicy, as_policy
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -67,8 +66,9 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        adapter_for(config.backbone_config)  # an unsupported family fails here, before anything is built
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        check_layout(self.backbone)
+        config._attn_implementation = self.backbone.config._attn_implementation  # not every family has every one
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None  # each exit has its own; an unused one would stall distributed training
 
@@ -96,9 +96,14 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         self.backbone.set_input_embeddings(value)
 
     @property
-    def layers(self) -> nn.ModuleList:
-        """The backbone's layers, in order."""
-        return adapter_for(self.config.backbone_config).layers(self.backbone)
+    def _adapter(self) -> Adapter:
+        """How the backbone's family is walked."""
+        return adapter_for(self.config.backbone_config)
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The backbone's layers in the order in which they are applied; one that is applied n times is there n times."""
+        return self._adapter.layers(self.backbone)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -116,11 +121,11 @@ class RomeBertPreTrainedModel(PreTrainedModel):
             ValueError: the checkpoint's family is not supported, or its exits do not fit the config.
             OSError: there is no checkpoint, or none as safetensors: a pickle is refused.
         """
-        at_hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        at_hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         if not isinstance(config, PreTrainedConfig):
-            of_model = {name: kwargs.pop(name) for name in _MODEL_ARGUMENTS if name in kwargs}
+            of_model = {name: kwargs.pop(name) for name in MODEL_ARGUMENTS if name in kwargs}
             source = pretrained_model_name_or_path if config is None else config
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
             kwargs.update(of_model, **at_hub)
@@ -134,42 +139,22 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     @classmethod
     def _from_own_checkpoint(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        heads = tuple(f"exits.{layer}.pooler." for layer in getattr(model, "exits", ()))
-        if any(key.startswith(heads) for key in info["unexpected_keys"]):
-            raise ValueError(
-                f"the exits of checkpoint {args[0]} pool with 'cls', but exit_pooling={model.config.exit_pooling!r} is asked for."
-                " Leave it out; to change the pooling, start again from the plain encoder checkpoint and fine-tune."
-            )
-        absent = sorted(key for key in info["missing_keys"] if key.startswith("exits."))
-        stored = len(absent) < sum(key.startswith("exits.") for key in model.state_dict())
-        if absent and (stored or any(key.startswith("exits.") for key in info["unexpected_keys"])):
-            raise ValueError(
-                f"the checkpoint {args[0]} has no weights for {', '.join(absent)}; exit_layers={model.config.exit_layers} and"
-                f" exit_pooling={model.config.exit_pooling!r} ask for them. Leave both out to load the exits it has; to change the"
-                " exits, start again from the plain encoder checkpoint and fine-tune."
-            )
+        check_exits(model, info, args[0])
         return (model, info) if output_loading_info else model
 
     @classmethod
     def _from_plain_checkpoint(cls, name: Any, config: RomeBertConfig, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        adapter_for(config.backbone_config)
-        with _quiet_loading():  # heads left behind and a pooler that is not there are in order; see below for what is not
-            backbone, info = AutoModel.from_pretrained(name, config=config.backbone_config, output_loading_info=True, **kwargs)
-        has_pooler = not any(key.startswith("pooler.") for key in info["missing_keys"])
-        if absent := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
-            logger.warning(f"{name} has no weights for {', '.join(absent)}; they are newly initialized.")
-        pooler = getattr(backbone, "pooler", None) if has_pooler else None
+        backbone, pooler, info = load_plain(name, config.backbone_config, **kwargs)
         config = copy.deepcopy(config)  # the caller's stays as it is; ours holds what was loaded, with its dtype and attention
         backbone.config._name_or_path = config.backbone_config._name_or_path
         config.backbone_config, config.dtype = backbone.config, backbone.dtype
-        config._attn_implementation = backbone.config._attn_implementation
         model = cls(config, backbone=backbone)
         model.to(device=backbone.device, dtype=backbone.dtype)
         model._start_from(pooler)
         model.eval()
         return (model, info) if output_loading_info else model
 
-    def _start_from(self, pooler: nn.Module | None) -> None:
+    def _start_from(self, pooler: nn.Linear | None) -> None:
         """Use the pretrained pooler (`None` where the checkpoint has none) in a model that has just been built."""
 
 
@@ -204,6 +189,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     _auto_class = "AutoModelForSequenceClassification"
     # The loss is a mean over the batch: a Trainer divides it by the accumulation steps itself.
     accepts_loss_kwargs = False
+    gradient_checkpointing = False  # set by the library, with the function that does it
+    _gradient_checkpointing_func: Any
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config, backbone)
@@ -221,11 +208,11 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             as_policy(config.exit_policy)  # settings that mean nothing fail here, not at the first text
         self.post_init()
 
-    def _start_from(self, pooler: nn.Module | None) -> None:
+    def _start_from(self, pooler: nn.Linear | None) -> None:
         for head in self.exits.values():
             assert isinstance(head, ExitHead)
             if head.pooler is not None and pooler is not None:
-                head.pooler.load_state_dict(pooler.state_dict())
+                head.pooler.dense.load_state_dict(pooler.state_dict())
 
     @can_return_tuple
     def forward(
@@ -262,7 +249,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             if wants_states or wants_attentions:
                 raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
             policy = as_policy(exit_policy).start(len(self.exits), self.problem_type)
-            logits, exit_layer = self._walk_with_exits(embed(self.backbone, *inputs), attention_mask, policy)
+            logits, exit_layer = self._walk_with_exits(embed(self.backbone, *inputs), attention_mask, position_ids, policy)
             loss = None
             if labels is not None:
                 loss = task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
@@ -272,9 +259,11 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         if wants_attentions:
             states, attentions = self._stock_states(*inputs)
         else:
-            states = self._walk(embed(self.backbone, *inputs), attention_mask, keep_all=bool(wants_states))
+            states = self._walk(embed(self.backbone, *inputs), attention_mask, position_ids, keep_all=bool(wants_states))
         weights = self._pooling_weights(next(iter(states.values())), attention_mask)
-        exit_logits = torch.stack([head(states[int(layer)], weights) for layer, head in self.exits.items()], dim=1)
+        last = self.config.num_hidden_layers  # whose state is finished already, as in the stock model
+        seen = {depth: states[depth] if depth == last else self._finish(states[depth]) for depth in self.config.exit_layers}
+        exit_logits = torch.stack([self.exits[str(depth)](state, weights) for depth, state in seen.items()], dim=1)
         loss = None
         if labels is not None:
             terms = self.exit_loss(exit_logits, labels, exit_layers=self.config.exit_layers, problem_type=self.problem_type)
@@ -306,14 +295,27 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         """hidden (B, T, H), attention_mask (B, T) -> what the exits pool with: (B, 1, T) for a mean."""
         return mean_weights(hidden, attention_mask) if self.config.exit_pooling == "mean" else None
 
-    def _walk(self, hidden: Tensor, attention_mask: Tensor | None, keep_all: bool) -> dict[int, Tensor]:
-        """hidden (B, T, H) -> layers run: hidden states (B, T, H), where there is an exit or everywhere."""
-        arguments = adapter_for(self.config.backbone_config).layer_arguments(self.backbone, hidden, attention_mask)
+    def _finish(self, hidden: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, H): what an exit sees of a layer's output."""
+        return self._adapter.finish(self.backbone, hidden)
+
+    def _step(self, run: RunLayer, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, H): one layer, checkpointed here where the family's layers do not do that themselves."""
+        if self.gradient_checkpointing and self.training and not isinstance(layer, GradientCheckpointingLayer):
+            return self._gradient_checkpointing_func(run, layer, hidden)
+        return run(layer, hidden)
+
+    def _walk(
+        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, keep_all: bool
+    ) -> dict[int, Tensor]:
+        """hidden (B, T, H) -> layers run: hidden states (B, T, H), where there is an exit or everywhere; the last one finished."""
+        run = self._adapter.prepare(self.backbone, hidden, attention_mask, position_ids)
         kept = {0: hidden} if keep_all else {}
         for depth, layer in enumerate(self.layers, start=1):
-            hidden = layer(hidden, **arguments)
+            hidden = self._step(run, layer, hidden)
             if keep_all or str(depth) in self.exits:
                 kept[depth] = hidden
+        kept[self.config.num_hidden_layers] = self._finish(hidden)
         return kept
 
     def _stock_states(
@@ -334,30 +336,34 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             output_hidden_states=True,
             output_attentions=True,
         )
-        return dict(enumerate(outputs.hidden_states)), outputs.attentions
+        states = self._adapter.states_by_layer(self.backbone.config, outputs.hidden_states)
+        return dict(enumerate(states)), outputs.attentions
 
-    def _walk_with_exits(self, hidden: Tensor, attention_mask: Tensor | None, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+    def _walk_with_exits(
+        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, policy: ExitPolicy
+    ) -> tuple[Tensor, Tensor]:
         """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,).
 
         After an exit at which rows left, b rows of t tokens go on: survivors only, cut to the longest of them.
         """
-        adapter = adapter_for(self.config.backbone_config)
         if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             attention_mask = None  # nothing is padded, so nothing is to be masked
-        arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
+        run = self._adapter.prepare(self.backbone, hidden, attention_mask, position_ids)
         weights = self._pooling_weights(hidden, attention_mask)
         lengths = None if attention_mask is None else attended_lengths(attention_mask)  # (b,)
         batch, last = hidden.shape[0], self.config.num_hidden_layers
+        if position_ids is not None:
+            position_ids = position_ids.expand(batch, -1)  # (b, t)
         rows = torch.arange(batch, device=hidden.device)  # (b,) the rows still in the walk
         exit_layer = torch.full_like(rows, last)  # (B,)
         logits = hidden.new_empty(0)  # (B, C), in the dtype of the exits, from the first of them on
         exit_index = -1
         for depth, layer in enumerate(self.layers, start=1):
-            hidden = layer(hidden, **arguments)  # (b, t, H)
+            hidden = self._step(run, layer, hidden)  # (b, t, H)
             if str(depth) not in self.exits:
                 continue
             exit_index += 1
-            here = self.exits[str(depth)](hidden, weights)  # (b, C)
+            here = self.exits[str(depth)](self._finish(hidden), weights)  # (b, C)
             if exit_index == 0:
                 logits = here.new_empty(batch, here.shape[1])
             if depth == last:
@@ -376,23 +382,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
                 lengths = lengths[stay]
                 longest = int(lengths.max())
                 hidden, attention_mask = hidden[:, :longest], attention_mask[stay, :longest]
-            arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
+            if position_ids is not None:
+                position_ids = position_ids[stay, : hidden.shape[1]]
+            run = self._adapter.prepare(self.backbone, hidden, attention_mask, position_ids)
             weights = self._pooling_weights(hidden, attention_mask)
         return logits, exit_layer
-
-
-# Where a checkpoint lies: config and weights are both looked up there.
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
-# Arguments of PreTrainedModel.from_pretrained that a config would take for settings of its own.
-_MODEL_ARGUMENTS = ("dtype", "torch_dtype", "attn_implementation", "output_loading_info")
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Errors only from the library while a backbone is loaded inside our own load."""
-    level = logging.get_verbosity()
-    logging.set_verbosity(max(level, logging.ERROR))
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

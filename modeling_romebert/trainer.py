@@ -258,5 +258,5 @@ def shared_weights(model: RomeBertForSequenceClassification) -> list[nn.Paramete
     Layers 1 .. the deepest exit before the last; no norms, biases, embeddings or exits, and no frozen weights.
     """
     reached = model.config.exit_layers[-2] if len(model.config.exit_layers) > 1 else 0
-    layers = model.layers[:reached]
+    layers = dict.fromkeys(model.layers[:reached])  # each once: ALBERT applies one several times
     return [parameter for layer in layers for parameter in layer.parameters() if parameter.ndim == 2 and parameter.requires_grad]

@@ -4,13 +4,26 @@ import json
 import logging
 
 import pytest
+from modeling_romebert.configuration.configuration_romebert import FAMILIES
 from tiny import tiny_backbone
-from transformers import AutoConfig, BertConfig, CamembertConfig, GPT2Config, RobertaConfig, XLMRobertaConfig
+from transformers import (
+    AutoConfig,
+    BartConfig,
+    BertConfig,
+    CamembertConfig,
+    FNetConfig,
+    GPT2Config,
+    LlamaConfig,
+    RobertaConfig,
+    T5Config,
+    XLMRobertaConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification
+from modeling_romebert.backbones import ADAPTERS
 
-FAMILIES = [BertConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig]
+PLAIN = [BertConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig]
 SMALL = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100}
 
 
@@ -51,7 +64,7 @@ def test_arguments_of_bert_build_the_backbone():
     assert config.num_labels == 3 and config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 def test_backbone_config_as_an_object_or_a_dict(family):
     backbone = tiny_backbone(family)
     by_object, by_dict = RomeBertConfig(backbone), RomeBertConfig(backbone_config=backbone.to_dict())
@@ -133,15 +146,31 @@ def test_backbone_argument_given_twice():
         RomeBertConfig(tiny_backbone(), num_hidden_layers=2, hidden_size=16)
 
 
-def test_unsupported_backbone_lists_the_supported():
-    config = RomeBertConfig(GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=100))
-    with pytest.raises(ValueError, match="model_type='gpt2' is not supported; choose from bert, roberta, xlm-roberta, camembert"):
-        RomeBertForSequenceClassification(config)
+@pytest.mark.parametrize(
+    ("backbone", "problem"),
+    [
+        (FNetConfig(), "model_type='fnet' is not supported"),
+        ({"model_type": "nobert"}, "model_type='nobert' is not supported"),
+        (GPT2Config(), "model_type='gpt2' is a decoder, and exits need an encoder"),
+        (LlamaConfig(), "model_type='llama' is a decoder, and exits need an encoder"),
+        (T5Config(), "model_type='t5' is an encoder-decoder, and exits need an encoder alone"),
+        (BartConfig(), "model_type='bart' is an encoder-decoder, and exits need an encoder alone"),
+    ],
+)
+def test_unsupported_backbone_is_refused_by_name(backbone, problem, tmp_path):
+    """... wherever it comes from, with the supported ones and the recipe."""
+    message = rf"{problem}.*; choose from {', '.join(FAMILIES)}\..*backbones\.py tells how to add a family"
+    as_dict = backbone if isinstance(backbone, dict) else backbone.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(as_dict))
+    for given in (backbone, as_dict, str(tmp_path)):
+        with pytest.raises(ValueError, match=message):
+            RomeBertConfig.from_backbone(given)
+    with pytest.raises(ValueError, match=message):
+        RomeBertConfig(backbone_config=backbone)
 
 
-def test_backbone_that_transformers_does_not_know():
-    with pytest.raises(ValueError, match="nobert"):
-        RomeBertConfig({"model_type": "nobert"})
+def test_every_family_has_an_adapter():
+    assert tuple(ADAPTERS) == FAMILIES
 
 
 @pytest.mark.parametrize("family", [BertConfig, RobertaConfig])
@@ -182,7 +211,7 @@ MULTI = "multi_label_classification"
 
 
 @pytest.mark.parametrize("settings", [{}, OURS, {**OURS, **TASK, "problem_type": MULTI}])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 def test_round_trip(family, settings, tmp_path, no_warning):
     config = RomeBertConfig(tiny_backbone(family), **settings)
     config.save_pretrained(tmp_path)
@@ -221,7 +250,7 @@ def test_auto_config_builds_ours():
 # ---- plain encoder configs
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 def test_a_plain_encoder_s_config_is_nested(family, tmp_path, no_warning):
     plain = tiny_backbone(family)
     plain.save_pretrained(tmp_path)

@@ -18,8 +18,8 @@ from transformers import (
     BertModel,
     CamembertConfig,
     CamembertForMaskedLM,
-    DistilBertConfig,
-    DistilBertModel,
+    FNetConfig,
+    FNetModel,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaModel,
@@ -247,8 +247,8 @@ def test_model_and_backbone_share_one_config(tmp_path, of_ours):
 
 
 def test_unsupported_family(tmp_path):
-    DistilBertModel(DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=8, vocab_size=10)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model_type='distilbert' is not supported; choose from bert, roberta"):
+    FNetModel(FNetConfig(hidden_size=8, num_hidden_layers=1, intermediate_size=8, vocab_size=10)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model_type='fnet' is not supported; choose from bert, roberta"):
         RomeBertForSequenceClassification.from_pretrained(tmp_path)
 
 
