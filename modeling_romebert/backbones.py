@@ -8,8 +8,8 @@ How to add a family:
 1. Read `forward` of its model in transformers: what is done before the layers, to each layer, and after the last one.
 2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`.
 3. Enter its model type in `FAMILIES` of configuration_romebert.py, in the same place.
-4. Enter one row in `FAMILIES` of tests/tiny.py and run `python -m pytest tests/test_families.py`. It holds the family against
-   the stock model layer by layer, and tries loading, training with the projection, early exit in batches and the Hub.
+4. Enter one row in `FAMILIES` of tests/families.py and run `python -m pytest tests/test_families*.py`. They hold the family
+   against the stock model layer by layer, and try loading, training with the projection, early exit in batches and the Hub.
 
 Layers are counted as they are applied: ALBERT's one layer counts as often as it runs. `token_type_ids` are ignored where the stock
 model ignores them (DistilBERT, MPNet, ModernBERT), so that any tokenizer's output can be passed on. transformers unpads ModernBERT

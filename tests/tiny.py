@@ -44,11 +44,11 @@ def tiny_backbone(family=BertConfig, attention="sdpa", **settings):
 
 
 @torch.no_grad()
-def build(family=BertConfig, attention="sdpa", num_labels=CLASSES, **settings) -> RomeBertForSequenceClassification:
+def build(family=BertConfig, attention="sdpa", num_labels=CLASSES, backbone=None, **settings) -> RomeBertForSequenceClassification:
     """A tiny model whose exits disagree: logits of each exit have mean 0 and standard deviation 1.5 over the padded batch."""
     torch.manual_seed(0)
-    model = RomeBertForSequenceClassification(RomeBertConfig(tiny_backbone(family, attention), num_labels=num_labels, **settings))
-    model.eval()
+    backbone = backbone or tiny_backbone(family, attention)
+    model = RomeBertForSequenceClassification(RomeBertConfig(backbone, num_labels=num_labels, **settings)).eval()
     for head in model.exits.values():
         torch.nn.init.normal_(head.classifier.weight)
     ids, mask = padded_batch()
