@@ -25,7 +25,7 @@ def pieces(kind: str, *special: str) -> Callable[[], Any]:
 
 def letters() -> Any:
     return transformers.RobertaTokenizer(
-        vocab={letter: index for index, letter in enumerate(LETTERS)}, merges=[], model_max_length=62
+        vocab={letter: index for index, letter in enumerate(LETTERS)}, merges=[], model_max_length=126
     )
 
 
@@ -68,7 +68,7 @@ DEBERTA_V2 = DEBERTA | {"share_att_key": True, "position_biased_input": False, "
 
 FAMILIES = [
     Family("bert", "Bert", "bert.", bert_words("BertTokenizer")),
-    Family("roberta", "Roberta", "roberta.", letters, limit=62),
+    Family("roberta", "Roberta", "roberta.", letters, limit=126, settings={"max_position_embeddings": 128}),
     Family("xlm-roberta", "XLMRoberta", "roberta.", pieces("XLMRobertaTokenizer", *ROBERTA), limit=62),
     Family("camembert", "Camembert", "roberta.", pieces("CamembertTokenizer", *ROBERTA), limit=62),
     Family("electra", "Electra", "electra.", bert_words("ElectraTokenizer"), pooler=None, settings={"embedding_size": 16}),
