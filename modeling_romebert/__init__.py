@@ -17,6 +17,7 @@ from .packing import pack_linears
 from .pipeline_romebert import EarlyExitPipeline
 from .policies import POLICIES, ExitPolicy, make_policy
 from .projection import project
+from .scoring import score
 from .trainer import RomeBertTrainer
 from .training_args import RomeBertTrainingArguments
 
@@ -38,6 +39,7 @@ __all__ = [
     "make_policy",
     "pack_linears",
     "project",
+    "score",
 ]
 
 AutoConfig.register(RomeBertConfig.model_type, RomeBertConfig)

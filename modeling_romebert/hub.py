@@ -11,6 +11,7 @@ from typing import Any
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
     "backbones.py",
+    "batching.py",
     "configuration_romebert.py",
     "exits.py",
     "hub.py",
@@ -20,6 +21,7 @@ CLOSURE = (
     "packing.py",
     "pipeline_romebert.py",
     "policies.py",
+    "scoring.py",
 )
 
 AUTO_MAP = {
