@@ -261,7 +261,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         if exit_policy is not None:
             if wants_states or wants_attentions:
                 raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
-            policy = as_policy(exit_policy).start(len(self.exits), self.problem_type)
+            policy = as_policy(exit_policy).start(len(self.exits), self.problem_type, self.config.exit_layers)
             logits, exit_layer = self._walk_with_exits(embed(self.backbone, *inputs), attention_mask, policy)
             loss = None
             if labels is not None:
@@ -357,8 +357,10 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             if str(depth) not in self.exits:
                 continue
             exit_index += 1
+            if depth != last and not policy.asks(exit_index):
+                continue
             here = self.exits[str(depth)](hidden, weights)  # (b, C)
-            if exit_index == 0:
+            if logits.ndim == 1:
                 logits = here.new_empty(batch, here.shape[1])
             if depth == last:
                 logits[rows] = here

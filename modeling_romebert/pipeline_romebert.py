@@ -29,6 +29,8 @@ class EarlyExitPipeline(TextClassificationPipeline):
         exit_policy: a policy or its settings, instead of the config's; `False` runs every layer.
         exit_threshold: the policy's threshold, a number for all exits or a list with one per exit. Without a policy it is
             the threshold of normalised entropy.
+        ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; the last is always asked.
+            Exits that are not asked are not computed.
         batch_tokens, batch_size, window, on_error, progress: of bulk scoring, see `score`. `num_workers` has no effect there:
             one thread tokenises ahead of the model.
 
@@ -58,6 +60,8 @@ class EarlyExitPipeline(TextClassificationPipeline):
         self,
         exit_policy: Any = None,
         exit_threshold: Any = None,
+        ask_every: int | None = None,
+        ask_exits: Sequence[int] | None = None,
         batch_tokens: int | None = None,
         window: int | None = None,
         on_error: str | None = None,
@@ -67,22 +71,23 @@ class EarlyExitPipeline(TextClassificationPipeline):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error, "progress": progress}
         forward.update({name: value for name, value in bulk.items() if value is not None})
-        if exit_policy is not None or exit_threshold is not None:
-            forward["exit_policy"] = self._policy(exit_policy, exit_threshold)
+        if any(given is not None for given in (exit_policy, exit_threshold, ask_every, ask_exits)):
+            forward["exit_policy"] = self._policy(exit_policy, exit_threshold, ask_every, ask_exits)
         return preprocess, forward, postprocess
 
-    def _policy(self, exit_policy: Any, exit_threshold: Any) -> Any:
+    def _policy(self, exit_policy: Any, exit_threshold: Any, ask_every: int | None, ask_exits: Sequence[int] | None) -> Any:
         """The call's arguments and the config -> a policy, or False for none."""
         if exit_policy is False:
             return False
-        if exit_threshold is None:
-            return as_policy(exit_policy)
-        settings = exit_policy or self.model.config.exit_policy or {"name": "entropy"}
-        settings = as_policy(settings).to_dict() if not isinstance(settings, dict) else dict(settings)
-        replaced = ("threshold", "thresholds", "patience") if settings["name"] == "patience" else ("threshold", "thresholds")
-        settings = {key: value for key, value in settings.items() if key not in replaced}
-        settings["thresholds" if isinstance(exit_threshold, Sequence) else "threshold"] = exit_threshold
-        return as_policy(settings)
+        policy = exit_policy or self.model.config.exit_policy or {"name": "entropy"}
+        if exit_threshold is not None:
+            settings = dict(policy) if isinstance(policy, dict) else as_policy(policy).to_dict()
+            replaced = ("threshold", "thresholds", "patience") if settings["name"] == "patience" else ("threshold", "thresholds")
+            settings = {key: value for key, value in settings.items() if key not in replaced}
+            settings["thresholds" if isinstance(exit_threshold, Sequence) else "threshold"] = exit_threshold
+            policy = settings
+        policy = as_policy(policy)
+        return policy if ask_every is None and ask_exits is None else policy.asking(ask_every, ask_exits)
 
     def __call__(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any) -> Any:
         is_dataset = isinstance(inputs, Dataset)

@@ -146,7 +146,7 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy | None:
     if exit_policy is None or exit_policy is False:
         return None
     policy = as_policy(exit_policy)
-    policy.start(len(model.config.exit_layers), model.problem_type)  # or it would fail for every text
+    policy.start(len(model.config.exit_layers), model.problem_type, model.config.exit_layers)  # or it would fail for every text
     return policy
 
 
