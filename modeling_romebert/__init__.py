@@ -16,6 +16,7 @@ from .objectives import OBJECTIVES
 from .packing import pack_linears
 from .pipeline_romebert import EarlyExitPipeline
 from .policies import POLICIES, ExitPolicy, make_policy
+from .precision import compare_precision
 from .projection import project
 from .scoring import score
 from .trainer import RomeBertTrainer
@@ -35,6 +36,7 @@ __all__ = [
     "RomeBertTrainer",
     "RomeBertTrainingArguments",
     "calibrate",
+    "compare_precision",
     "evaluate_exits",
     "make_policy",
     "pack_linears",

@@ -4,12 +4,15 @@ The backbone is the library's own model, used piece by piece; nothing of it is c
 backbone whose modules are wrapped or replaced later (adapters, quantization) is walked as it then is.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
+
+_CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(create_bidirectional_mask).parameters
 
 
 class BertAdapter:
@@ -23,12 +26,16 @@ class BertAdapter:
         """input_ids (B, T) or inputs_embeds (B, T, H), and the optional token_type_ids and position_ids -> (B, T, H)"""
         return backbone.embeddings(**inputs)
 
-    def layer_arguments(self, backbone: PreTrainedModel, hidden_states: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+    def layer_arguments(
+        self, backbone: PreTrainedModel, hidden_states: Tensor, attention_mask: Tensor | None, padded: bool = False
+    ) -> dict[str, Any]:
         """hidden_states (B, T, H), attention_mask (B, T) -> keyword arguments for every layer, as the attention backend wants them.
 
-        Called again for the survivors whenever rows have left.
+        Called again for the survivors whenever rows have left. padded: the mask is known to mask something, so that nobody has to
+        look, which would wait for the device.
         """
-        return {"attention_mask": create_bidirectional_mask(backbone.config, hidden_states, attention_mask)}
+        no_look = {"allow_is_bidirectional_skip": False} if padded and _CAN_BE_TOLD else {}
+        return {"attention_mask": create_bidirectional_mask(backbone.config, hidden_states, attention_mask, **no_look)}
 
     def layers(self, backbone: PreTrainedModel) -> nn.ModuleList:
         """The L layers in order; each maps (B, T, H) to (B, T, H)."""

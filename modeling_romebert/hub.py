@@ -21,7 +21,10 @@ CLOSURE = (
     "packing.py",
     "pipeline_romebert.py",
     "policies.py",
+    "pools.py",
+    "pools.py",
     "scoring.py",
+    "walk.py",
 )
 
 AUTO_MAP = {

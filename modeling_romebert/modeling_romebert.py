@@ -18,13 +18,14 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .backbones import adapter_for, attended_lengths, embed
+from .backbones import adapter_for, embed
 from .configuration_romebert import VERSION, RomeBertConfig
 from .exits import ExitHead, mean_weights
 from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .model_card import write_model_card
 from .policies import ExitPolicy, as_policy
+from .walk import Walk
 
 logger = logging.get_logger(__name__)
 
@@ -337,49 +338,17 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         return dict(enumerate(outputs.hidden_states)), outputs.attentions
 
     def _walk_with_exits(self, hidden: Tensor, attention_mask: Tensor | None, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
-        """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,).
-
-        After an exit at which rows left, b rows of t tokens go on: survivors only, cut to the longest of them.
-        """
-        adapter = adapter_for(self.config.backbone_config)
-        if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
-            attention_mask = None  # nothing is padded, so nothing is to be masked
-        arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
-        weights = self._pooling_weights(hidden, attention_mask)
-        lengths = None if attention_mask is None else attended_lengths(attention_mask)  # (b,)
-        batch, last = hidden.shape[0], self.config.num_hidden_layers
-        rows = torch.arange(batch, device=hidden.device)  # (b,) the rows still in the walk
-        exit_layer = torch.full_like(rows, last)  # (B,)
+        """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,)."""
+        walk = Walk(self, torch.arange(hidden.shape[0], device=hidden.device), hidden, attention_mask, policy)
+        exit_layer = torch.full_like(walk.rows, self.config.num_hidden_layers)  # (B,)
         logits = hidden.new_empty(0)  # (B, C), in the dtype of the exits, from the first of them on
-        exit_index = -1
-        for depth, layer in enumerate(self.layers, start=1):
-            hidden = layer(hidden, **arguments)  # (b, t, H)
-            if str(depth) not in self.exits:
-                continue
-            exit_index += 1
-            if depth != last and not policy.asks(exit_index):
-                continue
-            here = self.exits[str(depth)](hidden, weights)  # (b, C)
+        while len(walk):
+            left = walk.advance()
+            if len(left.rows) == len(exit_layer):
+                return left.logits, torch.full_like(exit_layer, left.depth)
             if logits.ndim == 1:
-                logits = here.new_empty(batch, here.shape[1])
-            if depth == last:
-                logits[rows] = here
-                break
-            leave = policy.leaves(exit_index, here)  # (b,)
-            stay = (~leave).nonzero().squeeze(1)
-            if len(stay) == len(rows):
-                continue
-            logits[rows[leave]], exit_layer[rows[leave]] = here[leave], depth
-            if len(stay) == 0:
-                break
-            policy.keep(stay)
-            rows, hidden = rows[stay], hidden[stay]
-            if attention_mask is not None and lengths is not None:
-                lengths = lengths[stay]
-                longest = int(lengths.max())
-                hidden, attention_mask = hidden[:, :longest], attention_mask[stay, :longest]
-            arguments = adapter.layer_arguments(self.backbone, hidden, attention_mask)
-            weights = self._pooling_weights(hidden, attention_mask)
+                logits = left.logits.new_empty(len(exit_layer), left.logits.shape[1])
+            logits[left.rows], exit_layer[left.rows] = left.logits, left.depth
         return logits, exit_layer
 
 

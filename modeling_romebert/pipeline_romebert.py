@@ -31,8 +31,8 @@ class EarlyExitPipeline(TextClassificationPipeline):
             the threshold of normalised entropy.
         ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; the last is always asked.
             Exits that are not asked are not computed.
-        batch_tokens, batch_size, window, on_error, progress: of bulk scoring, see `score`. `num_workers` has no effect there:
-            one thread tokenises ahead of the model.
+        batch_tokens, batch_size, window, on_error, progress, depth_pools: of bulk scoring, see `score`. `num_workers` has no
+            effect there: one thread tokenises ahead of the model.
 
     Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False` makes it an error.
 
@@ -66,10 +66,12 @@ class EarlyExitPipeline(TextClassificationPipeline):
         window: int | None = None,
         on_error: str | None = None,
         progress: bool | None = None,
+        depth_pools: bool | None = None,
         **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error, "progress": progress}
+        bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
+        bulk.update(progress=progress, depth_pools=depth_pools)
         forward.update({name: value for name, value in bulk.items() if value is not None})
         if any(given is not None for given in (exit_policy, exit_threshold, ask_every, ask_exits)):
             forward["exit_policy"] = self._policy(exit_policy, exit_threshold, ask_every, ask_exits)

@@ -65,6 +65,16 @@ class _Agreement:
         if self.prediction is not None and self.total is not None:
             self.prediction, self.total = self.prediction[rows], self.total[rows]
 
+    @classmethod
+    def merge(cls, memories: Sequence["_Agreement"]) -> "_Agreement":
+        """Memories of different rows at the same exit -> that of all of them."""
+        merged = cls()
+        predictions = [memory.prediction for memory in memories if memory.prediction is not None]
+        totals = [memory.total for memory in memories if memory.total is not None]
+        if predictions and totals:
+            merged.prediction, merged.total = torch.cat(predictions), torch.cat(totals)
+        return merged
+
 
 class ExitPolicy(ABC):
     """A rule that says which rows leave at an exit.
@@ -145,6 +155,12 @@ class ExitPolicy(ABC):
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these: indices (b,) into the rows of the last call."""
         self._memory.keep(rows)
+
+    def merge(self, policies: Sequence["ExitPolicy"]) -> "ExitPolicy":
+        """Of different rows at the same exit -> one for all of them, in order. A policy with memory of its own merges that too."""
+        merged = copy.copy(self)
+        merged._memory = _Agreement.merge([policy._memory for policy in policies])
+        return merged
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""

@@ -6,7 +6,7 @@ While the model runs the batches of one window, a thread prepares those of the n
 texts. The caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -19,12 +19,17 @@ from transformers.utils import logging
 from .backbones import adapter_for
 from .batching import Batch, TextBatcher, Window, windows
 from .policies import ExitPolicy, as_policy
+from .pools import walk_in_pools
+from .walk import Walk, begin
 
 logger = logging.get_logger(__name__)
 
 WINDOW = 4096
 # Tokens of a full batch. On a CPU more is no faster; that of a GPU is a guess, not measured.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+# Rows of a window, their logits (k, C), and the layers that each ran (k,).
+Found = tuple[list[int], Tensor, Tensor]
 
 
 def score(
@@ -40,6 +45,7 @@ def score(
     window: int = WINDOW,
     on_error: str = "raise",
     progress: bool = False,
+    depth_pools: bool = False,
     **tokenizer_settings: Any,
 ) -> "Results":
     """Classify many texts, each as deep as it needs. What the pipeline does with lists, datasets and generators.
@@ -60,6 +66,8 @@ def score(
         on_error: `"raise"` names the position of the text; `"skip"` gives for that text a result whose label, score and exit
             layer are `None`, with the reason as `error`, and goes on.
         progress: show a progress bar.
+        depth_pools: merge what is left of several batches at the same depth (pools.py). Loses on a CPU; for a GPU with small
+            batches, where nobody has measured it yet.
         **tokenizer_settings: truncation, max_length and what else the tokenizer takes.
 
     Returns:
@@ -88,11 +96,13 @@ def score(
     model.eval()
     policy = policy_for(model, exit_policy)
     as_results = ResultFormat(model.config, function_to_apply, top_k)
-    if batch_tokens is None and batch_size is None:
-        batch_tokens = BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+    full_batch = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+    if batch_size is None:
+        batch_tokens = full_batch
     max_tokens = adapter_for(model.config.backbone_config).max_tokens(model.config.backbone_config)
     on_gpu = model.device.type == "cuda"
     batcher = TextBatcher(tokenizer, max_tokens, batch_tokens, batch_size, tokenizer_settings, pin=on_gpu)
+    scorer = _Scorer(model, policy, as_results, full_batch if depth_pools else None, on_error == "skip")
     length = len(texts) if isinstance(texts, Sized) else None
 
     def results() -> Iterator[Any]:
@@ -101,7 +111,7 @@ def score(
         prepared = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
         with closing(prepared), logging.tqdm(total=length, desc="classifying", unit=" texts", disable=not progress) as bar:
             for found in prepared:
-                yield from _results_of(model, found, policy, as_results, on_error, bar)
+                yield from scorer(found, bar)
                 seen, cut, failed = seen + found.size, cut + found.cut, failed + len(found.errors)
         if cut:
             at = batcher.settings["max_length"]
@@ -230,44 +240,69 @@ def error_at(position: int, error: Exception) -> Exception:
     return RuntimeError(f"text {position}: {type(error).__name__}: {error}")
 
 
-def _results_of(
-    model: Any, window: Window, policy: ExitPolicy | None, as_results: ResultFormat, on_error: str, bar: Any
-) -> list[Any]:
-    """Run the batches of a window -> its results, in order."""
-    logits = exit_layer = None  # (N, C) and (N,) of the window
-    bar.update(len(window.errors))
-    for batch in window.batches:
-        if window.errors and on_error == "raise":
-            break
-        for rows, outputs in _run(model, batch, policy, window.errors):
+class _Scorer:
+    """A window of batches -> its results, in order. Holds what is the same for all windows; see `score`."""
+
+    def __init__(self, model: Any, policy: ExitPolicy | None, as_results: ResultFormat, pool_tokens: int | None, skip: bool):
+        self.model, self.policy, self.as_results = model, policy, as_results
+        self.pool_tokens, self.skip = pool_tokens, skip
+
+    def __call__(self, window: Window, bar: Any) -> list[Any]:
+        logits = exit_layer = None  # (N, C) and (N,) of the window
+        errors = window.errors
+        bar.update(len(errors))
+        for rows, of_rows, layers in self._run(window):
             if logits is None or exit_layer is None:
-                logits = torch.zeros(window.size, outputs.logits.shape[-1])
-                exit_layer = torch.zeros(window.size, dtype=torch.long)
-            logits[rows], exit_layer[rows] = outputs.logits.float().cpu(), outputs.exit_layer.cpu()
-        bar.update(len(batch.rows))
-    if window.errors and on_error == "raise":
-        row = min(window.errors)
-        raise error_at(window.start + row, window.errors[row]) from window.errors[row]
-    results = [None] * window.size if logits is None or exit_layer is None else as_results(logits, exit_layer)
-    for row, error in window.errors.items():
-        results[row] = as_results.error(error_at(window.start + row, error))
-    return results
+                logits, exit_layer = torch.zeros(window.size, of_rows.shape[1]), torch.zeros(window.size, dtype=torch.long)
+            logits[rows], exit_layer[rows] = of_rows.float().cpu(), layers.cpu()
+            bar.update(len(rows))
+        if errors and not self.skip:
+            row = min(errors)
+            raise error_at(window.start + row, errors[row]) from errors[row]
+        results = [None] * window.size if logits is None or exit_layer is None else self.as_results(logits, exit_layer)
+        for row, error in errors.items():
+            results[row] = self.as_results.error(error_at(window.start + row, error))
+        return results
 
+    def _run(self, window: Window) -> Iterator[Found]:
+        """What the model says of the rows of a window, some rows at a time, up to the first error unless errors are skipped."""
+        if self.policy is not None and self.pool_tokens is not None and (self.skip or not window.errors):
+            try:
+                yield from self._in_pools(window, self.policy, self.pool_tokens)
+                return
+            except Exception as error:
+                logger.warning(f"{window.size} texts failed in depth pools ({error}); they are classified batch by batch.")
+        for batch in window.batches:
+            if window.errors and not self.skip:
+                return
+            yield from self._batch(batch, window.errors)
 
-def _run(model: Any, batch: Batch, policy: ExitPolicy | None, errors: dict[int, Exception]) -> list[tuple[list[int], Any]]:
-    """A batch -> rows and what the model says of them. Where it fails, row by row, and the rows that fail alone are `errors`."""
-    try:
-        return [(batch.rows, _forward(model, batch.inputs, policy))]
-    except Exception as error:
-        if len(batch.rows) == 1:
-            errors[batch.rows[0]] = error
-            return []
-        logger.warning(f"A batch of {len(batch.rows)} texts failed ({error}); they are classified one by one.")
-    # Not in the handler, which would keep what the failed batch had in memory.
-    alone = (Batch([row], {k: v[at : at + 1] for k, v in batch.inputs.items()}) for at, row in enumerate(batch.rows))
-    return [found for one in alone for found in _run(model, one, policy, errors)]
+    def _batch(self, batch: Batch, errors: dict[int, Exception]) -> list[Found]:
+        """Where a batch fails, row by row; the rows that fail alone are noted as errors."""
+        try:
+            return [(batch.rows, *self._forward(batch.inputs))]
+        except Exception as error:
+            if len(batch.rows) == 1:
+                errors[batch.rows[0]] = error
+                return []
+            logger.warning(f"A batch of {len(batch.rows)} texts failed ({error}); they are classified one by one.")
+        # Not in the handler, which would keep what the failed batch had in memory.
+        alone = (Batch([row], {k: v[at : at + 1] for k, v in batch.inputs.items()}) for at, row in enumerate(batch.rows))
+        return [found for one in alone for found in self._batch(one, errors)]
 
+    @torch.no_grad()
+    def _forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        outputs = self.model(**self._on_device(inputs), exit_policy=self.policy)
+        return outputs.logits, outputs.exit_layer
 
-@torch.no_grad()
-def _forward(model: Any, inputs: dict[str, Tensor], policy: ExitPolicy | None) -> Any:
-    return model(**{name: tensor.to(model.device, non_blocking=True) for name, tensor in inputs.items()}, exit_policy=policy)
+    @torch.no_grad()
+    def _in_pools(self, window: Window, policy: ExitPolicy, pool_tokens: int) -> list[Found]:
+        def beginning(batch: Batch) -> Callable[[], Walk]:
+            rows = torch.tensor(batch.rows, device=self.model.device)
+            return lambda: begin(self.model, rows, self._on_device(batch.inputs), policy)
+
+        found = walk_in_pools(map(beginning, window.batches), pool_tokens)
+        return [(left.rows.tolist(), left.logits, torch.full_like(left.rows, left.depth)) for left in found]
+
+    def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.model.device, non_blocking=True) for name, tensor in inputs.items()}
