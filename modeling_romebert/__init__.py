@@ -16,7 +16,9 @@ from .objectives import OBJECTIVES
 from .packing import pack_linears
 from .pipeline_romebert import EarlyExitPipeline
 from .policies import POLICIES, ExitPolicy, make_policy
+from .precision import compare_precision
 from .projection import project
+from .scoring import score
 from .trainer import RomeBertTrainer
 from .training_args import RomeBertTrainingArguments
 
@@ -34,10 +36,12 @@ __all__ = [
     "RomeBertTrainer",
     "RomeBertTrainingArguments",
     "calibrate",
+    "compare_precision",
     "evaluate_exits",
     "make_policy",
     "pack_linears",
     "project",
+    "score",
 ]
 
 AutoConfig.register(RomeBertConfig.model_type, RomeBertConfig)

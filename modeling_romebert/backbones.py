@@ -16,6 +16,7 @@ model ignores them (DistilBERT, MPNet, ModernBERT), so that any tokenizer's outp
 inside flash attention only; with eager and sdpa it runs on padded rows, which the walk cuts to the longest as rows leave.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -27,6 +28,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 
 # A layer, and hidden states (B, T, H) of the rows that it was made for -> hidden states (B, T, H).
 RunLayer = Callable[[nn.Module, Tensor], Tensor]
+
+_CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(masking_utils.create_bidirectional_mask).parameters
+
+
+def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, padded: bool) -> Any:
+    """Hidden states (B, T, H) and mask (B, T) -> the mask as the attention backend wants it; padded: see `Adapter.prepare`."""
+    no_look = {"allow_is_bidirectional_skip": False} if padded and attention_mask is not None and _CAN_BE_TOLD else {}
+    return masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
 
 
 class Adapter:
@@ -49,13 +58,19 @@ class Adapter:
         return attrgetter(self.layer_list)(backbone)
 
     def prepare(
-        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+        self,
+        backbone: PreTrainedModel,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        padded: bool = False,
     ) -> RunLayer:
         """Hidden states (B, T, H), mask and positions (B, T) -> how to run a layer on these rows.
 
-        Called again for the survivors whenever rows have left. Masks are made as the attention backend wants them.
+        Called again for the survivors whenever rows have left. Masks are made as the attention backend wants them. padded: the
+        mask is known to mask something, so that nobody has to look, which would wait for the device.
         """
-        mask = masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask)
+        mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
         return lambda layer, hidden: layer(hidden, attention_mask=mask)
 
     def finish(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -103,9 +118,14 @@ class MPNetAdapter(Adapter):
         return config.max_position_embeddings - 2  # its embeddings pad with position 1, whatever the config says
 
     def prepare(
-        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+        self,
+        backbone: PreTrainedModel,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        padded: bool = False,
     ) -> RunLayer:
-        mask = masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask)
+        mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
         bias = backbone.encoder.compute_position_bias(hidden[:1])  # (1, heads, T, T): the same for every row
         return lambda layer, hidden: layer(hidden, attention_mask=mask, position_bias=bias)[0]
 
@@ -122,7 +142,12 @@ class DebertaV2Adapter(Adapter):
         return backbone.embeddings(mask=attention_mask, **inputs)
 
     def prepare(
-        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+        self,
+        backbone: PreTrainedModel,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        padded: bool = False,
     ) -> RunLayer:
         encoder = backbone.encoder
         rows = hidden.shape[:2]
@@ -176,12 +201,16 @@ class ModernBertAdapter(Adapter):
         return None
 
     def prepare(
-        self, backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+        self,
+        backbone: PreTrainedModel,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        padded: bool = False,
     ) -> RunLayer:
-        rows = (backbone.config, hidden, attention_mask)
         masks = {
-            "full_attention": masking_utils.create_bidirectional_mask(*rows),
-            "sliding_attention": masking_utils.create_bidirectional_sliding_window_mask(*rows),
+            "full_attention": bidirectional_mask(backbone, hidden, attention_mask, padded),
+            "sliding_attention": masking_utils.create_bidirectional_sliding_window_mask(backbone.config, hidden, attention_mask),
         }
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)

@@ -35,7 +35,7 @@ def calibrate(
     """
     if not max_loss >= 0:
         raise ValueError(f"max_loss={max_loss} is not 0 or more: it says how far the metric may fall below full depth.")
-    settings = policy_to_sweep(policy, len(model.config.exit_layers), model.problem_type)
+    settings = policy_to_sweep(policy, model.config.exit_layers, model.problem_type)
     _, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
     exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     coarse = SWEEPS[settings["name"]](len(model.config.exit_layers))

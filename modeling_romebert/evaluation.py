@@ -224,13 +224,15 @@ def area_under_curve(costs: Sequence[float], metrics: Sequence[float]) -> float:
     return round(float((np.diff(cost) * (metric[1:] + metric[:-1]) / 2).sum() / width), 12) if width > 0 else float(metric.mean())
 
 
-def replay(policy: ExitPolicy | dict[str, Any], exit_logits: Tensor, problem_type: str) -> Tensor:
+def replay(
+    policy: ExitPolicy | dict[str, Any], exit_logits: Tensor, problem_type: str, exit_layers: Sequence[int] | None = None
+) -> Tensor:
     """exit_logits (N, E, C) of every row at every exit -> (N,): index of the exit where the policy lets each row leave."""
     rows_count, exits, _ = exit_logits.shape
-    policy = as_policy(policy).start(exits, problem_type)
+    policy = as_policy(policy).start(exits, problem_type, exit_layers)
     rows = torch.arange(rows_count)
     left_at = torch.full((rows_count,), exits - 1)
-    for index in range(exits - 1):
+    for index in filter(policy.asks, range(exits - 1)):
         leave = policy.leaves(index, exit_logits[rows, index])
         left_at[rows[leave]] = index
         stay = (~leave).nonzero().squeeze(1)
@@ -306,7 +308,8 @@ def evaluate_exits(
         model, dataset, tokenizer, batch_size: see `collect_exit_logits`.
         metric: a name in `METRICS` or a function (predictions, references) -> number, higher is better. Accuracy, micro F1 or
             Pearson's r by problem type when left out.
-        policy: name of a policy, or its settings without the threshold, e.g. `{"name": "patient_confidence", "patience": 2}`.
+        policy: name of a policy, or its settings without the threshold, e.g. `{"name": "patient_confidence", "patience": 2}` or
+            `{"name": "entropy", "ask_every": 2}`.
         thresholds: what to sweep; a range that fits the policy when left out.
 
     Returns:
@@ -317,7 +320,7 @@ def evaluate_exits(
     """
     config = model.config
     name, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
-    settings = policy_to_sweep(policy, len(config.exit_layers), model.problem_type)
+    settings = policy_to_sweep(policy, config.exit_layers, model.problem_type)
     if thresholds is None:
         thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
     exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
@@ -335,7 +338,7 @@ def evaluate_exits(
     return report
 
 
-def policy_to_sweep(policy: str | dict[str, Any], num_exits: int, problem_type: str) -> dict[str, Any]:
+def policy_to_sweep(policy: str | dict[str, Any], exit_layers: Sequence[int], problem_type: str) -> dict[str, Any]:
     """A policy's name, or its settings without the threshold -> those settings.
 
     Raises:
@@ -344,7 +347,7 @@ def policy_to_sweep(policy: str | dict[str, Any], num_exits: int, problem_type: 
     settings = {"name": policy} if isinstance(policy, str) else dict(policy)
     if given := [name for name in ("threshold", "thresholds") if name in settings]:
         raise ValueError(f"policy={policy}: leave {given[0]} out; it is what is varied.")
-    as_policy({**settings, "threshold": 1}).start(num_exits, problem_type)
+    as_policy({**settings, "threshold": 1}).start(len(exit_layers), problem_type, exit_layers)
     return settings
 
 
@@ -362,7 +365,7 @@ def sweep(
     full_depth = predictions_of(exit_logits[:, -1].numpy(), problem_type)
     points = []
     for threshold in thresholds:
-        left_at = replay(make_policy(**policy, threshold=threshold), exit_logits, problem_type)  # (N,)
+        left_at = replay(make_policy(**policy, threshold=threshold), exit_logits, problem_type, exit_layers)  # (N,)
         logits = exit_logits[torch.arange(len(left_at)), left_at].numpy()  # (N, C)
         predicted = predictions_of(logits, problem_type)
         points.append(

@@ -11,6 +11,7 @@ from typing import Any
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
     "backbones.py",
+    "batching.py",
     "configuration_romebert.py",
     "exits.py",
     "hub.py",
@@ -21,6 +22,10 @@ CLOSURE = (
     "packing.py",
     "pipeline_romebert.py",
     "policies.py",
+    "pools.py",
+    "pools.py",
+    "scoring.py",
+    "walk.py",
 )
 
 AUTO_MAP = {

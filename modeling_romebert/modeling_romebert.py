@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import Adapter, RunLayer, adapter_for, attended_lengths, check_layout, embed
+from .backbones import Adapter, RunLayer, adapter_for, check_layout, embed
 from .configuration_romebert import VERSION, RomeBertConfig
 from .exits import ExitHead, mean_weights
 from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
@@ -26,6 +26,7 @@ from .loading import HUB_ARGUMENTS, MODEL_ARGUMENTS, check_exits, load_plain
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .model_card import write_model_card
 from .policies import ExitPolicy, as_policy
+from .walk import Walk
 
 
 @dataclass
@@ -248,7 +249,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         if exit_policy is not None:
             if wants_states or wants_attentions:
                 raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
-            policy = as_policy(exit_policy).start(len(self.exits), self.problem_type)
+            policy = as_policy(exit_policy).start(len(self.exits), self.problem_type, self.config.exit_layers)
             logits, exit_layer = self._walk_with_exits(embed(self.backbone, *inputs), attention_mask, position_ids, policy)
             loss = None
             if labels is not None:
@@ -342,48 +343,16 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     def _walk_with_exits(
         self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, policy: ExitPolicy
     ) -> tuple[Tensor, Tensor]:
-        """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,).
-
-        After an exit at which rows left, b rows of t tokens go on: survivors only, cut to the longest of them.
-        """
-        if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
-            attention_mask = None  # nothing is padded, so nothing is to be masked
-        run = self._adapter.prepare(self.backbone, hidden, attention_mask, position_ids)
-        weights = self._pooling_weights(hidden, attention_mask)
-        lengths = None if attention_mask is None else attended_lengths(attention_mask)  # (b,)
-        batch, last = hidden.shape[0], self.config.num_hidden_layers
-        if position_ids is not None:
-            position_ids = position_ids.expand(batch, -1)  # (b, t)
-        rows = torch.arange(batch, device=hidden.device)  # (b,) the rows still in the walk
-        exit_layer = torch.full_like(rows, last)  # (B,)
+        """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,)."""
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        walk = Walk(self, rows, hidden, attention_mask, position_ids, policy)
+        exit_layer = torch.full_like(rows, self.config.num_hidden_layers)  # (B,)
         logits = hidden.new_empty(0)  # (B, C), in the dtype of the exits, from the first of them on
-        exit_index = -1
-        for depth, layer in enumerate(self.layers, start=1):
-            hidden = self._step(run, layer, hidden)  # (b, t, H)
-            if str(depth) not in self.exits:
-                continue
-            exit_index += 1
-            here = self.exits[str(depth)](self._finish(hidden), weights)  # (b, C)
-            if exit_index == 0:
-                logits = here.new_empty(batch, here.shape[1])
-            if depth == last:
-                logits[rows] = here
-                break
-            leave = policy.leaves(exit_index, here)  # (b,)
-            stay = (~leave).nonzero().squeeze(1)
-            if len(stay) == len(rows):
-                continue
-            logits[rows[leave]], exit_layer[rows[leave]] = here[leave], depth
-            if len(stay) == 0:
-                break
-            policy.keep(stay)
-            rows, hidden = rows[stay], hidden[stay]
-            if attention_mask is not None and lengths is not None:
-                lengths = lengths[stay]
-                longest = int(lengths.max())
-                hidden, attention_mask = hidden[:, :longest], attention_mask[stay, :longest]
-            if position_ids is not None:
-                position_ids = position_ids[stay, : hidden.shape[1]]
-            run = self._adapter.prepare(self.backbone, hidden, attention_mask, position_ids)
-            weights = self._pooling_weights(hidden, attention_mask)
+        while len(walk):
+            left = walk.advance()
+            if len(left.rows) == len(exit_layer):
+                return left.logits, torch.full_like(exit_layer, left.depth)
+            if logits.ndim == 1:
+                logits = left.logits.new_empty(len(exit_layer), left.logits.shape[1])
+            logits[left.rows], exit_layer[left.rows] = left.logits, left.depth
         return logits, exit_layer

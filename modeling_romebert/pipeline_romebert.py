@@ -1,17 +1,21 @@
 """`pipeline("early-exit-classification")`: text -> label, score, exit_layer.
 
-The stock text-classification pipeline with an exit policy handed to the model and the exit told in the results. Batches are the
-stock ones; rows leave inside the model, whose linear layers are packed (packing.py) on a CPU.
+The stock text-classification pipeline with an exit policy handed to the model and the exit told in the results. One text takes the
+stock path; lists, datasets and generators are scored in bulk (scoring.py). Linear layers are packed (packing.py) on a CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
+from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
+from .backbones import adapter_for
+from .batching import text_and_pair, was_cut, with_truncation
 from .packing import pack_linears
 from .policies import as_policy
+from .scoring import ResultFormat, policy_for, score
 
 logger = logging.get_logger(__name__)
 
@@ -25,10 +29,17 @@ class EarlyExitPipeline(TextClassificationPipeline):
         exit_policy: a policy or its settings, instead of the config's; `False` runs every layer.
         exit_threshold: the policy's threshold, a number for all exits or a list with one per exit. Without a policy it is
             the threshold of normalised entropy.
+        ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; the last is always asked.
+            Exits that are not asked are not computed.
+        batch_tokens, batch_size, window, on_error, progress, depth_pools: of bulk scoring, see `score`. `num_workers` has no
+            effect there: one thread tokenises ahead of the model.
+
+    Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False` makes it an error.
 
     Returns:
         For each text a dict `{"label", "score", "exit_layer"}` (one per label with `top_k`, as in the stock pipeline);
-        `exit_layer` is the number of layers that the text ran.
+        `exit_layer` is the number of layers that the text ran. Generators and torch datasets give an iterator, in order; lists
+        and what else has a length, such as a column of a dataset, give a list.
 
     Raises:
         ValueError, TypeError: a policy that has no meaning for the model, or an input that is not text.
@@ -45,53 +56,73 @@ class EarlyExitPipeline(TextClassificationPipeline):
         if self.device.type == "cpu":
             pack_linears(self.model.backbone)
 
-    def _sanitize_parameters(self, exit_policy: Any = None, exit_threshold: Any = None, **kwargs: Any) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(
+        self,
+        exit_policy: Any = None,
+        exit_threshold: Any = None,
+        ask_every: int | None = None,
+        ask_exits: Sequence[int] | None = None,
+        batch_tokens: int | None = None,
+        window: int | None = None,
+        on_error: str | None = None,
+        progress: bool | None = None,
+        depth_pools: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if exit_policy is not None or exit_threshold is not None:
-            forward["exit_policy"] = self._policy(exit_policy, exit_threshold)
+        bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
+        bulk.update(progress=progress, depth_pools=depth_pools)
+        forward.update({name: value for name, value in bulk.items() if value is not None})
+        if any(given is not None for given in (exit_policy, exit_threshold, ask_every, ask_exits)):
+            forward["exit_policy"] = self._policy(exit_policy, exit_threshold, ask_every, ask_exits)
         return preprocess, forward, postprocess
 
-    def _policy(self, exit_policy: Any, exit_threshold: Any) -> Any:
+    def _policy(self, exit_policy: Any, exit_threshold: Any, ask_every: int | None, ask_exits: Sequence[int] | None) -> Any:
         """The call's arguments and the config -> a policy, or False for none."""
         if exit_policy is False:
             return False
-        if exit_threshold is None:
-            return as_policy(exit_policy)
-        settings = exit_policy or self.model.config.exit_policy or {"name": "entropy"}
-        settings = as_policy(settings).to_dict() if not isinstance(settings, dict) else dict(settings)
-        replaced = ("threshold", "thresholds", "patience") if settings["name"] == "patience" else ("threshold", "thresholds")
-        settings = {key: value for key, value in settings.items() if key not in replaced}
-        settings["thresholds" if isinstance(exit_threshold, Sequence) else "threshold"] = exit_threshold
-        return as_policy(settings)
+        policy = exit_policy or self.model.config.exit_policy or {"name": "entropy"}
+        if exit_threshold is not None:
+            settings = dict(policy) if isinstance(policy, dict) else as_policy(policy).to_dict()
+            replaced = ("threshold", "thresholds", "patience") if settings["name"] == "patience" else ("threshold", "thresholds")
+            settings = {key: value for key, value in settings.items() if key not in replaced}
+            settings["thresholds" if isinstance(exit_threshold, Sequence) else "threshold"] = exit_threshold
+            policy = settings
+        policy = as_policy(policy)
+        return policy if ask_every is None and ask_exits is None else policy.asking(ask_every, ask_exits)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        if isinstance(inputs, (list, tuple)) and not inputs:
-            return []
-        return super().__call__(inputs, **kwargs)
+    def __call__(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any) -> Any:
+        is_dataset = isinstance(inputs, Dataset)
+        if isinstance(inputs, (str, bytes, dict)) or not (is_dataset or hasattr(inputs, "__iter__")):
+            return super().__call__(inputs, **kwargs)
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        postprocess = {"top_k": "best", **self._postprocess_params, **postprocess}
+        results = score(
+            self.model,
+            self.tokenizer,
+            inputs,
+            batch_size=self._batch_size if batch_size is None else batch_size,
+            top_k=postprocess["top_k"],
+            function_to_apply=postprocess.get("function_to_apply"),
+            **{**self._forward_params, **forward},
+            **{**self._preprocess_params, **preprocess},
+        )
+        streams = is_dataset or isinstance(inputs, Iterator) or not isinstance(inputs, Sized)
+        return results if streams else list(results)
 
     def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:
-        texts = (inputs.get("text"), inputs.get("text_pair", "")) if isinstance(inputs, dict) else (inputs,)
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError(
-                f"cannot classify {inputs!r} of type {type(inputs).__name__}: give a string, or for a pair of texts"
-                ' {"text": ..., "text_pair": ...}, or a list of either.'
-            )
-        return super().preprocess(inputs, **tokenizer_kwargs)
+        text, pair = text_and_pair(inputs)
+        config = self.model.config.backbone_config
+        settings = with_truncation(self.tokenizer, adapter_for(config).max_tokens(config), tokenizer_kwargs)
+        encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)
+        if was_cut(self.tokenizer, encoded, 0, text, pair, settings):
+            logger.warning_once(f"A text was longer than {settings['max_length']} tokens and was cut. This is said once.")
+        return encoded
 
-    def _forward(self, model_inputs: Any, exit_policy: Any = None) -> Any:
-        if exit_policy is None:
-            exit_policy = self.model.config.exit_policy
-            if exit_policy is None:
-                logger.warning_once(
-                    "The model has no calibrated exit policy, so every text runs every layer. Call"
-                    " modeling_romebert.calibrate and save the model, or pass exit_threshold."
-                )
-        outputs = self.model(**model_inputs, exit_policy=exit_policy or None)
+    def _forward(self, model_inputs: Any, exit_policy: Any = None, **_of_bulk_scoring: Any) -> Any:
+        outputs = self.model(**model_inputs, exit_policy=policy_for(self.model, exit_policy))
         return {"logits": outputs.logits, "exit_layer": outputs.exit_layer}
 
-    def postprocess(self, model_outputs: Any, **kwargs: Any) -> Any:
-        results = super().postprocess(model_outputs, **kwargs)
-        exit_layer = model_outputs["exit_layer"].item()
-        if isinstance(results, dict):
-            return {**results, "exit_layer": exit_layer}
-        return [{**result, "exit_layer": exit_layer} for result in results]
+    def postprocess(self, model_outputs: Any, function_to_apply: Any = None, top_k: Any = 1, _legacy: bool = True) -> Any:
+        as_results = ResultFormat(self.model.config, function_to_apply, "best" if _legacy and top_k == 1 else top_k)
+        return as_results(model_outputs["logits"], model_outputs["exit_layer"])[0]

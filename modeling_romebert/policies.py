@@ -65,24 +65,57 @@ class _Agreement:
         if self.prediction is not None and self.total is not None:
             self.prediction, self.total = self.prediction[rows], self.total[rows]
 
+    @classmethod
+    def merge(cls, memories: Sequence["_Agreement"]) -> "_Agreement":
+        """Memories of different rows at the same exit -> that of all of them."""
+        merged = cls()
+        predictions = [memory.prediction for memory in memories if memory.prediction is not None]
+        totals = [memory.total for memory in memories if memory.total is not None]
+        if predictions and totals:
+            merged.prediction, merged.total = torch.cat(predictions), torch.cat(totals)
+        return merged
+
 
 class ExitPolicy(ABC):
     """A rule that says which rows leave at an exit.
 
-    Use it as `policy.start(...)` once per batch, then at every exit `leaves(...)` and, when rows left, `keep(...)`.
+    Use it as `policy.start(...)` once per batch, then at every exit that it `asks`, `leaves(...)` and, when rows left, `keep(...)`.
     `start` returns a fresh copy, so that one policy can serve many batches and threads.
     """
 
     name: str
     reads_regression = False
-    _problem_type: str  # these two from `start` on
+    ask_every: int | None = None
+    ask_exits: list[int] | None = None
+    _problem_type: str  # these three from `start` on
     _memory: _Agreement
+    _asked: list[bool]
 
-    def start(self, num_exits: int, problem_type: str) -> "ExitPolicy":
-        """A copy without memory, for one batch.
+    def asking(self, every: int | None = None, exits: Sequence[int] | None = None) -> "ExitPolicy":
+        """A copy that is asked less often: at every so many-th exit, or at the exits after these layers. The last is always asked.
+
+        Exits that are not asked are not computed; the thresholds of the others stay what they are. Memory, where a policy has
+        one, is of exits that were asked.
 
         Raises:
-            ValueError: the policy has no meaning for this problem type, or its thresholds do not fit the number of exits.
+            ValueError: both are given, or what is given is no number from 1, or no list of layers.
+        """
+        if every is not None and exits is not None:
+            raise ValueError(f"ask_every={every} and ask_exits={exits}: give one of them.")
+        if every is not None and not _is_count(every):
+            raise ValueError(f"ask_every={every!r}: give a whole number from 1; 2 asks at every second exit.")
+        if exits is not None and (isinstance(exits, (str, int)) or not len(exits) or not all(map(_is_count, exits))):
+            raise ValueError(f"ask_exits={exits!r}: give a list of layers that have an exit, counted from 1.")
+        other = copy.copy(self)
+        other.ask_every, other.ask_exits = every, None if exits is None else sorted(exits)
+        return other
+
+    def start(self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None) -> "ExitPolicy":
+        """A copy without memory, for one batch. exit_layers: after which layers the exits are, for `ask_exits`; all when left out.
+
+        Raises:
+            ValueError: the policy has no meaning for this problem type, its thresholds do not fit the number of exits, or it asks
+                where there is none.
         """
         if problem_type == "regression" and not self.reads_regression:
             raise ValueError(
@@ -92,7 +125,20 @@ class ExitPolicy(ABC):
         fresh = copy.copy(self)
         fresh._problem_type = problem_type
         fresh._memory = _Agreement()
+        fresh._asked = self._plan(range(1, num_exits + 1) if exit_layers is None else exit_layers)
         return fresh
+
+    def _plan(self, exit_layers: Sequence[int]) -> list[bool]:
+        """Layers with an exit -> whether each exit is asked."""
+        if self.ask_exits is None:
+            return [number % (self.ask_every or 1) == 0 for number in range(1, len(exit_layers) + 1)]
+        if absent := [layer for layer in self.ask_exits if layer not in exit_layers]:
+            raise ValueError(f"ask_exits={self.ask_exits}: there is no exit after {absent}; there are after {list(exit_layers)}.")
+        return [layer in self.ask_exits for layer in exit_layers]
+
+    def asks(self, exit_index: int) -> bool:
+        """Whether exit e = 0, 1, ... is asked; those that are not need not be computed."""
+        return self._asked[exit_index]
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         """Exit e = 0, 1, ... and its logits (B, C) for the B rows still in the walk -> (B,) bool: which leave.
@@ -109,6 +155,12 @@ class ExitPolicy(ABC):
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these: indices (b,) into the rows of the last call."""
         self._memory.keep(rows)
+
+    def merge(self, policies: Sequence["ExitPolicy"]) -> "ExitPolicy":
+        """Of different rows at the same exit -> one for all of them, in order. A policy with memory of its own merges that too."""
+        merged = copy.copy(self)
+        merged._memory = _Agreement.merge([policy._memory for policy in policies])
+        return merged
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""
@@ -132,12 +184,12 @@ class ThresholdPolicy(ExitPolicy):
 
     _highest = 1.0
 
-    def start(self, num_exits: int, problem_type: str) -> "ExitPolicy":
+    def start(self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None) -> "ExitPolicy":
         if self.thresholds is not None and len(self.thresholds) != num_exits:
             raise ValueError(
                 f"thresholds has {len(self.thresholds)} entries, but the model has {num_exits} exits: give one per exit."
             )
-        return super().start(num_exits, problem_type)
+        return super().start(num_exits, problem_type, exit_layers)
 
     def threshold_at(self, exit_index: int) -> float:
         """The threshold that exit e = 0, 1, ... goes by."""
@@ -188,10 +240,10 @@ class PatiencePolicy(ExitPolicy):
             _check_range(self.name, "tolerance", tolerance, high=math.inf)
         self.tolerance = tolerance
 
-    def start(self, num_exits: int, problem_type: str) -> "ExitPolicy":
+    def start(self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None) -> "ExitPolicy":
         if problem_type == "regression" and self.tolerance is None:
             raise ValueError("exit policy 'patience' needs tolerance (in units of the target) for problem_type=\"regression\".")
-        return super().start(num_exits, problem_type)
+        return super().start(num_exits, problem_type, exit_layers)
 
     def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
         if self._problem_type == "regression":
@@ -236,7 +288,7 @@ POLICIES: dict[str, type[ExitPolicy]] = {
 }
 
 
-def make_policy(name: str, **settings: Any) -> ExitPolicy:
+def make_policy(name: str, ask_every: int | None = None, ask_exits: Sequence[int] | None = None, **settings: Any) -> ExitPolicy:
     """Build an exit policy by name.
 
     Args:
@@ -246,6 +298,7 @@ def make_policy(name: str, **settings: Any) -> ExitPolicy:
         thresholds: one threshold per exit instead; the entry of the last exit decides nothing.
         patience: exits in a row that must agree (`patience`, `patient_confidence`).
         tolerance: for `patience` on regression: exits agree when they differ by less, in units of the target.
+        ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; see `ExitPolicy.asking`.
 
     Raises:
         ValueError: unknown name, a setting that the policy does not take, or a value out of range.
@@ -257,10 +310,11 @@ def make_policy(name: str, **settings: Any) -> ExitPolicy:
     if name not in POLICIES:
         raise ValueError(f"exit policy {name!r} is unknown; choose from {', '.join(POLICIES)}.")
     try:
-        return POLICIES[name](**settings)
+        policy = POLICIES[name](**settings)
     except TypeError as error:
         reason = str(error).rpartition("__init__() ")[2]
         raise ValueError(f"exit policy {name!r}: {reason}.") from None
+    return policy if ask_every is None and ask_exits is None else policy.asking(ask_every, ask_exits)
 
 
 def as_policy(policy: "ExitPolicy | dict[str, Any]") -> ExitPolicy:
@@ -278,6 +332,10 @@ def _check_range(policy: str, what: str, value: Any, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
         allowed = f"0..{high:g}" if math.isfinite(high) else "0 or more"
         raise ValueError(f"exit policy {policy!r}: {what}={value!r} is not in {allowed}.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _checked_patience(patience: Any) -> int:

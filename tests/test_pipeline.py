@@ -9,7 +9,7 @@ from tiny import CLASSES, LAYERS, build, tiny_texts, tiny_tokenizer
 from transformers import BertConfig, RobertaConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_romebert import EarlyExitPipeline, make_policy, pipeline_romebert
+from modeling_romebert import EarlyExitPipeline, make_policy, pipeline_romebert, scoring
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(40, seed=2)
@@ -159,9 +159,9 @@ def test_without_a_policy_a_warning_once_and_full_depth():
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger(pipeline_romebert.__name__)
+    logger = logging.getLogger(scoring.__name__)
     logger.addHandler(handler)
-    pipeline_romebert.logger.warning_once.__func__.cache_clear()  # another test may have had the one
+    scoring.logger.warning_once.__func__.cache_clear()  # another test may have had the one
     try:
         full = classify(TEXTS, exit_policy=False)
         assert said == []
@@ -240,21 +240,35 @@ def test_what_is_no_text(wrong):
         classify(wrong)
 
 
-@pytest.mark.parametrize(
-    ("family", "limit", "arguments"),
-    [
-        (BertConfig, 64, {"truncation": True}),
-        (BertConfig, 64, {"truncation": True, "max_length": 64}),
-        (RobertaConfig, 62, {"truncation": True, "max_length": 62}),
-    ],
-)
-def test_text_longer_than_the_positions(family, limit, arguments):
+@pytest.mark.parametrize(("family", "limit"), [(BertConfig, 64), (RobertaConfig, 62)])
+def test_text_longer_than_the_positions_is_cut(family, limit, caplog):
     classify = classifier(family=family)
-    long = "good " * 100
-    with pytest.raises(ValueError, match=rf"input of 102 tokens.*positions for {limit}.*truncation=True and max_length={limit}"):
-        classify(long)
-    cut = " ".join(["good"] * (limit - 2))
-    assert classify([long, "good"], **arguments)[0] == classify(cut)[0]
+    long, cut = "good " * 100, " ".join(["good"] * (limit - 2))
+    pipeline_romebert.logger.warning_once.__func__.cache_clear()  # another test may have had the one
+    assert classify(long) == classify(cut)
+    assert classify([cut, long, "good", long], batch_size=2)[1:2] == classify(cut)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"A text was longer than {limit} tokens and was cut. This is said once.",
+        f"2 of 4 texts were longer than {limit} tokens and were cut.",
+    ]
+
+
+def test_text_longer_than_the_positions_is_an_error_without_truncation():
+    classify = classifier()
+    message = r"102 tokens, but the (model|backbone) has positions for 64.*truncation=True and max_length=64"
+    with pytest.raises(ValueError, match=f"input of {message}"):
+        classify("good " * 100, truncation=False)
+    with pytest.raises(ValueError, match=f"text 1: it has {message}"):
+        classify(["good", "good " * 100], truncation=False)
+
+
+@pytest.mark.parametrize("arguments", [{"max_length": 8}, {"truncation": True, "max_length": 8}])
+def test_max_length_of_the_call(arguments):
+    classify = classifier()
+    expected = [classify(" ".join(text.split()[:6]))[0] for text in TEXTS]
+    assert [classify(text, **arguments)[0] for text in TEXTS] == expected
+    for one, other in zip(classify(TEXTS, **arguments), expected, strict=True):
+        assert one == {**other, "score": pytest.approx(other["score"], abs=1e-5)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,210 @@
+"""Texts -> padded batches of similar length: checked, tokenised, cut to the positions that the model has, sorted, padded.
+
+First step of bulk scoring (scoring.py), which runs this in a thread, ahead of the model. Nothing here knows of exits.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import BatchEncoding
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+from transformers.tokenization_utils_base import LARGE_INTEGER
+
+# The first window is small, so that the first results come soon; each is twice as large as the one before.
+FIRST_WINDOW = 512
+# A window of long texts ends early: this bounds the memory that it takes.
+WINDOW_CHARACTERS = 2**20
+# A batch ends early, where the next text would bring its padding above this. Less gives smaller batches.
+MAX_PADDING = 0.04
+# But not before it holds this share of a full batch.
+LEAST_FILL = 1 / 8
+
+
+@dataclass
+class Batch:
+    """b texts of similar length, padded to the longest: their rows in the window, and what the model takes (b, T)."""
+
+    rows: list[int]
+    inputs: dict[str, Tensor]
+
+
+@dataclass
+class Window:
+    """Some thousand texts in a row, tokenised. Batches hold every row but those with an error."""
+
+    start: int  # position of the first text among all texts
+    size: int
+    batches: list[Batch] = field(default_factory=list)
+    errors: dict[int, Exception] = field(default_factory=dict)  # by row
+    cut: int = 0  # texts that were too long
+
+
+def windows(texts: Iterable[Any], largest: int) -> Iterator[tuple[int, list[Any]]]:
+    """Texts -> position of the first and list, window by window, of up to `largest` texts."""
+    size, start, texts_here, characters = min(FIRST_WINDOW, largest), 0, [], 0
+    for text in texts:
+        texts_here.append(text)
+        characters += sum(len(part) for part in (text.values() if isinstance(text, dict) else [text]) if isinstance(part, str))
+        if len(texts_here) == size or characters >= WINDOW_CHARACTERS:
+            yield start, texts_here
+            start += len(texts_here)
+            size, texts_here, characters = min(2 * size, largest), [], 0
+    if texts_here:
+        yield start, texts_here
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int | None, batch_size: int | None = None) -> list[list[int]]:
+    """Lengths in tokens -> rows of each batch, longest first.
+
+    Args:
+        lengths: of each row.
+        batch_tokens: a batch holds at most so many tokens, padding included, but always one row. It ends early where the next row
+            would bring its padding above 4 %, once it is an eighth full. `None`: no bound, and no early end.
+        batch_size: a batch holds at most so many rows.
+
+    Example:
+        >>> plan_batches([3, 40, 4, 38, 4], batch_tokens=80)
+        [[1, 3], [2, 4, 0]]
+    """
+    batches: list[list[int]] = []
+    longest = real = 0  # tokens of the first row of the batch, and of all its rows
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        rows = len(batches[-1]) if batches else 0
+        full = rows == 0 or rows == batch_size
+        if not full and batch_tokens is not None:
+            padded = (rows + 1) * longest
+            wasteful = real + lengths[row] < (1 - MAX_PADDING) * padded and rows * longest >= LEAST_FILL * batch_tokens
+            full = padded > batch_tokens or wasteful
+        if full:
+            batches.append([])
+            longest, real = lengths[row], 0
+        batches[-1].append(row)
+        real += lengths[row]
+    return batches
+
+
+def text_and_pair(item: Any) -> tuple[str, str | None]:
+    """A text, or `{"text", "text_pair"}` -> both, the second `None` where there is none.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    parts = item if isinstance(item, dict) else {"text": item}
+    if "text" in parts and parts.keys() <= {"text", "text_pair"} and all(isinstance(part, str) for part in parts.values()):
+        return parts["text"], parts.get("text_pair") or None  # as in the stock pipeline, an empty one is none
+    raise TypeError(
+        f"cannot classify {item!r} of type {type(item).__name__}: give a string, or for a pair of texts"
+        ' {"text": ..., "text_pair": ...}, or a list of either.'
+    )
+
+
+def with_truncation(tokenizer: Any, max_tokens: int | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for a tokenizer -> the same, with truncation to what model and tokenizer take where none is asked for.
+
+    max_tokens: positions that the model has; `None` where any length runs, and only what the tokenizer says counts.
+    """
+    settings = {"truncation": True, **settings}
+    if (settings["truncation"] or settings.get("padding") == "max_length") and settings.get("max_length") is None:
+        settings["max_length"] = min(max_tokens or LARGE_INTEGER, tokenizer.model_max_length)
+        if settings["max_length"] >= LARGE_INTEGER:  # what a tokenizer says that knows no limit
+            settings.update(truncation=False, max_length=None)
+    return settings
+
+
+def was_cut(tokenizer: Any, encoded: BatchEncoding, row: int, text: str, pair: str | None, settings: dict[str, Any]) -> bool:
+    """Whether truncation took tokens away from a row of what the tokenizer made with these settings."""
+    if not settings["truncation"] or len(encoded["input_ids"][row]) < settings["max_length"]:
+        return False
+    if encoded.encodings is not None:
+        return bool(encoded.encodings[row].overflowing)
+    whole = tokenizer(text, pair, **{**settings, "truncation": False, "padding": False}, verbose=False)
+    return len(whole["input_ids"]) > settings["max_length"]
+
+
+class TextBatcher:
+    """Windows of texts -> windows of batches, by calling it. Holds the settings.
+
+    Args:
+        tokenizer: of the model.
+        max_tokens: positions that the model has; `None` where any length runs.
+        batch_tokens, batch_size: see `plan_batches`.
+        settings: keyword arguments of the tokenizer. Padding is to the longest of a batch, unless it is "max_length".
+        pin: put the batches in page-locked memory, for faster copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_tokens: int | None,
+        batch_tokens: int | None,
+        batch_size: int | None,
+        settings: dict[str, Any],
+        pin: bool = False,
+    ):
+        self.tokenizer, self.max_tokens, self.pin = tokenizer, max_tokens, pin
+        self.batch_tokens, self.batch_size = batch_tokens, batch_size
+        self.settings = with_truncation(tokenizer, max_tokens, settings)
+        self.padding = {"padding": True, "pad_to_multiple_of": self.settings.pop("pad_to_multiple_of", None)}
+        if self.settings.pop("padding", None) == "max_length":
+            self.padding.update(padding="max_length", max_length=self.settings["max_length"])
+
+    def on_its_own(self) -> "TextBatcher":
+        """The same with a tokenizer of its own: a fast one keeps truncation as state, which others may set meanwhile."""
+        other = copy.copy(self)
+        other.tokenizer = copy.deepcopy(self.tokenizer)
+        return other
+
+    def __call__(self, start: int, texts: list[Any]) -> Window:
+        window = Window(start, len(texts))
+        # A tokenizer takes texts or pairs in one call, not both.
+        alone: list[tuple[int, str, str | None]] = []
+        pairs: list[tuple[int, str, str | None]] = []
+        for row, item in enumerate(texts):
+            try:
+                text, pair = text_and_pair(item)
+            except TypeError as error:
+                window.errors[row] = error
+            else:
+                (alone if pair is None else pairs).append((row, text, pair))
+        features = {**self._tokenize(alone, window), **self._tokenize(pairs, window)}
+        rows = list(features)
+        padded_to = self.padding.get("max_length", 0)
+        lengths = [max(len(features[row]["input_ids"]), padded_to) for row in rows]
+        for planned in plan_batches(lengths, self.batch_tokens, self.batch_size):
+            of_batch = [rows[index] for index in planned]
+            window.batches.append(Batch(of_batch, self._pad([features[row] for row in of_batch])))
+        return window
+
+    def _tokenize(self, texts: list[tuple[int, str, str | None]], window: Window) -> dict[int, dict[str, list[int]]]:
+        """Rows, texts and pairs, all with a pair or none -> what the model takes, by row. Notes errors and what was cut."""
+        if not texts:
+            return {}
+        try:
+            second = None if texts[0][2] is None else [pair for _, _, pair in texts]
+            encoded = self.tokenizer([text for _, text, _ in texts], second, **self.settings)
+        except Exception as error:
+            if len(texts) == 1:
+                window.errors[texts[0][0]] = error
+                return {}
+            one_by_one = [self._tokenize([text], window) for text in texts]  # to find the one at fault
+            return {row: features for found in one_by_one for row, features in found.items()}
+        names = [name for name in self.tokenizer.model_input_names if name in encoded]
+        features = {}
+        for index, (row, text, pair) in enumerate(texts):
+            tokens = len(encoded["input_ids"][index])
+            if self.max_tokens is not None and tokens > self.max_tokens:
+                window.errors[row] = ValueError(
+                    f"it has {tokens} tokens, but the model has positions for {self.max_tokens}. Leave truncation and max_length"
+                    f" out, or give truncation=True and max_length={self.max_tokens}."
+                )
+                continue
+            window.cut += was_cut(self.tokenizer, encoded, index, text, pair, self.settings)
+            features[row] = {name: encoded[name][index] for name in names}
+        return features
+
+    def _pad(self, features: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        padded = pad_without_fast_tokenizer_warning(self.tokenizer, features, return_tensors="pt", **self.padding)
+        return {name: tensor.pin_memory() if self.pin else tensor for name, tensor in padded.items()}

@@ -1,0 +1,157 @@
+"""The walk with exits, one step at a time: layers up to the next exit that is asked, then rows leave and the others go on.
+
+A step is all there is to early exit; `RomeBertForSequenceClassification` takes steps until a batch is through, the pools of bulk
+scoring (pools.py) merge walks between steps. Deciding is left to the policy (policies.py), which goes with its rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backbones import adapter_for, attended_lengths, embed
+from .exits import mean_weights
+from .policies import ExitPolicy
+
+
+@dataclass
+class Left:
+    """k rows that left at one exit."""
+
+    rows: Tensor  # (k,) as the caller numbered them
+    logits: Tensor  # (k, C)
+    depth: int  # layers run
+
+
+class Walk:
+    """b rows that have run the same layers, of t tokens, padding included.
+
+    Args:
+        model: a `RomeBertForSequenceClassification`.
+        rows (b,): numbers by which the caller knows the rows; on the device of the model.
+        hidden (b, t, H): embedded, or after `depth` layers.
+        attention_mask (b, t): or `None`, where nothing is padded.
+        position_ids (b, t) or (1, t): or `None`, where they are as usual.
+        policy: started, and with the memory of these rows.
+        depth: layers run.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Tensor,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        policy: ExitPolicy,
+        depth: int = 0,
+    ):
+        self.model, self.rows, self.hidden, self.policy, self.depth = model, rows, hidden, policy, depth
+        self.attention_mask = attention_mask
+        # (2, b), on the host: tokens up to the last attended one, and attended tokens; the same where nothing but padding is masked
+        self.sizes: Tensor | None = None
+        if attention_mask is not None:  # waits for the device, once per batch
+            self._note_sizes(torch.stack([attended_lengths(attention_mask), (attention_mask != 0).sum(dim=1)]).cpu())
+        self.position_ids = None if position_ids is None else position_ids.expand(len(rows), -1)
+        self._prepare()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a layer runs on, padding included."""
+        return self.hidden.shape[0] * self.hidden.shape[1]
+
+    def _note_sizes(self, sizes: Tensor) -> None:
+        """Sizes (2, b) of the present rows; a mask that masks nothing is dropped."""
+        padded = int(sizes[1].min()) < self.hidden.shape[1]
+        self.attention_mask, self.sizes = (self.attention_mask, sizes) if padded else (None, None)
+
+    def _prepare(self) -> None:
+        """What all layers and exits are given, for the present rows."""
+        adapter, backbone = adapter_for(self.model.config.backbone_config), self.model.backbone
+        self._finish = partial(adapter.finish, backbone)
+        self._run = adapter.prepare(backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
+        mean = self.model.config.exit_pooling == "mean"
+        self._weights = mean_weights(self.hidden, self.attention_mask) if mean else None
+
+    def advance(self) -> Left:
+        """Run layers up to the next exit that is asked, and let rows leave there. At the last exit all leave.
+
+        Waits for the device once, unless it is at the last exit.
+        """
+        exit_layers = self.model.config.exit_layers
+        last = len(exit_layers) - 1
+        index = next(i for i, layer in enumerate(exit_layers) if layer > self.depth and (i == last or self.policy.asks(i)))
+        layers = self.model.layers
+        for number in range(self.depth, exit_layers[index]):
+            self.hidden = self._run(layers[number], self.hidden)  # (b, t, H)
+        self.depth = exit_layers[index]
+        logits = self.model.exits[str(self.depth)](self._finish(self.hidden), self._weights)  # (b, C)
+        rows = self.rows
+        if index == last:
+            self.rows = rows[:0]
+            return Left(rows, logits, self.depth)
+        leave = self.policy.leaves(index, logits)  # (b,)
+        goes = leave.cpu()  # the one wait; what follows is decided on the host
+        gone, stay = goes.nonzero().squeeze(1), (~goes).nonzero().squeeze(1)  # (k,) and (b - k,)
+        if len(stay) == len(rows):
+            return Left(rows[:0], logits[:0], self.depth)
+        if len(stay) == 0:
+            self.rows = rows[:0]
+            return Left(rows, logits, self.depth)
+        left_rows = gone.to(rows.device, non_blocking=True)
+        self._keep(stay)
+        return Left(rows[left_rows], logits[left_rows], self.depth)
+
+    def _keep(self, stay: Tensor) -> None:
+        """Go on with some rows: indices (k,) on the host; cut to the longest of them."""
+        kept = stay.to(self.rows.device, non_blocking=True)
+        self.policy.keep(kept)
+        self.rows, self.hidden = self.rows[kept], self.hidden[kept]
+        if self.attention_mask is not None and self.sizes is not None:
+            sizes = self.sizes[:, stay]
+            longest = int(sizes[0].max())
+            self.hidden, self.attention_mask = self.hidden[:, :longest], self.attention_mask[kept, :longest]
+            self._note_sizes(sizes)
+        if self.position_ids is not None:
+            self.position_ids = self.position_ids[kept, : self.hidden.shape[1]]
+        self._prepare()
+
+
+def begin(model: Any, rows: Tensor, inputs: dict[str, Tensor], policy: ExitPolicy) -> Walk:
+    """What a tokenizer gives, each (b, t), and the numbers of the rows (b,) -> their walk, before the first layer."""
+    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+    hidden = embed(model.backbone, *(inputs.get(name) for name in names))
+    started = policy.start(len(model.exits), model.problem_type, model.config.exit_layers)
+    return Walk(model, rows, hidden, inputs.get("attention_mask"), inputs.get("position_ids"), started)
+
+
+def merge(walks: Sequence[Walk]) -> Walk:
+    """Walks at the same depth -> one with the rows of all, padded to the longest."""
+    if len(walks) == 1:
+        return walks[0]
+    longest = max(walk.hidden.shape[1] for walk in walks)
+    hidden, masks, positions = [], [], []
+    for walk in walks:
+        missing = longest - walk.hidden.shape[1]
+        mask = walk.hidden.new_ones(walk.hidden.shape[:2], dtype=torch.long) if walk.attention_mask is None else walk.attention_mask
+        hidden.append(F.pad(walk.hidden, (0, 0, 0, missing)))
+        masks.append(F.pad(mask, (0, missing)))
+        if walk.position_ids is not None:
+            positions.append(F.pad(walk.position_ids, (0, missing)))
+    first = walks[0]
+    return Walk(
+        first.model,
+        torch.cat([walk.rows for walk in walks]),
+        torch.cat(hidden),
+        torch.cat(masks),
+        torch.cat(positions) if positions else None,
+        first.policy.merge([walk.policy for walk in walks]),
+        first.depth,
+    )
