@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark
+import check_families
 import compare_objectives
 
 from modeling_romebert.results import read_json
@@ -22,6 +23,7 @@ def sections() -> dict[str, str]:
     objectives = read_json(RESULTS / "objectives.json")["runs"]
     return {
         "headline": headline(quickstart),
+        "families": families(read_json(RESULTS / "families.json")),
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
         "benchmark": timing(read_json(RESULTS / "benchmark.json")),
         "benchmark-long": timing(read_json(RESULTS / "benchmark-long.json")),
@@ -36,6 +38,10 @@ def headline(run: dict[str, Any]) -> str:
         f" against {100 * full['accuracy']:.1f} % at full depth. In batches of {run['batch_size']} that is"
         f"\n{run['speedup_time']:.2f} times as fast on the clock ({made_with(run)})."
     )
+
+
+def families(run: dict[str, Any]) -> str:
+    return f"{check_families.table(run)}\n\n{run['texts']} sentences, fp32; {made_with(run)}."
 
 
 def timing(run: dict[str, Any]) -> str:

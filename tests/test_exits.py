@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import build, padded_batch, tiny_backbone
-from transformers import BertConfig
+from transformers import AlbertConfig, BertConfig, DebertaV2Config, DistilBertConfig, ModernBertConfig
 from transformers.models.bert.modeling_bert import BertPooler
 
 from modeling_romebert import RomeBertConfig
@@ -105,10 +105,22 @@ def test_mean_head_is_mean_then_classifier_without_a_pooler():
     torch.testing.assert_close(run(head, hidden_states, mask), pooled @ head.classifier.weight.T + head.classifier.bias)
 
 
-@pytest.mark.parametrize(("classifier_dropout", "expected"), [(0.5, 0.5), (0.0, 0.0), (None, 0.25)])
-def test_dropout_is_the_classifier_s_or_else_the_hidden_one(classifier_dropout, expected):
-    config = RomeBertConfig(tiny_backbone(BertConfig, hidden_dropout_prob=0.25, classifier_dropout=classifier_dropout))
-    assert ExitHead(config).dropout.p == expected
+@pytest.mark.parametrize(
+    ("family", "dropouts", "expected"),
+    [
+        (BertConfig, {"classifier_dropout": 0.5, "hidden_dropout_prob": 0.25}, 0.5),
+        (BertConfig, {"classifier_dropout": 0.0, "hidden_dropout_prob": 0.25}, 0.0),
+        (BertConfig, {"classifier_dropout": None, "hidden_dropout_prob": 0.25}, 0.25),
+        (AlbertConfig, {"classifier_dropout_prob": 0.5, "hidden_dropout_prob": 0.25}, 0.5),
+        (DistilBertConfig, {"seq_classif_dropout": 0.5, "dropout": 0.25}, 0.5),
+        (DebertaV2Config, {"cls_dropout": 0.5, "hidden_dropout_prob": 0.25}, 0.5),
+        (DebertaV2Config, {"hidden_dropout_prob": 0.25}, 0.25),
+        (ModernBertConfig, {"classifier_dropout": 0.5, "mlp_dropout": 0.25}, 0.5),
+    ],
+)
+def test_dropout_is_the_classifier_s_or_else_the_hidden_one(family, dropouts, expected):
+    """... by the names of the family's config, as its stock classifier reads them."""
+    assert ExitHead(RomeBertConfig(tiny_backbone(family, **dropouts))).dropout.p == expected
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

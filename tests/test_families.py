@@ -200,10 +200,16 @@ def test_one_layer_applied_many_times_is_counted_as_often_as_it_runs():
 
 
 @families
-def test_config_of_a_backbone_answers(family):
-    backbone = family.backbone()
+def test_config_of_a_backbone_answers(family, tmp_path):
+    backbone = family.backbone("eager", id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    backbone.save_pretrained(tmp_path)
     assert (backbone.num_hidden_layers, backbone.hidden_size) == (LAYERS, 32)
-    for given in (backbone, backbone.to_dict(), AutoModel.from_config(backbone)):
+    for given in (backbone, AutoModel.from_config(backbone)):
+        config = RomeBertConfig.from_backbone(given)
+        assert config._attn_implementation == config.backbone_config._attn_implementation == "eager"
+        assert (config.exit_layers, config.id2label) == ([1, 2, 3, 4], {0: "bad", 1: "good"})
+        assert config.backbone_config is not backbone
+    for given in (backbone, backbone.to_dict(), AutoModel.from_config(backbone), str(tmp_path), tmp_path):
         config = RomeBertConfig.from_backbone(given, exit_layers=[2], num_labels=5, hidden_size=16)
         assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (LAYERS, 16, 4)
         assert (config.exit_layers, config.num_labels, config.vocab_size, config.initializer_range) == ([2, 4], 5, 100, 0.1)

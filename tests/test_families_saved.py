@@ -16,7 +16,7 @@ from tiny import CLASSES, LAYERS, build, padded_batch, tiny_texts
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-from modeling_romebert import RomeBertForSequenceClassification, RomeBertModel
+from modeling_romebert import RomeBertForSequenceClassification, RomeBertModel, evaluate_exits
 
 POLICY = {"name": "entropy", "threshold": 0.6}
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification")
@@ -95,7 +95,7 @@ def test_round_trip_of_ours(family, tmp_path):
 
 
 @families
-def test_pipeline_with_the_family_s_own_tokenizer(family, tmp_path):
+def test_pipeline_and_evaluation_with_the_family_s_own_tokenizer(family, tmp_path):
     build(backbone=family.backbone(), exit_policy=POLICY).save_pretrained(tmp_path)
     family.tokenizer().save_pretrained(tmp_path)
     classify = pipeline(TASK, model=str(tmp_path), device="cpu")
@@ -108,6 +108,8 @@ def test_pipeline_with_the_family_s_own_tokenizer(family, tmp_path):
         assert result["exit_layer"] == alone.exit_layer.item()
         assert result["score"] == pytest.approx(alone.logits.softmax(-1).max().item(), abs=1e-5)
     assert len({result["score"] for result in results}) > 6  # the texts do differ for the tokenizer
+    report = evaluate_exits(model, [{"text": text, "label": number % 2} for number, text in enumerate(texts)], tokenizer)
+    assert (report.num_examples, report.num_layers, report.exit_layers) == (12, LAYERS, [1, 2, 3, 4])
 
 
 def test_tokenizers_with_and_without_token_types_are_among_them():

@@ -85,3 +85,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
     assert len(runs) == once + 2 * once  # each layer ran a second time, in the backward pass
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@families
+def test_no_weight_goes_untrained(family):
+    """A weight without a gradient would stall distributed training."""
+    model, rows = contrary(family)
+    ids, mask, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels"))
+    types = {"token_type_ids": ids % 2} if family.token_types else {}
+    model(ids, mask, labels=labels, **types).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
