@@ -48,18 +48,21 @@ class QuickstartArguments:
     model: str | None = field(default=None, metadata={"help": "Encoder to start from, folder or id; MiniLM-L6 when left out."})
     dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
     output_dir: str = field(default="runs/quickstart", metadata={"help": "Folder of the run: checkpoints, model, results, curve."})
-    epochs: float = field(default=1.25, metadata={"help": "Passes over the training data; for objective deebert, per stage."})
+    epochs: float = field(default=2.0, metadata={"help": "Passes over the training data; for objective deebert, per stage."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak of the linear schedule."})
     objective: str = field(default="romebert", metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."})
     exit_reduction: str = field(default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit good."})
     distillation_reduction: str = field(default="mean", metadata={"help": "batchmean is the paper's; mean weighs it less."})
     gradient_regularization: str = field(default="protect_last", metadata={"help": "Also protect_exits, off."})
+    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."})
     max_loss: float = field(default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose on validation."})
     seed: int = field(default=1, metadata={"help": "Of weights, order and dropout. The split of the data is fixed."})
 
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(QuickstartArguments).parse_args_into_dataclasses(argv)
+    if arguments.bf16 is None:
+        arguments.bf16 = multiplies_bf16()
     folder = open_run_folder(arguments.output_dir, {"quickstart": asdict(arguments)})
     if finished(folder):
         print(f"{folder} holds a finished run with these settings; this is what it found.")
@@ -67,6 +70,13 @@ def main(argv: list[str] | None = None) -> None:
         run(arguments, folder)
     show(folder)
     classify(folder / "model")
+
+
+def multiplies_bf16() -> bool:
+    """Whether the machine has instructions for bfloat16, which make training about 1.7 times as fast; emulated it is slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def run(arguments: QuickstartArguments, folder: Path) -> None:
@@ -94,6 +104,8 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         exit_reduction=arguments.exit_reduction,
         distillation_reduction=arguments.distillation_reduction,
         gradient_regularization=arguments.gradient_regularization,
+        bf16=arguments.bf16,
+        use_cpu=arguments.bf16 and not torch.cuda.is_available(),  # else transformers looks for a GPU
         logging_steps=50,
         eval_strategy="epoch",
         save_strategy="epoch",

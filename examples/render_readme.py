@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark
+import benchmark_training
 import check_families
 import compare_objectives
 
@@ -27,6 +28,7 @@ def sections() -> dict[str, str]:
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
         "benchmark": timing(read_json(RESULTS / "benchmark.json")),
         "benchmark-long": timing(read_json(RESULTS / "benchmark-long.json")),
+        "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
     }
 
 
@@ -47,6 +49,11 @@ def families(run: dict[str, Any]) -> str:
 def timing(run: dict[str, Any]) -> str:
     about = f"{run['texts']} texts of {run['tokens_per_text']:.0f} tokens on average, medians of {run['rounds']} rounds"
     return f"{benchmark.table(run)}\n\n{about}; {made_with(run)}."
+
+
+def training_cost(results: dict[str, Any]) -> str:
+    about = f"Batches of {results['batch_size']}, medians of {results['rounds']} rounds"
+    return f"{benchmark_training.table(results)}\n\n{about}; {made_with(results)}."
 
 
 def made_with(run: dict[str, Any]) -> str:

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from modeling_romebert import checkpoints
 from modeling_romebert.results import read_json, write_json
 
 SETTINGS = "settings.json"
-TRAINER_STATE = "trainer_state.json"  # what a Trainer writes last into a checkpoint
 
 
 def check_run_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Path:
@@ -57,12 +57,9 @@ def finished(folder: Path, results: str = "results.json") -> bool:
 def last_checkpoint(folder: str | os.PathLike[str], say: bool = True) -> str | None:
     """The newest complete checkpoint to continue from, said aloud; `None` when there is none.
 
-    A checkpoint that was cut off while it was written is passed over.
+    A checkpoint that was cut off while it was written is passed over (modeling_romebert/checkpoints.py).
     """
-    complete = [path for path in Path(folder).glob("checkpoint-*") if (path / TRAINER_STATE).is_file()]
-    if not complete:
-        return None
-    newest = str(max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-"))))
-    if say:
+    newest = checkpoints.last_checkpoint(folder)
+    if say and newest is not None:
         print(f"continuing from {newest}")
     return newest

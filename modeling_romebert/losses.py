@@ -198,6 +198,6 @@ class ExitLoss:
                 self.distillation_reduction,
             )
             early = (1 - self.distillation_weight) * early + self.distillation_weight * divergence
-        layers = torch.tensor(exit_layers[:-1], dtype=early.dtype, device=early.device)
+        layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(early.device, non_blocking=True)  # or the host waits
         early = EXIT_WEIGHTS[self.exit_weights](layers) * early
         return LossTerms(per_exit[-1], EXIT_REDUCTIONS[self.exit_reduction](early), per_exit.detach())

@@ -18,8 +18,12 @@ PROTECTED = ("protect_exits", "protect_last")
 
 
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """<a, b> of two lists of tensors of equal shapes, as one flat vector -> scalar, in fp32."""
-    return torch.stack([torch.dot(x.flatten().float(), y.flatten().float()) for x, y in zip(a, b, strict=True)]).sum()
+    """<a, b> of two lists of tensors of equal shapes, as one flat vector -> scalar, in fp32.
+
+    `torch.dot` and norms add up one product after the other on a CPU, which on 768 x 3072 loses all but five digits; `sum` adds
+    by halves. One product at a time, not a foreach of them all: those would be a copy of the weights.
+    """
+    return torch.stack([(x.float() * y.float()).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
 def conflict(protected_other: Tensor, protected_protected: Tensor) -> Tensor:
@@ -77,7 +81,7 @@ class GradientRegularizer:
 
     Args:
         parameters: all weights that are trained.
-        shared: those of them that receive both gradients.
+        shared: those of them that receive both gradients, each once; where there are none, the gradient is the plain sum.
         protect: `"protect_exits"` or `"protect_last"`: whose gradient is a.
     """
 
@@ -87,7 +91,7 @@ class GradientRegularizer:
         self.protect = protect
         positions = {id(parameter): index for index, parameter in enumerate(self.parameters)}
         self._shared_positions = [positions[id(parameter)] for parameter in self.shared]
-        self._protected_sum: list[Tensor] | None = None
+        self._protected_sum: list[Tensor] = []  # of the group's backward passes so far
         self._met: tuple[Tensor, Tensor, Tensor] | None = None  # <a + b, a>, <a, a> and the share, of the last group
 
     @property
@@ -110,43 +114,70 @@ class GradientRegularizer:
         return _Regularized.apply(self, (last, exits), end_of_group, *self.parameters)
 
     def _gradients(self, last: Tensor, exits: Tensor, end_of_group: bool, scale: Tensor) -> list[Tensor | None]:
+        if not self.shared:
+            return _gradient([last, exits], self.parameters, scale)
         term = exits if self.protect == "protect_exits" else last
-        of_term = _gradient([term], self.shared, scale, retain_graph=True)
-        joint = _gradient([last, exits], self.parameters, scale)
-        protected = [_present(a, weight) for a, weight in zip(of_term, self.shared, strict=True)]
-        if self._protected_sum is not None:
-            protected = [a + earlier for a, earlier in zip(protected, self._protected_sum, strict=True)]
+        self._add_protected(_gradient([term], self.shared, scale, retain_graph=True), scale)
         if not end_of_group:
-            self._protected_sum = protected
-            return joint
-        self._protected_sum = None
-        # The gradient of the group: what earlier backward passes left in .grad, and this one's.
+            return _gradient([last, exits], self.parameters, scale)
+        averaging, self._protected_sum = _Averaging(self._protected_sum), []  # goes on during the second pass
+        joint = _gradient([last, exits], self.parameters, scale)
+        protected = averaging.result()
+        # The gradient of the group is what earlier backward passes left in .grad, and this one's.
         now = [_present(joint[position], weight) for position, weight in zip(self._shared_positions, self.shared, strict=True)]
-        total = [g if weight.grad is None else g + weight.grad for g, weight in zip(now, self.shared, strict=True)]
-        protected = _average(protected)
-        (ga,) = _average([dot(total, protected)])
+        (ga,) = _Averaging([dot(now, protected) + self._earlier(protected)]).result()
         aa = dot(protected, protected)
         share = conflict(ga - aa, aa)
         self._met = ga, aa, share
-        for position, g, a in zip(self._shared_positions, now, protected, strict=True):
-            joint[position] = g - share.to(a.dtype) * a
+        torch._foreach_mul_(protected, -share)  # in the memory of a, which is read no more
+        torch._foreach_add_(protected, now)
+        for position, weight, moved in zip(self._shared_positions, self.shared, protected, strict=True):
+            if joint[position] is not None or weight.grad is not None:  # else no loss of the group reached it
+                joint[position] = moved
         return joint
 
+    def _add_protected(self, gradients: list[Tensor | None], scale: Tensor) -> None:
+        present = [_present(gradient, weight) for gradient, weight in zip(gradients, self.shared, strict=True)]
+        if self._protected_sum:
+            torch._foreach_add_(self._protected_sum, present)
+        else:
+            self._protected_sum = _writable(present, scale)
 
-def _average(tensors: list[Tensor]) -> list[Tensor]:
+    def _earlier(self, protected: list[Tensor]) -> Tensor | float:
+        """<.grad, a>: the share in <a + b, a> of the group's earlier backward passes."""
+        before = [(weight.grad, a) for weight, a in zip(self.shared, protected, strict=True) if weight.grad is not None]
+        return dot(*zip(*before, strict=True)) if before else 0.0
+
+
+class _Averaging:
     """The mean of each tensor over all processes, in one exchange; the tensors themselves where there is one process."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return tensors
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def __init__(self, tensors: list[Tensor]):
+        self.tensors = tensors
+        self.processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        if self.processes > 1:
+            self.flat = torch.cat([tensor.flatten() for tensor in tensors])
+            self.tensors = [p.view_as(t) for p, t in zip(self.flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+            self.exchange = distributed.all_reduce(self.flat, async_op=True)
+
+    def result(self) -> list[Tensor]:
+        """Wait for the exchange -> the means; they share no memory with what was given."""
+        if self.processes > 1:
+            self.exchange.wait()
+            self.flat /= self.processes
+        return self.tensors
 
 
 def _present(gradient: Tensor | None, weight: Tensor) -> Tensor:
     """A gradient; zeros for a weight that did not matter."""
     return torch.zeros_like(weight) if gradient is None else gradient
+
+
+def _writable(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
+    """Gradients that can be written to: autograd may give two weights (of a sum) one tensor, or an expanded one, or `scale`."""
+    memory = {tensor.untyped_storage().data_ptr() for tensor in (scale, *gradients)}
+    own = len(memory) == len(gradients) + 1 and all(tensor.is_contiguous() for tensor in gradients)
+    return gradients if own else [tensor.clone(memory_format=torch.contiguous_format) for tensor in gradients]
 
 
 def _gradient(terms: list[Tensor], weights: list[Tensor], scale: Tensor, retain_graph: bool = False) -> list[Tensor | None]:

@@ -5,7 +5,8 @@ loop, accumulation, clipping, schedules, checkpoints and launchers are the libra
 """
 
 import copy
-from collections import defaultdict
+from collections.abc import Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import PredictionOutput, SchedulerType
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SchedulerType
+from transformers.utils import logging
 
+from .checkpoints import TRAINER_STATE, checkpoint_to_resume
+from .dataset_checks import check_dataset
 from .evaluation import default_metric
 from .losses import check_labels, infer_problem_type
 from .model_card import write_model_card
 from .modeling_romebert import RomeBertForSequenceClassification
 from .objectives import BOTH, EXITS, OBJECTIVES, Terms
 from .projection import GradientRegularizer
+from .running_means import RunningMeans
+from .step_guard import StepGuard
 from .training_args import RomeBertTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 
 class RomeBertTrainer(Trainer):
@@ -31,11 +39,14 @@ class RomeBertTrainer(Trainer):
     exit (N, C) at a time, and evaluation reports its figures for the last exit under their own names, for each exit as
     `{name}_exit_{layer}` and averaged over exits as `{name}_mean`. Left out, it is accuracy, or what fits the problem type.
 
-    Logged besides the loss: `loss_last`, `loss_exits`, and with regularization `gradient_cosine` (of the two gradients on the
-    shared weights) and `projected` (share of steps in which they conflicted), averaged since the last log.
+    Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the labels), and with
+    regularization `gradient_cosine` (of the two gradients on the shared weights) and `projected` (share of steps in which they
+    conflicted): means over steps and processes since the last log, without the numbers that are not finite. `skipped_steps` counts
+    those that `non_finite="skip"` left out since then.
 
     Raises:
         TypeError, ValueError: a model, arguments or labels that it cannot train with.
+        FloatingPointError: a loss or gradient that is not finite, under `non_finite="stop"`.
     """
 
     # The loss is a mean over the batch, so the stock training step divides it by the accumulation steps.
@@ -63,9 +74,10 @@ class RomeBertTrainer(Trainer):
         self.exit_loss = self.args.exit_loss()
         self._metric_of_one_exit = self.compute_metrics
         self.compute_metrics = self._metrics_of_all_exits
-        self._sums: dict[str, Any] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
+        self._means = RunningMeans()
+        self._guard: StepGuard | None = None
         self._regularizer: GradientRegularizer | None = None
+        self._gradients_met: Tensor | None = None  # (2,): their cosine and whether they conflicted, in the present step
         self._frozen: list[nn.Parameter] = []  # by the terms of the present step
         self._terms: Terms | None = None
         self._stage_steps = 0
@@ -90,6 +102,8 @@ class RomeBertTrainer(Trainer):
         if labels.device.type == "cpu":
             check_labels(labels, self.model.problem_type, self.model.config.num_labels)
         training = self.model.training and torch.is_grad_enabled()
+        if training and self._guard is None:  # before a stage freezes anything
+            self._guard = StepGuard(self.model, self.args.non_finite, self._sum_over_processes)
         terms = self._enter_step() if training else self.objective.terms
         outputs = model(**inputs)
         losses = self.exit_loss(
@@ -101,8 +115,11 @@ class RomeBertTrainer(Trainer):
             # Only what is minimised: a term times zero would still give its weights a gradient, and so decay and momentum.
             wanted = [loss for loss, minimised in zip((losses.last, losses.exits), terms, strict=True) if minimised]
             loss = torch.stack(wanted).sum()
-        if training:
-            self._note(loss_last=losses.last.detach(), loss_exits=losses.exits.detach())
+        if training and self._guard is not None:
+            per_exit = [f"loss_exit_{layer}" for layer in self.model.config.exit_layers]
+            values = torch.cat([torch.stack([losses.last, losses.exits]), losses.per_exit]).detach()  # (2 + E,)
+            self._means.add(("loss_last", "loss_exits", *per_exit), values)
+            loss = self._guard.loss(loss, values, terms)
         return (loss, outputs) if return_outputs else loss
 
     def _regularized(self, last: Tensor, exits: Tensor) -> Tensor:
@@ -112,13 +129,26 @@ class RomeBertTrainer(Trainer):
         return self._regularizer.loss(last, exits, end_of_group=self.accelerator.sync_gradients)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer.training_step`; notes how the two gradients met, which is known after the backward pass."""
+        """As `Trainer.training_step`; notes what only the gradients tell, after the last backward pass of a group."""
         loss = super().training_step(*args, **kwargs)
+        if self._guard is not None and self.accelerator.sync_gradients:
+            self._guard.watch_gradients()
         if self._regularizer is not None and self.accelerator.sync_gradients:
             cosine, projected = self._regularizer.cosine, self._regularizer.projected
             if cosine is not None and projected is not None:
-                self._note(gradient_cosine=cosine, projected=projected)
+                self._gradients_met = torch.stack([cosine, projected])
         return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer._get_grad_norm`, once per step, between the gradients and the optimizer: where a step is judged."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if isinstance(norm, Tensor) and self._guard is not None:
+            if self._gradients_met is not None:
+                met = self._gradients_met.where(norm.isfinite(), torch.nan)  # a step that is not taken has no say
+                self._means.add(("gradient_cosine", "projected"), met)
+                self._gradients_met = None
+            self._guard.judge(norm, self.state.global_step + 1, self.optimizer)
+        return norm
 
     # ---- stages
 
@@ -144,14 +174,61 @@ class RomeBertTrainer(Trainer):
             parameter.requires_grad_(True)
         self._frozen, self._terms = [], None
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`; a two-stage objective runs `num_train_epochs` (or `max_steps`) per stage."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`; a two-stage objective runs `num_train_epochs` (or `max_steps`) per stage.
+
+        Args:
+            resume_from_checkpoint: `True` continues from the newest complete checkpoint in `output_dir`: one that was cut off
+                while it was written is passed over. A path is a complete checkpoint.
+
+        Raises:
+            ValueError: a dataset that cannot be trained on (dataset_checks.py), or no complete checkpoint (checkpoints.py).
+            FloatingPointError: see `RomeBertTrainer`.
+        """
+        self._check_datasets()
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         self.model.evaluation, self.model.training_settings = None, self._settings_for_card()
+        self._means, self._gradients_met = RunningMeans(), None
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._unfreeze()
-            self._regularizer = None
+            if self._guard is not None:
+                self._guard.close()
+            self._guard = self._regularizer = None
+
+    def _check_datasets(self) -> None:
+        named = {"train_dataset": self.train_dataset}
+        if self.args.eval_strategy != "no":
+            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+            named |= {f"eval_dataset[{key!r}]" if key else "eval_dataset": dataset for key, dataset in several.items()}
+        config = self.model.config
+        for name, dataset in named.items():
+            if dataset is not None:
+                trains = name == "train_dataset"
+                check_dataset(dataset, name, config.num_labels, config.problem_type, self.data_collator, trains)
+        batch = self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < batch:
+            raise ValueError(
+                f"train_dataset has {len(self.train_dataset)} rows, less than one batch of {batch}, which"
+                " dataloader_drop_last=True drops. Set it to False, or use a smaller per_device_train_batch_size."
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its trainer_state.json is there."""
+        if self._guard is not None:
+            self._guard.check()
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / TRAINER_STATE).unlink(missing_ok=True)  # of an earlier run, whose files are now written over
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As `Trainer._save_rng_state`: the one file of each process, which the last file of the main process now waits for."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
         """Length of the whole training: every stage takes the epochs, or steps, that the arguments give."""
@@ -238,25 +315,29 @@ class RomeBertTrainer(Trainer):
         settings |= {name: value for name, value in given.items() if value is not None}
         write_model_card(self.args.output_dir, self.model.config, self.model.evaluation, settings)
 
-    def _note(self, **values: Tensor) -> None:
-        """Add to the averages of the next log, on the device, without waiting for it."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value
-            self._counts[name] += 1
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, "sum")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            logs |= {name: float(self._sums[name]) / self._counts[name] for name in self._sums}
-            self._sums.clear()
-            self._counts.clear()
+        """As `Trainer.log`; the log of a training step gets the means since the last one, read from the device here."""
+        if self._guard is not None:
+            self._guard.check()
+        if "loss" in logs and self._guard is not None:
+            logs |= self._means.read(self._sum_over_processes)
+            skipped, fault = self._guard.read_skipped(), self._guard.read_fault()
+            if skipped or self.args.non_finite == "skip":
+                logs["skipped_steps"] = skipped
+            if fault is not None:
+                logger.warning(f"{fault}. Steps left out since the last log: {skipped}.")
         super().log(logs, *args, **kwargs)
 
 
 def shared_weights(model: RomeBertForSequenceClassification) -> list[nn.Parameter]:
     """Weight matrices of the layers that both the last exit and another one reach: S in the paper.
 
-    Layers 1 .. the deepest exit before the last; no norms, biases, embeddings or exits, and no frozen weights.
+    Layers 1 .. the deepest exit before the last; no norms, biases, embeddings or exits, and no frozen weights. A matrix that layers
+    share counts once.
     """
     reached = model.config.exit_layers[-2] if len(model.config.exit_layers) > 1 else 0
-    layers = dict.fromkeys(model.layers[:reached])  # each once: ALBERT applies one several times
-    return [parameter for layer in layers for parameter in layer.parameters() if parameter.ndim == 2 and parameter.requires_grad]
+    layers = nn.ModuleList(model.layers[:reached])
+    return [parameter for parameter in layers.parameters() if parameter.ndim == 2 and parameter.requires_grad]

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 from .losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss
 from .objectives import BOTH, OBJECTIVES
 from .projection import PROTECTED
+from .step_guard import NON_FINITE
 
 
 @dataclass
@@ -53,13 +54,31 @@ class RomeBertTrainingArguments(TrainingArguments):
             "choices": [*PROTECTED, "off"],
         },
     )
+    non_finite: str = field(
+        default="stop",
+        metadata={
+            "help": "A step whose loss or gradient is not finite: stop the run with an error that says where, or skip the step"
+            " and log how many (skipped_steps).",
+            "choices": list(NON_FINITE),
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("objective", OBJECTIVES), ("gradient_regularization", (*PROTECTED, "off"))):
+        for name, choices in (
+            ("objective", OBJECTIVES),
+            ("gradient_regularization", (*PROTECTED, "off")),
+            ("non_finite", NON_FINITE),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
         self.exit_loss()
+        if not OBJECTIVES[self.objective].distills and self.teacher != RomeBertTrainingArguments.teacher:
+            teaching = ", ".join(repr(name) for name, objective in OBJECTIVES.items() if objective.distills)
+            raise ValueError(
+                f"teacher={self.teacher!r} has no meaning for objective={self.objective!r}, which does not distil. Leave teacher"
+                f" out, or use objective={teaching}."
+            )
         if self.ddp_find_unused_parameters is None:  # type: ignore[has-type]
             # Objectives that freeze leave weights without a gradient; the others use all of them.
             self.ddp_find_unused_parameters = any({*cycle} != {BOTH} for cycle in OBJECTIVES[self.objective].stages)

@@ -1,7 +1,7 @@
-"""Trains a tiny model for a few steps, as one process or as several, and writes its weights: see test_distributed.py.
+"""Takes the steps of some cases, as one process or as several, and writes each case's: see test_distributed.py.
 
-python tests/distributed_run.py OUT.safetensors key=value ...          # values are JSON
-torchrun --nproc_per_node 2 tests/distributed_run.py OUT.safetensors key=value ...
+python tests/distributed_run.py FOLDER                                # with FOLDER/cases.json: name -> case
+torchrun --nproc_per_node 2 tests/distributed_run.py FOLDER
 """
 
 import json
@@ -10,38 +10,32 @@ import sys
 from pathlib import Path
 
 import torch
+from explicit import adapted, contrary, rows_of, train
 from safetensors.torch import save_file
-from tiny import tiny_backbone, tiny_rows, tiny_tokenizer
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import DataCollatorWithPadding
-
-from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification, RomeBertTrainer, RomeBertTrainingArguments
 
 
-def train(out: str, **settings) -> None:
-    torch.manual_seed(0)
-    backbone = tiny_backbone(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model = RomeBertForSequenceClassification(RomeBertConfig(backbone, exit_pooling="mean"))
-    defaults = {"max_steps": 3, "learning_rate": 0.1, "use_cpu": True, "report_to": "none", "logging_steps": 1}
-    folder = str(Path(out).parent / "run")
-    arguments = RomeBertTrainingArguments(folder, save_strategy="no", disable_tqdm=True, **{**defaults, **settings})
-    optimizer = torch.optim.SGD(model.parameters(), lr=arguments.learning_rate)  # in proportion to the gradient, error included
-    trainer = RomeBertTrainer(
-        model,
-        arguments,
-        train_dataset=tiny_rows(64),
-        data_collator=DataCollatorWithPadding(tiny_tokenizer()),
-        optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),
-    )
-    trainer.train()
+def model_of(case: dict):
+    model = contrary(**case.get("model", {}))
+    return adapted(model) if case.get("adapters") else model
+
+
+def take_steps(name: str, case: dict, folder: Path) -> None:
+    """Train on the case; the main process writes the weights before every step, the gradients and the logs."""
+    steps, trainer = train(model_of(case), rows_of(case["rows"]), folder / "run", **case["settings"])
     if trainer.is_world_process_zero():
+        tensors = {f"{step}.weight.{key}": w for step, weights in enumerate(steps.weights) for key, w in weights.items()}
+        for step, gradients in enumerate(steps.gradients):
+            tensors |= {f"{step}.gradient.{key}": g for key, g in gradients.items() if g is not None}
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-        save_file(model.state_dict(), out, metadata={"world_size": str(arguments.world_size), "logs": json.dumps(logs)})
+        save_file(tensors, folder / f"{name}.safetensors", {"world_size": str(trainer.args.world_size), "logs": json.dumps(logs)})
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(sys.argv[1], **{key: json.loads(value) for key, _, value in (argument.partition("=") for argument in sys.argv[2:])})
-    os._exit(0)  # the weights are written; gloo's threads now and then abort the interpreter's own way out
+    out = Path(sys.argv[1])
+    for case_name, settings in json.loads((out / "cases.json").read_text()).items():
+        take_steps(case_name, settings, out)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os._exit(0)  # the steps are written; on the interpreter's own way out a thread now and then ends in std::terminate

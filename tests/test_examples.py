@@ -13,8 +13,10 @@ import pytest
 import quickstart
 import render_readme
 import reviews
+import torch
 from run_folder import last_checkpoint, open_run_folder
 from tiny import labelled, tiny_texts, write_rows
+from transformers import TrainerState
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,8 +95,9 @@ def test_folder_that_is_not_ours_is_refused(quick):
 def test_half_written_checkpoint_is_passed_over(here):
     for step, complete in ((5, True), (10, False)):
         Path(f"run/checkpoint-{step}").mkdir(parents=True)
+        torch.save({}, f"run/checkpoint-{step}/optimizer.pt")
         if complete:
-            Path(f"run/checkpoint-{step}/trainer_state.json").write_text("{}")
+            TrainerState().save_to_json(f"run/checkpoint-{step}/trainer_state.json")
     assert last_checkpoint("run") == "run/checkpoint-5"
     assert last_checkpoint("absent") is None
 
@@ -247,6 +250,6 @@ def test_readme_code_runs(here, encoder, monkeypatch):
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert names["results"][0].keys() == {"label", "score", "exit_layer"}
     assert names["full"].exit_logits.shape == (2, 4, 2) and names["early"].exit_layer.shape == (2,)

@@ -6,7 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import build, padded_batch
+from tiny import TOKENS, build, padded_batch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from modeling_romebert import ExitLoss, project
 from modeling_romebert.projection import GradientRegularizer, conflict, dot
@@ -176,9 +179,9 @@ def test_zero_gradients_give_no_nan(zero, protect):
 # ---- inside the backward pass of a model, against two explicit backward passes
 
 
-def make_batches(count, conflicting, rows=8):
+def make_batches(count, conflicting, rows=8, tokens=TOKENS):
     """Batches of one group: ids, mask, labels and how much of L_last goes into the other term: less than nothing conflicts."""
-    ids, mask = padded_batch(rows * count)
+    ids, mask = padded_batch(rows * count, tokens)
     labels = torch.randint(3, (rows * count,), generator=torch.Generator().manual_seed(4))
     mixed_in = [-4 if conflicting else 4] * count
     return list(zip(ids.split(rows), mask.split(rows), labels.split(rows), mixed_in, strict=True))
@@ -307,3 +310,58 @@ def test_non_reentrant_checkpointing_changes_nothing(protect):
     regularize(model, batches, protect)
     assert len(calls) > len(batches)  # layers did run again in the backward passes
     assert_gradients(model, expected)
+
+
+# ---- what it costs
+
+
+class Memory(TorchDispatchMode):
+    """The most bytes held at once by tensors that were made under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0  # where a storage lies -> a weak reference to it, and its bytes
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.alive = {at: (reference, size) for at, (reference, size) in self.alive.items() if not reference.expired()}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return result
+
+
+def bytes_of(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("protect", PROTECT)
+def test_memory_beyond_the_joint_step(protect, group):
+    """At most one copy of all gradients and one of the shared ones; texts are so short that it is the gradients that are held."""
+    model, batches = build().train(), make_batches(group, conflicting=True, rows=2, tokens=1)
+    weights = dict(model.named_parameters())
+    shared = [weights[name] for name in shared_names(model)]
+    regularizer = GradientRegularizer(list(weights.values()), shared, protect)
+    peaks = []
+    for regularized in (True, False):
+        model.zero_grad()
+        with Memory() as memory:
+            for index, batch in enumerate(batches):
+                terms = two_terms(model, batch, index)
+                loss = regularizer.loss(*terms, end_of_group=index == group - 1) if regularized else sum(terms)
+                loss.backward()
+        peaks.append(memory.peak)
+    largest = max(map(bytes_of, zip(shared, strict=True)))  # the products of one matrix while they are added up
+    allowed = bytes_of(shared) + largest + (bytes_of(weights.values()) if group > 1 else 0)
+    assert bytes_of(shared) // 2 < peaks[0] - peaks[1] <= allowed
+
+
+def test_products_of_large_matrices_keep_their_digits():
+    """Added up one after the other in fp32, as torch.dot and norms do on a CPU, they are off by more than 1e-5."""
+    x = torch.randn(3072, 768, generator=torch.Generator().manual_seed(0))
+    y = x + 1
+    exact = (x.double() * y.double()).sum().item()
+    assert dot([x] * 4, [y] * 4).item() == pytest.approx(4 * exact, rel=1e-6)

@@ -213,14 +213,31 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, settings, step):
         ({"distillation_weight": 1.1}, r"distillation_weight=1.1 is not in 0\.\.1"),
         ({"distillation_weight": -0.1}, r"distillation_weight=-0.1 is not in 0\.\.1"),
         ({"distillation_weight": 1.1, "objective": "joint"}, r"distillation_weight=1.1 is not in 0\.\.1"),
+        ({"distillation_weight": float("nan")}, r"distillation_weight=nan is not in 0\.\.1"),
         ({"distillation_temperature": 0.0}, "distillation_temperature=0.0 is not above 0"),
+        ({"distillation_temperature": -1.0}, "distillation_temperature=-1.0 is not above 0"),
+        ({"distillation_temperature": float("nan")}, "distillation_temperature=nan is not above 0"),
         ({"distillation_temperature": float("inf")}, "distillation_temperature=inf is not above 0"),
         ({"label_smoothing_factor": 1.0}, r"label_smoothing=1.0 is not in 0\.\.1"),
+        ({"non_finite": "ignore"}, "non_finite='ignore' is unknown; choose from stop, skip"),
+        *(
+            (
+                {"teacher": "next", "objective": objective},
+                f"teacher='next' has no meaning for objective='{objective}', .* Leave teacher out, or use objective='romebert'",
+            )
+            for objective in ("joint", "last", "deebert", "alternating")
+        ),
     ],
 )
 def test_arguments_without_meaning(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         RomeBertTrainingArguments(str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_default_teacher_goes_with_every_objective(tmp_path, objective):
+    assert RomeBertTrainingArguments(str(tmp_path), objective=objective).teacher == "last"
+    assert RomeBertTrainingArguments(str(tmp_path), teacher="next").exit_loss().teacher == "next"
 
 
 def test_objectives_that_freeze_let_distributed_training_know(tmp_path):
@@ -253,19 +270,6 @@ def test_loss_function_of_one_s_own(tmp_path):
 def test_stage_without_anything_to_train(tmp_path):
     with pytest.raises(ValueError, match=r"objective='deebert' has a stage .*exit_layers=\[4\] has none; use objective='last'"):
         trainer_of(tmp_path, model=build(exit_layers=[LAYERS]), objective="deebert")
-
-
-def test_rows_without_labels(tmp_path):
-    rows = [{name: value for name, value in row.items() if name != "labels"} for row in tiny_rows(ROWS)]
-    with pytest.raises(ValueError, match=r"the batch has no labels; the dataset needs a column `labels`"):
-        trainer_of(tmp_path, rows=rows).train()
-
-
-@pytest.mark.parametrize(("label", "message"), [(2, r"labels hold 2; .*0\.\.1"), (-1, r"labels hold -1; .*0\.\.1, or -100")])
-def test_labels_out_of_range(tmp_path, label, message):
-    rows = [row | {"labels": label} for row in tiny_rows(ROWS)]
-    with pytest.raises(ValueError, match=message):
-        trainer_of(tmp_path, rows=rows).train()
 
 
 def test_config_remembers_the_loss(tmp_path):

@@ -240,7 +240,8 @@ def test_logged_terms_are_averages_since_the_last_log(tmp_path):
 
 @pytest.mark.parametrize("objective", ["joint", "last", "alternating"])
 def test_without_regularization_no_cosine_is_logged(tmp_path, objective):
-    trainer = train_plainly(contrary(), batch_rows(labels_for(SINGLE, 32)), tmp_path, objective=objective, max_steps=3)
+    settings = {"objective": objective, "max_steps": 3}
+    trainer = train_plainly(contrary(), batch_rows(labels_for(SINGLE, 32)), tmp_path, rates=lambda step: 0.01, **settings)
     for entry in trainer.state.log_history[:-1]:
         assert {"loss", "loss_last", "loss_exits"} <= entry.keys() and not {"gradient_cosine", "projected"} & entry.keys()
 

@@ -1,0 +1,18 @@
+"""Processes of their own for the tests, forked from one that has only imported: a start takes no time."""
+
+import multiprocessing
+import socket
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["modeling_romebert", "transformers.trainer"])
+
+
+def environments(processes: int) -> list[dict[str, str]]:
+    """What a launcher sets for each process of a group; nothing for a single one."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
