@@ -38,6 +38,11 @@ def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask
     return masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
 
 
+def _states(output: Any) -> Tensor:
+    """What a layer returns -> its hidden states: alone or first in a tuple, by family and by version of transformers."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 class Adapter:
     """What most encoders share with BERT: `embeddings`, then `encoder.layer[k](hidden_states, attention_mask=...)`."""
 
@@ -71,7 +76,7 @@ class Adapter:
         mask is known to mask something, so that nobody has to look, which would wait for the device.
         """
         mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
-        return lambda layer, hidden: layer(hidden, attention_mask=mask)
+        return lambda layer, hidden: _states(layer(hidden, attention_mask=mask))
 
     def finish(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
         """What the stock model does to the output of its last layer, (B, T, H) -> (B, T, H); every exit sees its layer's so."""
@@ -127,7 +132,7 @@ class MPNetAdapter(Adapter):
     ) -> RunLayer:
         mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
         bias = backbone.encoder.compute_position_bias(hidden[:1])  # (1, heads, T, T): the same for every row
-        return lambda layer, hidden: layer(hidden, attention_mask=mask, position_bias=bias)[0]
+        return lambda layer, hidden: _states(layer(hidden, attention_mask=mask, position_bias=bias))
 
 
 class DebertaV2Adapter(Adapter):
@@ -159,7 +164,7 @@ class DebertaV2Adapter(Adapter):
         }
 
         def run(layer: nn.Module, hidden: Tensor) -> Tensor:
-            output = layer(hidden, **arguments)[0]
+            output = _states(layer(hidden, **arguments))
             beside = encoder.conv if layer is encoder.layer[0] else None
             return output if beside is None else beside(hidden, output, attended)
 
@@ -218,7 +223,7 @@ class ModernBertAdapter(Adapter):
 
         def run(layer: Any, hidden: Tensor) -> Tensor:
             kind = layer.attention_type
-            return layer(hidden, attention_mask=masks[kind], position_embeddings=rotary[kind])
+            return _states(layer(hidden, attention_mask=masks[kind], position_embeddings=rotary[kind]))
 
         return run
 
