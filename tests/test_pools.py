@@ -1,4 +1,4 @@
-"""Steps of the walk: merging changes nothing, pools fill batches and keep nobody waiting, the device is waited for once per exit."""
+"""Steps of the walk: merging changes nothing, pools fill batches and keep nobody waiting, one wait for the device per exit."""
 
 import pytest
 import torch
