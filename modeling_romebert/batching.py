@@ -13,8 +13,6 @@ from transformers import BatchEncoding
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-# The first window is small, so that the first results come soon; each is twice as large as the one before.
-FIRST_WINDOW = 512
 # A window of long texts ends early: this bounds the memory that it takes.
 WINDOW_CHARACTERS = 2**20
 # A batch ends early, where the next text would bring its padding above this. Less gives smaller batches.
@@ -42,9 +40,9 @@ class Window:
     cut: int = 0  # texts that were too long
 
 
-def windows(texts: Iterable[Any], largest: int) -> Iterator[tuple[int, list[Any]]]:
-    """Texts -> position of the first and list, window by window, of up to `largest` texts."""
-    size, start, texts_here, characters = min(FIRST_WINDOW, largest), 0, [], 0
+def windows(texts: Iterable[Any], first: int, largest: int) -> Iterator[tuple[int, list[Any]]]:
+    """Texts -> position of the first and list, window by window: of `first` texts, then twice as many each, up to `largest`."""
+    size, start, texts_here, characters = min(first, largest), 0, [], 0
     for text in texts:
         texts_here.append(text)
         characters += sum(len(part) for part in (text.values() if isinstance(text, dict) else [text]) if isinstance(part, str))

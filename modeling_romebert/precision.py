@@ -45,7 +45,7 @@ def compare_precision(
         ValueError: the model is not in fp32, there are no texts, or a dtype is none.
 
     Example:
-        >>> for change in compare_precision(model, tokenizer, texts, exit_policy={"name": "entropy", "threshold": 0.2}):  # doctest: +SKIP
+        >>> for change in compare_precision(model, tokenizer, texts, dtypes=["bfloat16"]):  # doctest: +SKIP
         ...     print(f"{change.dtype}: {change.labels_changed} of {change.texts} labels change")
     """
     if model.dtype != torch.float32:

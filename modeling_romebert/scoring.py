@@ -25,6 +25,8 @@ from .walk import Walk, begin
 logger = logging.get_logger(__name__)
 
 WINDOW = 4096
+# Of texts without a length the first windows are smaller, so that the first results come soon.
+FIRST_WINDOW = 512
 # Tokens of a full batch. On a CPU more is no faster; that of a GPU is a guess, not measured.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
@@ -62,7 +64,8 @@ def score(
         function_to_apply: "sigmoid", "softmax" or "none"; by problem type when left out, as in the stock pipeline.
         batch_tokens: tokens in a batch, padding included. 2,048 on a CPU when left out, unless `batch_size` is given.
         batch_size: texts in a batch. 1 classifies texts one by one, each before the next is read.
-        window: texts that are read before results come, at most; the first windows are smaller. 1 is as `batch_size=1`.
+        window: texts that are sorted together; results come window by window, and the next one is read before. Of texts without a
+            length, such as those of a generator, the first windows are smaller. 1 is as `batch_size=1`.
         on_error: `"raise"` names the position of the text; `"skip"` gives for that text a result whose label, score and exit
             layer are `None`, with the reason as `error`, and goes on.
         progress: show a progress bar.
@@ -107,9 +110,11 @@ def score(
 
     def results() -> Iterator[Any]:
         seen = cut = failed = 0
-        read = windows(each(texts), window)
+        read = windows(each(texts), FIRST_WINDOW if length is None else window, window)
         prepared = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
-        with closing(prepared), logging.tqdm(total=length, desc="classifying", unit=" texts", disable=not progress) as bar:
+        # Not a disabled bar, which would start tqdm's thread.
+        shown = logging.tqdm(total=length, desc="classifying", unit=" texts") if progress else logging.EmptyTqdm()
+        with closing(prepared), shown as bar:
             for found in prepared:
                 yield from scorer(found, bar)
                 seen, cut, failed = seen + found.size, cut + found.cut, failed + len(found.errors)
@@ -164,6 +169,8 @@ class ResultFormat:
     """Logits and exit layers of many texts -> results, as the stock pipeline has them, with `exit_layer`. See `score`."""
 
     def __init__(self, config: Any, function_to_apply: str | ClassificationFunction | None, top_k: int | str | None):
+        if isinstance(top_k, str) and top_k != "best":
+            raise ValueError(f'top_k={top_k!r}: give "best", a number of labels, or None for all.')
         if isinstance(function_to_apply, str):
             if function_to_apply.upper() not in ClassificationFunction.__members__:
                 choices = ", ".join(name.lower() for name in ClassificationFunction.__members__)

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from tiny import CLASSES, LAYERS, build, tiny_texts, tiny_tokenizer
+from tiny import CLASSES, LAYERS, build, spread_exits, tiny_texts, tiny_tokenizer
 from transformers import BertConfig, RobertaConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -16,17 +16,10 @@ TEXTS = tiny_texts(40, seed=2)
 NAMES = {0: "bad", 1: "good", 2: "so so"}
 
 
-@torch.no_grad()
 def classifier(policy=ENTROPY, family=BertConfig, **settings):
-    """A pipeline of a tiny model and tokenizer; logits of each exit have mean 0 and standard deviation 1.5 over TEXTS."""
-    model, tokenizer = build(family, exit_policy=policy, id2label=NAMES, label2id={}, **settings), tiny_tokenizer()
-    logits = torch.cat([model(**tokenizer(text, return_tensors="pt")).exit_logits for text in TEXTS])  # (N, E, C)
-    mean = logits.mean(dim=0)
-    for index, head in enumerate(model.exits.values()):
-        spread = 1.5 / (logits[:, index] - mean[index]).std()
-        head.classifier.weight.mul_(spread)
-        head.classifier.bias.copy_((head.classifier.bias - mean[index]) * spread)
-    return pipeline("early-exit-classification", model=model, tokenizer=tokenizer)
+    """A pipeline of a tiny model whose texts leave at every exit, and its tokenizer."""
+    model = spread_exits(build(family, exit_policy=policy, id2label=NAMES, label2id={}, **settings), TEXTS)
+    return pipeline("early-exit-classification", model=model, tokenizer=tiny_tokenizer())
 
 
 @torch.no_grad()

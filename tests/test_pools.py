@@ -1,0 +1,206 @@
+"""Steps of the walk: merging changes nothing, pools fill batches and keep nobody waiting, one wait for the device per exit."""
+
+import pytest
+import torch
+from tiny import LAYERS, PAD, build, padded_batch
+from transformers import RobertaConfig
+
+from modeling_romebert.policies import as_policy
+from modeling_romebert.pools import walk_in_pools
+from modeling_romebert.walk import Walk, begin, merge
+
+POLICIES = [
+    {"name": "entropy", "threshold": 0.6},
+    {"name": "patience", "patience": 2},
+    {"name": "patient_confidence", "patience": 2, "threshold": 0.5},
+    {"name": "vote", "threshold": 1.1},
+]
+NEVER, ALWAYS = {"name": "entropy", "threshold": 0.0}, {"name": "entropy", "threshold": 1.0}
+
+
+def parts(ids, mask, size):
+    """Rows of a batch in parts of `size`, each cut to its longest row: numbers and inputs."""
+    for start in range(0, len(ids), size):
+        of_part = mask[start : start + size]
+        longest = int(of_part.sum(dim=1).max())
+        rows = torch.arange(start, start + len(of_part))
+        yield rows, {"input_ids": ids[start : start + size, :longest], "attention_mask": of_part[:, :longest]}
+
+
+def run_in_pools(model, ids, mask, policy, size=5, **settings):
+    """logits (B, C) and exit layers (B,) of all rows, in their order."""
+    begins = [lambda r=r, i=i: begin(model, r, i, as_policy(policy)) for r, i in parts(ids, mask, size)]
+    left = list(walk_in_pools(begins, **settings))
+    rows = torch.cat([one.rows for one in left])
+    assert rows.sort().values.tolist() == list(range(len(ids)))
+    logits = torch.cat([one.logits for one in left])[rows.argsort()]
+    return logits, torch.cat([torch.full_like(one.rows, one.depth) for one in left])[rows.argsort()]
+
+
+class Calls:
+    """Rows of each call of each layer of a model, by depth from 1."""
+
+    def __init__(self, model):
+        self.rows = {depth: [] for depth in range(1, LAYERS + 1)}
+        for depth, layer in enumerate(model.layers, start=1):
+            layer.register_forward_pre_hook(lambda _, inputs, depth=depth: self.rows[depth].append(inputs[0].shape[0]))
+
+
+# ---- pools give what the walk gives
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
+@pytest.mark.parametrize(("batch_tokens", "max_wait"), [(1, 8), (200, 8), (10**6, 2), (10**6, 10**6)])
+@torch.no_grad()
+def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, max_wait):
+    model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
+    logits, exit_layer = run_in_pools(model, ids, mask, policy, batch_tokens=batch_tokens, max_wait=max_wait)
+    expected = model(ids, mask, exit_policy=policy)
+    assert torch.equal(exit_layer, expected.exit_layer) and len(exit_layer.unique()) >= 3
+    torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_left_padding_in_pools():
+    model, (ids, mask) = build(RobertaConfig, exit_pooling="mean"), padded_batch()
+    lengths = mask.sum(dim=1)
+    left = torch.stack([row.roll(len(row) - int(length)) for row, length in zip(ids, lengths, strict=True)])
+    expected = model(ids, mask, exit_policy=POLICIES[0])
+    begins = [
+        lambda s=s: begin(
+            model,
+            torch.arange(s, s + 8),
+            {"input_ids": left[s : s + 8], "attention_mask": (left[s : s + 8] != PAD).long()},
+            as_policy(POLICIES[0]),
+        )
+        for s in range(0, len(ids), 8)
+    ]
+    for one in walk_in_pools(begins, batch_tokens=500):
+        assert (expected.exit_layer[one.rows] == one.depth).all()
+        torch.testing.assert_close(one.logits, expected.logits[one.rows], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_merge_pads_and_keeps_every_row_s_memory():
+    model, policy = build(exit_pooling="mean"), as_policy({"name": "patience", "patience": 3})
+    ids, mask = padded_batch()
+    walks = [begin(model, rows, inputs, policy) for rows, inputs in parts(ids, mask, 16)]
+    for walk in walks:
+        walk.advance()
+    merged = merge(walks)
+    assert merged.rows.tolist() == list(range(64)) and merged.depth == 1
+    assert torch.equal(merged.attention_mask.sum(dim=1), mask.sum(dim=1))
+    expected = begin(model, torch.arange(64), {"input_ids": ids, "attention_mask": mask}, policy)
+    expected.advance()
+    for name in ("prediction", "total"):
+        assert torch.equal(getattr(merged.policy._memory, name), getattr(expected.policy._memory, name))
+    torch.testing.assert_close(merged.hidden[mask == 1], expected.hidden[mask == 1], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_walks_without_padding_merge_without_a_mask():
+    model, ids = build(), torch.randint(5, 100, (6, 9))
+    walks = [begin(model, torch.arange(2), {"input_ids": part}, as_policy(NEVER)) for part in ids.split(2)]
+    assert merge(walks).attention_mask is None
+    assert merge(walks[:1]) is walks[0]
+
+
+# ---- scheduling
+
+
+@torch.no_grad()
+def test_survivors_run_in_full_batches():
+    model, (ids, mask) = build(), torch.ones(2)
+    ids, mask = torch.randint(5, 100, (40, 10)), torch.ones(40, 10, dtype=torch.long)
+    calls = Calls(model)
+    run_in_pools(model, ids, mask, NEVER, size=2, batch_tokens=100, max_wait=10**6)
+    assert calls.rows == {1: [2] * 20, 2: [10] * 4, 3: [10] * 4, 4: [10] * 4}
+
+
+@torch.no_grad()
+def test_all_leaving_at_once_pools_nothing():
+    model, (ids, mask) = build(), padded_batch()
+    calls = Calls(model)
+    run_in_pools(model, ids, mask, ALWAYS, size=8, batch_tokens=100)
+    assert calls.rows == {1: [8] * 8, 2: [], 3: [], 4: []}
+
+
+@pytest.mark.parametrize("max_wait", [1, 3])
+@torch.no_grad()
+def test_no_row_waits_longer_than_the_bound(max_wait):
+    model, (ids, mask) = build(), padded_batch()
+    started, begun, left_at = 0, {}, {}
+
+    def beginning(rows, inputs):
+        def start():
+            nonlocal started
+            started += 1
+            begun.update(dict.fromkeys(rows.tolist(), started))
+            return begin(model, rows, inputs, as_policy(NEVER))
+
+        return start
+
+    for left in walk_in_pools((beginning(*part) for part in parts(ids, mask, 2)), batch_tokens=10**6, max_wait=max_wait):
+        left_at.update(dict.fromkeys(left.rows.tolist(), started))
+    assert started == 32 and len(left_at) == 64
+    waits = [left_at[row] - begun[row] for row in range(40)]  # the last ones are flushed at the end
+    assert 0 < max(waits) <= max_wait * (LAYERS - 1)
+
+
+@torch.no_grad()
+def test_batches_are_embedded_when_their_turn_comes():
+    model, (ids, mask) = build(), padded_batch()
+    begun = []
+    begins = (lambda p=p: begun.append(1) or begin(model, *p, as_policy(ALWAYS)) for p in parts(ids, mask, 8))
+    for number, _ in enumerate(walk_in_pools(begins, batch_tokens=100), start=1):
+        assert len(begun) == number
+
+
+# ---- waits for the device
+
+
+class OnDevice(torch.Tensor):
+    """A tensor whose values may be looked at only through `cpu()`, which is counted."""
+
+    waits = 0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name == "cpu":
+            OnDevice.waits += 1
+            return args[0].as_subclass(torch.Tensor)
+        looks = name in ("nonzero", "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "masked_select")
+        keys = args[1] if name in ("__getitem__", "__setitem__") else ()
+        keys = keys if isinstance(keys, tuple) else (keys,)
+        if looks or any(isinstance(key, OnDevice) and key.dtype == torch.bool for key in keys):
+            raise AssertionError(f"{name} waits for the device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("asked", [None, [2, 4], [3]], ids=str)
+@torch.no_grad()
+def test_one_wait_per_exit_that_is_asked(asked, attention):
+    model, (ids, mask) = build(exit_pooling="mean", attention=attention), padded_batch()
+    policy = {"name": "patient_confidence", "patience": 1, "threshold": 0.55}
+    policy = as_policy(policy if asked is None else {**policy, "ask_exits": asked})
+    walk = begin(model, torch.arange(len(ids)), {"input_ids": ids, "attention_mask": mask}, policy)
+    for name in ("rows", "hidden", "attention_mask", "sizes"):
+        setattr(walk, name, getattr(walk, name).as_subclass(OnDevice))
+    OnDevice.waits = 0
+    sizes = []
+    while len(walk):
+        sizes.append(len(walk))
+        walk.advance()
+    exits_before_the_last = 3 if asked is None else len([layer for layer in asked if layer < LAYERS])
+    assert OnDevice.waits == exits_before_the_last
+    assert sizes == sorted(set(sizes), reverse=True)  # rows did leave everywhere
+
+
+@torch.no_grad()
+def test_a_mask_that_masks_nothing_is_dropped():
+    model, ids = build(), torch.randint(5, 100, (3, 9))
+    walk = Walk(model, torch.arange(3), model.get_input_embeddings()(ids), torch.ones_like(ids), as_policy(NEVER).start(4, "x"))
+    assert walk.attention_mask is None

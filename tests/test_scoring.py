@@ -1,0 +1,275 @@
+"""Bulk scoring gives what the texts give one by one, in order, from texts read as they are needed."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import CLASSES, LAYERS, assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
+from transformers import TextClassificationPipeline, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_romebert import score
+from modeling_romebert.batching import TextBatcher, plan_batches, text_and_pair, windows
+from modeling_romebert.scoring import ResultFormat
+
+ENTROPY = {"name": "entropy", "threshold": 0.6}
+TEXTS = tiny_texts(150, seed=3)
+MODEL = spread_exits(build(exit_policy=ENTROPY), TEXTS)
+
+
+def scored(texts, model=MODEL, **settings) -> list:
+    return list(score(model, tiny_tokenizer(), texts, **settings))
+
+
+def classifier(**arguments):
+    return pipeline("early-exit-classification", model=copy.deepcopy(MODEL), tokenizer=tiny_tokenizer(), **arguments)
+
+
+def tokenizer_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenizer")]
+
+
+# ---- the same as one by one
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batch_size": 7},
+        {"batch_tokens": 64},
+        {"batch_tokens": 1},
+        {"batch_size": 3, "batch_tokens": 64},
+        {"window": 10},
+        {"window": 10, "batch_size": 4},
+        {"depth_pools": True},
+        {"depth_pools": True, "batch_tokens": 128, "window": 40},
+        {"depth_pools": True, "batch_size": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("policy", [ENTROPY, {"name": "patience", "patience": 2}, {"name": "vote", "threshold": 1.1}], ids=str)
+def test_bulk_equals_one_by_one(policy, settings):
+    alone = scored(TEXTS, exit_policy=policy, batch_size=1)
+    assert len({result["exit_layer"] for result in alone}) >= 3
+    assert_same_results(scored(TEXTS, exit_policy=policy, **settings), alone)
+    assert_same_results(scored(TEXTS[::-1], exit_policy=policy, **settings), alone[::-1])
+
+
+@torch.no_grad()
+def test_one_by_one_is_the_model_s_own_answer():
+    tokenizer = tiny_tokenizer()
+    for text, result in zip(TEXTS, scored(TEXTS, batch_size=1), strict=True):
+        output = MODEL(**tokenizer(text, return_tensors="pt"), exit_policy=ENTROPY)
+        label = MODEL.config.id2label[int(output.logits.argmax())]
+        probability = float(output.logits.softmax(-1).max())
+        assert result == {"label": label, "score": pytest.approx(probability, abs=1e-6), "exit_layer": int(output.exit_layer)}
+
+
+def test_policy_of_the_config_one_that_is_given_and_none():
+    careful = {"name": "entropy", "threshold": 0.3}
+    assert scored(TEXTS) == scored(TEXTS, exit_policy=ENTROPY) != scored(TEXTS, exit_policy=careful)
+    assert {result["exit_layer"] for result in scored(TEXTS, exit_policy=False)} == {LAYERS}
+
+
+def test_texts_and_pairs_in_one_list():
+    mixed = [{"text": one, "text_pair": other} if len(one) % 2 else one for one, other in zip(TEXTS, TEXTS[::-1], strict=True)]
+    assert_same_results(scored(mixed), [scored([item])[0] for item in mixed])
+    assert scored([{"text": "the film", "text_pair": ""}, {"text": "the film"}]) == scored(["the film"] * 2)
+
+
+def test_padding_to_max_length_and_to_a_multiple_change_nothing():
+    expected = scored(TEXTS)
+    assert_same_results(scored(TEXTS, padding="max_length"), expected)
+    assert_same_results(scored(TEXTS, padding=True, pad_to_multiple_of=8), expected)
+
+
+def test_shapes_with_padding_to_max_length():
+    model, shapes = copy.deepcopy(MODEL), set()
+    model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.add(inputs[0].shape[1]))
+    scored(TEXTS, model, padding="max_length", max_length=40, batch_tokens=400)
+    assert shapes == {40}
+
+
+def test_model_in_training_mode_is_put_in_evaluation_mode():
+    model = copy.deepcopy(MODEL).train()
+    expected = scored(TEXTS)
+    assert scored(TEXTS, model) == expected and not model.training
+
+
+# ---- results are the stock pipeline's
+
+
+@pytest.mark.parametrize("top_k", ["best", None, 1, 2])
+@pytest.mark.parametrize("function", [None, "sigmoid", "softmax", "none"])
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression", None])
+def test_results_are_those_of_the_stock_postprocess(problem, function, top_k):
+    num_labels = 1 if problem == "regression" else CLASSES
+    model = build(num_labels=num_labels, problem_type=problem)
+    stock = pipeline("text-classification", model=model, tokenizer=tiny_tokenizer())
+    logits = torch.randn(20, num_labels, generator=torch.Generator().manual_seed(0)) * 5
+    logits[3] = 1.0  # all labels tie
+    given = {} if function is None else {"function_to_apply": function}
+    params = stock._sanitize_parameters(**given, **({} if top_k == "best" else {"top_k": top_k}))[2]
+    found = ResultFormat(model.config, function, top_k)(logits, torch.arange(20))
+    for row, result in enumerate(found):
+        expected = TextClassificationPipeline.postprocess(stock, {"logits": logits[row : row + 1]}, **params)
+        with_layer = [{**one, "exit_layer": row} for one in (expected if isinstance(expected, list) else [expected])]
+        assert (result if isinstance(result, list) else [result]) == with_layer
+        assert isinstance(result, list) == isinstance(expected, list)
+
+
+def test_a_single_label_without_problem_type_is_a_sigmoid():
+    assert ResultFormat(build(num_labels=1).config, None, "best")(torch.zeros(1, 1), torch.ones(1))[0]["score"] == 0.5
+
+
+# ---- what comes in, what comes out
+
+
+def test_types_of_the_pipeline():
+    classify = classifier()
+    rows = Dataset.from_dict({"text": TEXTS})
+    expected = classify(TEXTS)
+    assert type(expected) is list
+    assert classify(tuple(TEXTS)) == classify(rows["text"]) == classify(rows.select_columns("text")) == expected
+    for streamed in (KeyDataset(rows, "text"), (text for text in TEXTS), iter(TEXTS), rows.to_iterable_dataset()["text"]):
+        results = classify(streamed)
+        assert iter(results) is results and not isinstance(results, list)
+        assert list(results) == expected
+    assert len(classify(KeyDataset(rows, "text"))) == len(TEXTS)
+    with pytest.raises(TypeError, match="these results have no length"):
+        len(classify(text for text in TEXTS))
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 1}, {"depth_pools": True}], ids=str)
+def test_nothing_gives_nothing(settings):
+    assert scored([], **settings) == scored(iter([]), **settings) == []
+    classify = classifier()
+    assert classify([], **settings) == []
+    assert list(classify((text for text in []), **settings)) == []
+    assert list(classify(KeyDataset(Dataset.from_dict({"text": []}), "text"), **settings)) == []
+
+
+def test_arguments_of_the_pipeline_and_of_a_call():
+    arguments = {"batch_tokens": 64, "window": 20, "on_error": "skip", "depth_pools": True, "progress": False}
+    classify = classifier(**arguments)
+    results = classify([*TEXTS, None])
+    assert_same_results(results[:-1], scored(TEXTS))
+    assert results[-1]["label"] is None
+    with pytest.raises(TypeError, match="text 150"):
+        classify([*TEXTS, None], on_error="raise", num_workers=2, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"on_error": "stop"}, "on_error='stop' is unknown; choose from raise, skip"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number from 1"),
+        ({"batch_tokens": 2.5}, "batch_tokens=2.5: give a whole number from 1"),
+        ({"window": True}, "window=True: give a whole number from 1"),
+        ({"top_k": "all"}, "top_k='all': give \"best\", a number of labels, or None for all"),
+        ({"function_to_apply": "tanh"}, "function_to_apply='tanh' is unknown; choose from sigmoid, softmax, none"),
+        ({"exit_policy": {"name": "entropy", "thresholds": [0.1]}}, "thresholds has 1 entries, but the model has 4 exits"),
+    ],
+)
+def test_settings_without_meaning_fail_before_the_first_text(settings, message):
+    with pytest.raises(ValueError, match=message):
+        score(MODEL, tiny_tokenizer(), iter(TEXTS), **settings)
+
+
+def test_one_text_is_no_list():
+    with pytest.raises(TypeError, match="texts is one str: give a list of texts"):
+        score(MODEL, tiny_tokenizer(), "the film")
+
+
+def test_progress(capsys):
+    assert scored(TEXTS) == scored(TEXTS, progress=True)
+    assert f"classifying: 100%|██████████| {len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
+    scored(TEXTS)
+    assert capsys.readouterr().err == ""
+
+
+# ---- windows and batches
+
+
+def test_plan_by_hand():
+    assert plan_batches([3, 40, 4, 38, 4], batch_tokens=80) == [[1, 3], [2, 4, 0]]
+    assert plan_batches([5, 5, 5, 5], batch_tokens=10) == [[0, 1], [2, 3]]
+    assert plan_batches([50, 60], batch_tokens=10) == [[1], [0]]  # longer than a batch, alone
+    assert plan_batches([9, 1, 8, 2, 7], batch_tokens=None, batch_size=2) == [[0, 2], [4, 3], [1]]
+    assert plan_batches([100, 97, 95], batch_tokens=300) == [[0, 1, 2]]  # 292 tokens in 300: within 4 %
+    assert plan_batches([100, 97, 90], batch_tokens=300) == [[0, 1], [2]]  # 287 would not be
+    assert plan_batches([10, 5, 1], batch_tokens=300) == [[0, 1, 2]]  # too little to mind
+    assert plan_batches([], batch_tokens=10) == []
+
+
+def test_windows_grow_and_long_texts_end_them():
+    sizes = [(start, len(texts)) for start, texts in windows(["a"] * 100, 8, 32)]
+    assert sizes == [(0, 8), (8, 16), (24, 32), (56, 32), (88, 12)]
+    long = "x" * 2**18
+    assert [len(texts) for _, texts in windows([long] * 6, 100, 100)] == [4, 2]
+    assert [len(texts) for _, texts in windows([{"text": long, "text_pair": long}] * 5, 100, 100)] == [2, 2, 1]
+
+
+def test_padding_is_small_on_texts_of_mixed_length():
+    window = TextBatcher(tiny_tokenizer(), 64, 2048, None, {})(0, tiny_texts(4000, seed=5))
+    masks = [batch.inputs["attention_mask"] for batch in window.batches]
+    assert sum(mask.numel() - int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks) < 0.05
+    assert max(mask.numel() for mask in masks) <= 2048
+
+
+@pytest.mark.parametrize(
+    "wrong", [3, None, ["the", "film"], {"text": "a", "label": 1}, {}, {"text": "a", "text_pair": None}], ids=str
+)
+def test_what_is_no_text(wrong):
+    with pytest.raises(TypeError, match=r"cannot classify .* give a string"):
+        text_and_pair(wrong)
+
+
+# ---- streams
+
+
+def test_an_endless_stream_is_read_two_windows_ahead_and_in_the_caller_s_thread():
+    read, threads = [], set()
+
+    def texts():
+        while True:
+            read.append("the film")
+            threads.add(threading.current_thread())
+            yield read[-1]
+
+    results = score(MODEL, tiny_tokenizer(), texts(), window=20)
+    ahead = [len(read) - number for number, _ in zip(range(200), results, strict=False)]
+    results.close()
+    assert max(ahead) == 40
+    assert threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"window": 1}], ids=str)
+def test_one_by_one_each_result_comes_before_the_next_text_is_read(settings):
+    read = []
+
+    def texts():
+        for text in TEXTS:
+            read.append(text)
+            yield text
+
+    for number, _ in enumerate(score(MODEL, tiny_tokenizer(), texts(), **settings), start=1):
+        assert len(read) == number and not tokenizer_threads()
+
+
+def test_tokenised_in_a_thread_with_a_tokenizer_of_its_own(monkeypatch):
+    seen, expected, work = [], scored(TEXTS), TextBatcher.__call__
+    monkeypatch.setattr(
+        TextBatcher,
+        "__call__",
+        lambda self, *window: seen.append((threading.current_thread().name, self.tokenizer)) or work(self, *window),
+    )
+    tokenizer = tiny_tokenizer()
+    results = score(MODEL, tokenizer, TEXTS, window=40)
+    found = [(next(results), tokenizer("the film", truncation=True, max_length=3))[0] for _ in TEXTS]
+    assert_same_results(found, expected)
+    assert [name.startswith("tokenizer") for name, _ in seen] == [False, True, True, True]
+    assert seen[0][1] is tokenizer and all(own is not tokenizer for _, own in seen[1:])

@@ -1,0 +1,158 @@
+"""Bulk scoring when something goes wrong: a text, a batch, the source, a number; and that nothing is left behind at the end."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import LAYERS, assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
+
+from modeling_romebert import score
+
+ENTROPY = {"name": "entropy", "threshold": 0.6}
+TEXTS = tiny_texts(150, seed=3)
+MODEL = spread_exits(build(exit_policy=ENTROPY), TEXTS)
+
+
+def scored(texts, model=MODEL, **settings) -> list:
+    return list(score(model, tiny_tokenizer(), texts, **settings))
+
+
+def tokenizer_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenizer")]
+
+
+# ---- errors
+
+
+def unknown_to_the_model():
+    """A tokenizer with words beyond the model's vocabulary of 100."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"w{index}" for index in range(100)])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "message"),
+    [
+        (None, TypeError, "cannot classify None of type NoneType: give a string"),
+        ("the \ud800 film", TypeError, "TextEncodeInput"),
+        ("film w99", RuntimeError, "IndexError: index out of range"),
+    ],
+    ids=["no text", "tokenizer", "model"],
+)
+@pytest.mark.parametrize("pools", [False, True])
+def test_an_error_in_one_text(wrong, kind, message, pools, caplog):
+    texts = [*TEXTS[:90], wrong, *TEXTS[90:]]
+    tokenizer = unknown_to_the_model()
+    settings = {"window": 40, "depth_pools": pools, "batch_tokens": 100}
+    results = score(MODEL, tokenizer, texts, **settings)
+    assert len([next(results) for _ in range(80)]) == 80
+    with pytest.raises(kind, match=f"^text 90: {message}"):
+        list(results)
+    assert not tokenizer_threads()
+    caplog.clear()
+    skipped = list(score(MODEL, tokenizer, texts, on_error="skip", **settings))
+    assert skipped[90].keys() == {"label", "score", "exit_layer", "error"}
+    assert skipped[90]["label"] is skipped[90]["score"] is skipped[90]["exit_layer"] is None
+    assert skipped[90]["error"].startswith("text 90: ") and message in skipped[90]["error"]
+    assert_same_results(skipped[:90] + skipped[91:], scored(TEXTS))
+    assert caplog.records[-1].getMessage() == "1 of 151 texts could not be classified; their results say why, as 'error'."
+
+
+def test_only_errors_and_the_form_of_an_error_with_top_k():
+    assert [result["error"][:7] for result in scored([None, 3], on_error="skip")] == ["text 0:", "text 1:"]
+    results = scored(["the film", None], on_error="skip", top_k=2)
+    assert [one["label"] is None for one in results[1]] == [True] and len(results[0]) == 2
+
+
+def test_a_batch_that_fails_as_a_whole_is_done_row_by_row(caplog):
+    model, expected = copy.deepcopy(MODEL), scored(TEXTS)
+
+    def too_large(module, inputs):
+        if inputs[0].shape[0] > 1:
+            raise torch.OutOfMemoryError("out of memory")
+
+    model.layers[0].register_forward_pre_hook(too_large)
+    assert_same_results(scored(TEXTS, model), expected)
+    assert "texts failed (out of memory); they are classified one by one" in caplog.records[0].getMessage()
+
+
+def test_an_error_of_the_source_passes_as_it_is():
+    def texts():
+        yield from TEXTS
+        raise KeyError("gone")
+
+    results = score(MODEL, tiny_tokenizer(), texts(), window=20)
+    with pytest.raises(KeyError, match="gone"):
+        list(results)
+    assert not tokenizer_threads()
+
+
+@pytest.mark.parametrize("pools", [False, True])
+def test_rows_that_are_not_finite_run_every_layer_and_leave_others_alone(pools):
+    model, tokenizer = build(exit_policy={"name": "confidence", "threshold": 0.0}), tiny_tokenizer()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("dull")] = float("nan")
+    results = scored(TEXTS, model, depth_pools=pools)
+    bad = ["dull" in text.split() for text in TEXTS]
+    assert any(bad) and not all(bad)
+    assert [result["exit_layer"] for result in results] == [LAYERS if one else 1 for one in bad]
+    assert [result["score"] != result["score"] for result in results] == bad
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize("end", ["close", "del", "through"])
+def test_no_thread_is_left(end):
+    before = set(threading.enumerate())
+    results = score(MODEL, tiny_tokenizer(), iter(TEXTS), window=20)
+    next(results)
+    assert tokenizer_threads()
+    if end == "close":
+        results.close()
+        assert list(results) == []
+    elif end == "through":
+        assert len(list(results)) == len(TEXTS) - 1
+    else:
+        del results
+    assert set(threading.enumerate()) == before
+
+
+INTERRUPTED = """
+import threading
+from tiny import build, tiny_tokenizer
+from modeling_romebert import score
+texts = ("the film was good" for _ in iter(int, 1))
+results = score(build(exit_policy={"name": "entropy", "threshold": 0.6}), tiny_tokenizer(), texts)
+next(results)
+try:
+    print("ready", flush=True)
+    for _ in results:
+        pass
+except KeyboardInterrupt:
+    results.close()
+    print([thread.name for thread in threading.enumerate()], flush=True)
+    raise
+"""
+
+
+def test_ctrl_c_ends_an_endless_stream():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    running = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert running.stdout.readline().startswith("ready")
+    start = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=20)
+    assert time.monotonic() - start < 5
+    assert running.returncode == -signal.SIGINT and err.rstrip().endswith("KeyboardInterrupt")
+    assert out.strip() == "['MainThread']"
