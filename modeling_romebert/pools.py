@@ -1,23 +1,28 @@
 """Depth pools: what is left of several batches at the same depth goes on as one batch.
 
-Deep layers see few rows of each batch. Where few rows run no faster than many, which is so on a GPU, waiting for more pays; on a
-CPU it does not, since some hundred tokens keep it busy. A scheduler over the steps of walk.py: results are those of the walk.
+A layer has a price that does not depend on its rows: reading its weights, starting its operators. Deep layers see few rows of each
+batch, and few rows do not earn it; joined with those of other batches they do. A scheduler over the steps of walk.py: results are
+those of the walk.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
 from .walk import Left, Walk, merge
 
+# Rows are joined where the padding that it takes adds at most this share to their tokens.
+MORE_PADDING = 1 / 16
 
-def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, max_wait: int = 8) -> Iterator[Left]:
+
+def walk_in_pools(walks: Iterable[Callable[[], Walk]], enough_tokens: int, max_wait: int = 32) -> Iterator[Left]:
     """Take walks to their end, with survivors of the same depth merged.
 
-    A pool goes on when its rows make a full batch, the deepest first, or when its first rows have waited for `max_wait` further
-    batches to start. At the end all go on, the shallowest first, so that deeper pools fill up once more.
+    A pool goes on when its rows fill a batch, when rows of quite another length come to its depth, or when its first rows have
+    waited for `max_wait` further batches to start. At the end all go on, the shallowest first, so that deeper pools fill up once
+    more.
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers.
-        batch_tokens: tokens of a full batch, padding included.
+        enough_tokens: so many, padding included, fill a batch.
         max_wait: batches that may start while a row waits.
 
     Yields:
@@ -26,23 +31,29 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, max_wa
     pools: dict[int, list[Walk]] = {}  # by depth
     since: dict[int, int] = {}  # batches that had been started when a pool got its first rows
 
-    def go_on(walk: Walk, started: int) -> Left:
-        left = walk.advance()
+    def go_on(walk: Walk, started: int) -> Iterator[Left]:
+        yield walk.advance()
         if len(walk):
+            if walk.depth in pools and _added_padding([*pools[walk.depth], walk]) > MORE_PADDING:
+                yield from go_on(take(walk.depth), started)
             pools.setdefault(walk.depth, []).append(walk)
             since.setdefault(walk.depth, started)
-        return left
 
     def take(depth: int) -> Walk:
         del since[depth]
         return merge(pools.pop(depth))
 
-    started = 0
-    for begin in walks:
-        started += 1
-        yield go_on(begin(), started)
-        for depth in sorted(pools, reverse=True):
-            if sum(walk.cells for walk in pools[depth]) >= batch_tokens or started - since[depth] >= max_wait:
-                yield go_on(take(depth), started)
+    for started, begin in enumerate(walks, start=1):
+        yield from go_on(begin(), started)
+        for depth in range(1, max(pools, default=0) + 1):  # downwards, so that rows go as deep as pools are full
+            here = pools.get(depth, [])
+            if here and (sum(rows.cells for rows in here) >= enough_tokens or started - since[depth] >= max_wait):
+                yield from go_on(take(depth), started)
     while pools:
-        yield go_on(take(min(pools)), started)
+        yield from go_on(take(min(pools)), started)
+
+
+def _added_padding(walks: list[Walk]) -> float:
+    """What merging adds to the tokens of walks, as a share of them."""
+    tokens = sum(walk.cells for walk in walks)
+    return sum(len(walk) for walk in walks) * max(walk.hidden.shape[1] for walk in walks) / tokens - 1

@@ -29,6 +29,8 @@ WINDOW = 4096
 FIRST_WINDOW = 512
 # Tokens of a full batch. On a CPU more is no faster; that of a GPU is a guess, not measured.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Tokens that a depth pool gathers where that was measured to pay: on a CPU more in a layer make none of them faster.
+POOL_TOKENS = {"cpu": 256}
 
 # Rows of a window, their logits (k, C), and the layers that each ran (k,).
 Found = tuple[list[int], Tensor, Tensor]
@@ -47,7 +49,7 @@ def score(
     window: int = WINDOW,
     on_error: str = "raise",
     progress: bool = False,
-    depth_pools: bool = False,
+    depth_pools: bool | None = None,
     **tokenizer_settings: Any,
 ) -> "Results":
     """Classify many texts, each as deep as it needs. What the pipeline does with lists, datasets and generators.
@@ -69,8 +71,8 @@ def score(
         on_error: `"raise"` names the position of the text; `"skip"` gives for that text a result whose label, score and exit
             layer are `None`, with the reason as `error`, and goes on.
         progress: show a progress bar.
-        depth_pools: merge what is left of several batches at the same depth (pools.py). Loses on a CPU; for a GPU with small
-            batches, where nobody has measured it yet.
+        depth_pools: merge what is left of several batches at the same depth (pools.py). Left out, it is done on a CPU, where it
+            was measured to pay for small batches and to cost large ones nothing; on a GPU nobody has measured it yet.
         **tokenizer_settings: truncation, max_length and what else the tokenizer takes.
 
     Returns:
@@ -105,7 +107,8 @@ def score(
     max_tokens = adapter_for(model.config.backbone_config).max_tokens(model.config.backbone_config)
     on_gpu = model.device.type == "cuda"
     batcher = TextBatcher(tokenizer, max_tokens, batch_tokens, batch_size, tokenizer_settings, pin=on_gpu)
-    scorer = _Scorer(model, policy, as_results, full_batch if depth_pools else None, on_error == "skip")
+    pool_tokens = POOL_TOKENS.get(model.device.type, full_batch if depth_pools else None) if depth_pools is not False else None
+    scorer = _Scorer(model, policy, as_results, pool_tokens, on_error == "skip")
     length = len(texts) if isinstance(texts, Sized) else None
 
     def results() -> Iterator[Any]:

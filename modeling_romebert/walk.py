@@ -6,14 +6,13 @@ scoring (pools.py) merge walks between steps. Deciding is left to the policy (po
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import adapter_for, attended_lengths, embed
+from .backbones import RunLayer, adapter_for, attended_lengths, embed
 from .exits import mean_weights
 from .policies import ExitPolicy
 
@@ -51,13 +50,14 @@ class Walk:
         depth: int = 0,
     ):
         self.model, self.rows, self.hidden, self.policy, self.depth = model, rows, hidden, policy, depth
+        self._adapter = adapter_for(model.config.backbone_config)
         self.attention_mask = attention_mask
         # (2, b), on the host: tokens up to the last attended one, and attended tokens; the same where nothing but padding is masked
         self.sizes: Tensor | None = None
         if attention_mask is not None:  # waits for the device, once per batch
             self._note_sizes(torch.stack([attended_lengths(attention_mask), (attention_mask != 0).sum(dim=1)]).cpu())
         self.position_ids = None if position_ids is None else position_ids.expand(len(rows), -1)
-        self._prepare()
+        self._run: RunLayer | None = None  # made for the present rows when they go on
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,13 +72,11 @@ class Walk:
         padded = int(sizes[1].min()) < self.hidden.shape[1]
         self.attention_mask, self.sizes = (self.attention_mask, sizes) if padded else (None, None)
 
-    def _prepare(self) -> None:
-        """What all layers and exits are given, for the present rows."""
-        adapter, backbone = adapter_for(self.model.config.backbone_config), self.model.backbone
-        self._finish = partial(adapter.finish, backbone)
-        self._run = adapter.prepare(backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
+    def _prepare(self) -> RunLayer:
+        """How to run a layer on the present rows, and what their exits pool with."""
         mean = self.model.config.exit_pooling == "mean"
         self._weights = mean_weights(self.hidden, self.attention_mask) if mean else None
+        return self._adapter.prepare(self.model.backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
 
     def advance(self) -> Left:
         """Run layers up to the next exit that is asked, and let rows leave there. At the last exit all leave.
@@ -88,11 +86,12 @@ class Walk:
         exit_layers = self.model.config.exit_layers
         last = len(exit_layers) - 1
         index = next(i for i, layer in enumerate(exit_layers) if layer > self.depth and (i == last or self.policy.asks(i)))
-        layers = self.model.layers
-        for number in range(self.depth, exit_layers[index]):
-            self.hidden = self._run(layers[number], self.hidden)  # (b, t, H)
+        run = self._run = self._run or self._prepare()
+        for layer in self.model.layers[self.depth : exit_layers[index]]:
+            self.hidden = run(layer, self.hidden)  # (b, t, H)
         self.depth = exit_layers[index]
-        logits = self.model.exits[str(self.depth)](self._finish(self.hidden), self._weights)  # (b, C)
+        seen = self._adapter.finish(self.model.backbone, self.hidden)
+        logits = self.model.exits[str(self.depth)](seen, self._weights)  # (b, C)
         rows = self.rows
         if index == last:
             self.rows = rows[:0]
@@ -113,15 +112,16 @@ class Walk:
         """Go on with some rows: indices (k,) on the host; cut to the longest of them."""
         kept = stay.to(self.rows.device, non_blocking=True)
         self.policy.keep(kept)
-        self.rows, self.hidden = self.rows[kept], self.hidden[kept]
-        if self.attention_mask is not None and self.sizes is not None:
-            sizes = self.sizes[:, stay]
-            longest = int(sizes[0].max())
-            self.hidden, self.attention_mask = self.hidden[:, :longest], self.attention_mask[kept, :longest]
+        self.rows = self.rows[kept]
+        sizes = None if self.sizes is None else self.sizes[:, stay]
+        longest = self.hidden.shape[1] if sizes is None else int(sizes[0].max())
+        self.hidden = self.hidden[kept, :longest]
+        if self.attention_mask is not None and sizes is not None:
+            self.attention_mask = self.attention_mask[kept, :longest]
             self._note_sizes(sizes)
         if self.position_ids is not None:
-            self.position_ids = self.position_ids[kept, : self.hidden.shape[1]]
-        self._prepare()
+            self.position_ids = self.position_ids[kept, :longest]
+        self._run = None
 
 
 def begin(model: Any, rows: Tensor, inputs: dict[str, Tensor], policy: ExitPolicy) -> Walk:
@@ -141,7 +141,7 @@ def merge(walks: Sequence[Walk]) -> Walk:
     for walk in walks:
         missing = longest - walk.hidden.shape[1]
         mask = walk.hidden.new_ones(walk.hidden.shape[:2], dtype=torch.long) if walk.attention_mask is None else walk.attention_mask
-        hidden.append(F.pad(walk.hidden, (0, 0, 0, missing)))
+        hidden.append(F.pad(walk.hidden, (0, 0, 0, missing)) if missing else walk.hidden)
         masks.append(F.pad(mask, (0, missing)))
         if walk.position_ids is not None:
             positions.append(F.pad(walk.position_ids, (0, missing)))

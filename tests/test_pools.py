@@ -7,7 +7,7 @@ from transformers import RobertaConfig
 
 from modeling_romebert.policies import as_policy
 from modeling_romebert.pools import walk_in_pools
-from modeling_romebert.walk import Walk, begin, merge
+from modeling_romebert.walk import begin, merge
 
 POLICIES = [
     {"name": "entropy", "threshold": 0.6},
@@ -51,11 +51,11 @@ class Calls:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
-@pytest.mark.parametrize(("batch_tokens", "max_wait"), [(1, 8), (200, 8), (10**6, 2), (10**6, 10**6)])
+@pytest.mark.parametrize(("enough_tokens", "max_wait"), [(1, 8), (200, 8), (10**6, 2), (10**6, 10**6)])
 @torch.no_grad()
-def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, max_wait):
+def test_pools_give_what_one_batch_gives(policy, pooling, enough_tokens, max_wait):
     model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
-    logits, exit_layer = run_in_pools(model, ids, mask, policy, batch_tokens=batch_tokens, max_wait=max_wait)
+    logits, exit_layer = run_in_pools(model, ids, mask, policy, enough_tokens=enough_tokens, max_wait=max_wait)
     expected = model(ids, mask, exit_policy=policy)
     assert torch.equal(exit_layer, expected.exit_layer) and len(exit_layer.unique()) >= 3
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
@@ -76,7 +76,7 @@ def test_left_padding_in_pools():
         )
         for s in range(0, len(ids), 8)
     ]
-    for one in walk_in_pools(begins, batch_tokens=500):
+    for one in walk_in_pools(begins, enough_tokens=500):
         assert (expected.exit_layer[one.rows] == one.depth).all()
         torch.testing.assert_close(one.logits, expected.logits[one.rows], rtol=0, atol=1e-5)
 
@@ -114,7 +114,7 @@ def test_survivors_run_in_full_batches():
     model, (ids, mask) = build(), torch.ones(2)
     ids, mask = torch.randint(5, 100, (40, 10)), torch.ones(40, 10, dtype=torch.long)
     calls = Calls(model)
-    run_in_pools(model, ids, mask, NEVER, size=2, batch_tokens=100, max_wait=10**6)
+    run_in_pools(model, ids, mask, NEVER, size=2, enough_tokens=100, max_wait=10**6)
     assert calls.rows == {1: [2] * 20, 2: [10] * 4, 3: [10] * 4, 4: [10] * 4}
 
 
@@ -122,7 +122,7 @@ def test_survivors_run_in_full_batches():
 def test_all_leaving_at_once_pools_nothing():
     model, (ids, mask) = build(), padded_batch()
     calls = Calls(model)
-    run_in_pools(model, ids, mask, ALWAYS, size=8, batch_tokens=100)
+    run_in_pools(model, ids, mask, ALWAYS, size=8, enough_tokens=100)
     assert calls.rows == {1: [8] * 8, 2: [], 3: [], 4: []}
 
 
@@ -141,7 +141,7 @@ def test_no_row_waits_longer_than_the_bound(max_wait):
 
         return start
 
-    for left in walk_in_pools((beginning(*part) for part in parts(ids, mask, 2)), batch_tokens=10**6, max_wait=max_wait):
+    for left in walk_in_pools((beginning(*part) for part in parts(ids, mask, 2)), enough_tokens=10**6, max_wait=max_wait):
         left_at.update(dict.fromkeys(left.rows.tolist(), started))
     assert started == 32 and len(left_at) == 64
     waits = [left_at[row] - begun[row] for row in range(40)]  # the last ones are flushed at the end
@@ -153,7 +153,7 @@ def test_batches_are_embedded_when_their_turn_comes():
     model, (ids, mask) = build(), padded_batch()
     begun = []
     begins = (lambda p=p: begun.append(1) or begin(model, *p, as_policy(ALWAYS)) for p in parts(ids, mask, 8))
-    for number, _ in enumerate(walk_in_pools(begins, batch_tokens=100), start=1):
+    for number, _ in enumerate(walk_in_pools(begins, enough_tokens=100), start=1):
         assert len(begun) == number
 
 
@@ -187,7 +187,7 @@ def test_one_wait_per_exit_that_is_asked(asked, attention):
     policy = {"name": "patient_confidence", "patience": 1, "threshold": 0.55}
     policy = as_policy(policy if asked is None else {**policy, "ask_exits": asked})
     walk = begin(model, torch.arange(len(ids)), {"input_ids": ids, "attention_mask": mask}, policy)
-    for name in ("rows", "hidden", "attention_mask", "sizes"):
+    for name in ("rows", "hidden", "attention_mask"):
         setattr(walk, name, getattr(walk, name).as_subclass(OnDevice))
     OnDevice.waits = 0
     sizes = []
@@ -202,5 +202,40 @@ def test_one_wait_per_exit_that_is_asked(asked, attention):
 @torch.no_grad()
 def test_a_mask_that_masks_nothing_is_dropped():
     model, ids = build(), torch.randint(5, 100, (3, 9))
-    walk = Walk(model, torch.arange(3), model.get_input_embeddings()(ids), torch.ones_like(ids), as_policy(NEVER).start(4, "x"))
+    walk = begin(model, torch.arange(3), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, as_policy(NEVER))
     assert walk.attention_mask is None
+
+
+# ---- padding
+
+
+@torch.no_grad()
+def test_rows_of_quite_another_length_are_not_joined():
+    model = build()
+    lengths = [20] * 3 + [19] * 3 + [8] * 3
+    calls = []
+    model.layers[1].register_forward_pre_hook(lambda _, inputs: calls.append(tuple(inputs[0].shape[:2])))
+    begins = [
+        lambda row=row, length=length: begin(
+            model, torch.tensor([row]), {"input_ids": torch.full((1, length), 7)}, as_policy(NEVER)
+        )
+        for row, length in enumerate(lengths)
+    ]
+    assert sum(len(left.rows) for left in walk_in_pools(begins, enough_tokens=10**6, max_wait=10**6)) == 9
+    assert calls == [(6, 20), (3, 8)]  # one padded token a row is joined, twelve are not
+
+
+@torch.no_grad()
+def test_position_ids_go_with_their_rows():
+    model, (ids, mask) = build(), padded_batch(12, 20)
+    positions = torch.arange(20).flip(0).expand(12, -1)
+    inputs = [
+        {"input_ids": ids[s : s + 3], "attention_mask": mask[s : s + 3], "position_ids": positions[s : s + 3]} for s in (0, 3, 6, 9)
+    ]
+    begins = [
+        lambda n=n, i=i: begin(model, torch.arange(3 * n, 3 * n + 3), i, as_policy(POLICIES[0])) for n, i in enumerate(inputs)
+    ]
+    expected = model(ids, mask, position_ids=positions, exit_policy=POLICIES[0])
+    for left in walk_in_pools(begins, enough_tokens=10**6):
+        assert (expected.exit_layer[left.rows] == left.depth).all()
+        torch.testing.assert_close(left.logits, expected.logits[left.rows], rtol=0, atol=1e-5)
