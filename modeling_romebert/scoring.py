@@ -6,6 +6,7 @@ While the model runs the batches of one window, a thread prepares those of the n
 texts. The caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -29,6 +30,13 @@ WINDOW = 4096
 FIRST_WINDOW = 512
 # Tokens of a full batch. On a CPU more is no faster; that of a GPU is a guess, not measured.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+# oneDNN multiplies on a CPU, and keeps code for every shape that it has seen: 1,024 shapes in each of two caches, some hundred MB.
+# Survivors come in ever new shapes that hardly ever come again, so memory would grow with the number of texts. The capacities are
+# read at the first multiplication of a process, so they are set here; what the environment says already stays.
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+for _name, _capacity in KERNEL_CACHES.items():
+    os.environ.setdefault(_name, _capacity)
 
 # Rows of a window, their logits (k, C), and the layers that each ran (k,).
 Found = tuple[list[int], Tensor, Tensor]
