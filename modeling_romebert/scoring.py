@@ -32,9 +32,10 @@ FIRST_WINDOW = 512
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 # oneDNN multiplies on a CPU, and keeps code for every shape that it has seen: 1,024 shapes in each of two caches, some hundred MB.
-# Survivors come in ever new shapes that hardly ever come again, so memory would grow with the number of texts. The capacities are
-# read at the first multiplication of a process, so they are set here; what the environment says already stays.
-KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+# Survivors come in ever new shapes that hardly ever come again, so memory would grow with the number of texts. A quarter is enough
+# for texts one by one, whose lengths do come again. The capacities are read at the first multiplication of a process, so they are
+# set here; what the environment says already stays.
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 for _name, _capacity in KERNEL_CACHES.items():
     os.environ.setdefault(_name, _capacity)
 

@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_the_number_of_texts():
     for name in scoring.KERNEL_CACHES:
         environment.pop(name, None)  # this process has set them
     ran = subprocess.run([sys.executable, "-c", LONG_STREAM], capture_output=True, text=True, env=environment, check=True)
-    assert float(ran.stdout) < 30  # MB
+    assert float(ran.stdout) < 60  # MB; some hundred without bounds on the caches of oneDNN
 
 
 INTERRUPTED = """
