@@ -22,6 +22,14 @@ def mean_weights(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor
     return weights.to(hidden_states.dtype).unsqueeze(1)
 
 
+def _weighted_mean(weights: Tensor, hidden_states: Tensor) -> Tensor:
+    """weights (B, 1, T), hidden_states (B, T, H) -> (B, H)"""
+    if hidden_states.device.type == "cpu" and hidden_states.dtype in (torch.bfloat16, torch.float16):
+        # In half precision a CPU prepares code for every new shape first, which takes longer than the product.
+        return torch.bmm(weights.float(), hidden_states.float()).squeeze(1).to(hidden_states.dtype)
+    return torch.bmm(weights, hidden_states).squeeze(1)
+
+
 class Pooler(nn.Module):
     """BERT's pooler: a dense layer and tanh on the first token. (B, T, H) -> (B, H)"""
 
@@ -48,5 +56,5 @@ class ExitHead(nn.Module):
             pooled = self.pooler(hidden_states)  # (B, H)
         else:
             assert weights is not None
-            pooled = torch.bmm(weights, hidden_states).squeeze(1)  # (B, H)
+            pooled = _weighted_mean(weights, hidden_states)  # (B, H)
         return self.classifier(self.dropout(pooled))

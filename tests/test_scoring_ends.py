@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import LAYERS, assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 
-from modeling_romebert import score
+from modeling_romebert import score, scoring
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(150, seed=3)
@@ -126,10 +126,37 @@ def test_no_thread_is_left(end):
     assert set(threading.enumerate()) == before
 
 
+LONG_STREAM = """
+import itertools, resource, sys
+from tiny import build, spread_exits, tiny_texts, tiny_tokenizer
+from transformers import pipeline
+
+import modeling_romebert
+
+texts = tiny_texts(4000, longest=60)
+policy = {"name": "entropy", "threshold": 0.6}
+classify = pipeline("early-exit-classification", model=build(exit_policy=policy), tokenizer=tiny_tokenizer(), window=256)
+peaks = []
+for number, _ in enumerate(classify(itertools.islice(itertools.cycle(texts), 16000)), start=1):
+    if number in (2000, 16000):
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+mega = 2**20 if sys.platform == "darwin" else 2**10
+print((peaks[1] - peaks[0]) / mega)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_texts():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    for name in scoring.KERNEL_CACHES:
+        environment.pop(name, None)  # this process has set them
+    ran = subprocess.run([sys.executable, "-c", LONG_STREAM], capture_output=True, text=True, env=environment, check=True)
+    assert float(ran.stdout) < 60  # MB; some hundred without bounds on the caches of oneDNN
+
+
 INTERRUPTED = """
 import threading
 from tiny import build, tiny_tokenizer
-from modeling_romebert import score
+from modeling_romebert import score, scoring
 texts = ("the film was good" for _ in iter(int, 1))
 results = score(build(exit_policy={"name": "entropy", "threshold": 0.6}), tiny_tokenizer(), texts)
 next(results)
