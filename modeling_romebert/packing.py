@@ -33,7 +33,12 @@ class PackedLinear(nn.Linear):
         state = (self.weight.data_ptr(), self.weight._version)
         if self._packed is None or self._packed[0] != state:
             self._packed = (state, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()))
-        return torch.ops.mkldnn._linear_pointwise(input, self._packed[1], self.bias, "none", [], "")
+        flat = input.reshape(-1, self.in_features)  # (N, I)
+        rows = flat.shape[0]
+        if more := rounded_up(rows) - rows:
+            flat = F.pad(flat, (0, 0, 0, more))
+        output = torch.ops.mkldnn._linear_pointwise(flat, self._packed[1], self.bias, "none", [], "")
+        return output[:rows].view(*input.shape[:-1], self.out_features)
 
     def _packs(self, input: Tensor) -> bool:
         return (
@@ -47,6 +52,16 @@ class PackedLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_packed": None}  # the copy cannot be copied or pickled, and need not be
+
+
+def rounded_up(rows: int) -> int:
+    """Rows of a multiplication -> rows that it is run with, a few more, so that few numbers of rows occur.
+
+    oneDNN compiles code for each number of rows, which takes longer than a small multiplication, and keeps up to a thousand of
+    them. Rows that leave make ever new numbers: time and memory would go into code that is hardly used again.
+    """
+    step = 1 if rows <= 64 else 8 if rows <= 512 else 32
+    return -(-rows // step) * step
 
 
 def can_pack() -> bool:
