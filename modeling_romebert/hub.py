@@ -22,7 +22,6 @@ CLOSURE = (
     "pipeline_romebert.py",
     "policies.py",
     "pools.py",
-    "pools.py",
     "scoring.py",
     "walk.py",
 )
