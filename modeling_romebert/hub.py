@@ -23,7 +23,6 @@ CLOSURE = (
     "pipeline_romebert.py",
     "policies.py",
     "pools.py",
-    "pools.py",
     "scoring.py",
     "walk.py",
 )
