@@ -6,7 +6,6 @@ While the model runs the batches of one window, a thread prepares those of the n
 texts. The caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,14 +31,6 @@ FIRST_WINDOW = 512
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 # Tokens that a depth pool gathers where that was measured to pay: on a CPU more in a layer make none of them faster.
 POOL_TOKENS = {"cpu": 256}
-
-# oneDNN multiplies on a CPU, and keeps code for every shape that it has seen: 1,024 shapes in each of two caches, some hundred MB.
-# Survivors come in ever new shapes that hardly ever come again, so memory would grow with the number of texts. A quarter is enough
-# for texts one by one, whose lengths do come again. The capacities are read at the first multiplication of a process, so they are
-# set here; what the environment says already stays.
-KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
-for _name, _capacity in KERNEL_CACHES.items():
-    os.environ.setdefault(_name, _capacity)
 
 # Rows of a window, their logits (k, C), and the layers that each ran (k,).
 Found = tuple[list[int], Tensor, Tensor]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import LAYERS, assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 
-from modeling_romebert import score, scoring
+from modeling_romebert import score
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(150, seed=3)
@@ -81,7 +81,7 @@ def test_a_batch_that_fails_as_a_whole_is_done_row_by_row(caplog):
 
     model.layers[0].register_forward_pre_hook(too_large)
     assert_same_results(scored(TEXTS, model), expected)
-    assert "texts failed (out of memory); they are classified one by one" in caplog.records[0].getMessage()
+    assert "texts failed (out of memory); they are classified one by one" in caplog.text
 
 
 def test_an_error_of_the_source_passes_as_it_is():
@@ -137,8 +137,8 @@ texts = tiny_texts(4000, longest=60)
 policy = {"name": "entropy", "threshold": 0.6}
 classify = pipeline("early-exit-classification", model=build(exit_policy=policy), tokenizer=tiny_tokenizer(), window=256)
 peaks = []
-for number, _ in enumerate(classify(itertools.islice(itertools.cycle(texts), 16000)), start=1):
-    if number in (2000, 16000):
+for number, _ in enumerate(classify(itertools.islice(itertools.cycle(texts), 30000)), start=1):
+    if number in (10000, 30000):  # by then most numbers of rows have occurred
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 mega = 2**20 if sys.platform == "darwin" else 2**10
 print((peaks[1] - peaks[0]) / mega)
@@ -147,10 +147,8 @@ print((peaks[1] - peaks[0]) / mega)
 
 def test_memory_does_not_grow_with_the_number_of_texts():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    for name in scoring.KERNEL_CACHES:
-        environment.pop(name, None)  # this process has set them
     ran = subprocess.run([sys.executable, "-c", LONG_STREAM], capture_output=True, text=True, env=environment, check=True)
-    assert float(ran.stdout) < 60  # MB; some hundred without bounds on the caches of oneDNN
+    assert float(ran.stdout) < 100  # MB; some hundred where every number of rows had code of its own (packing.py)
 
 
 INTERRUPTED = """
