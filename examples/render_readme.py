@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark
+import benchmark_layers
 import compare_objectives
 
 from modeling_romebert.results import read_json
@@ -23,8 +24,9 @@ def sections() -> dict[str, str]:
     return {
         "headline": headline(quickstart),
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
-        "benchmark": timing(read_json(RESULTS / "benchmark.json")),
-        "benchmark-long": timing(read_json(RESULTS / "benchmark-long.json")),
+        "benchmark": speed(read_json(RESULTS / "benchmark.json")),
+        "layers": timing(read_json(RESULTS / "layers.json")),
+        "layers-long": timing(read_json(RESULTS / "layers-long.json")),
     }
 
 
@@ -40,7 +42,15 @@ def headline(run: dict[str, Any]) -> str:
 
 def timing(run: dict[str, Any]) -> str:
     about = f"{run['texts']} texts of {run['tokens_per_text']:.0f} tokens on average, medians of {run['rounds']} rounds"
-    return f"{benchmark.table(run)}\n\n{about}; {made_with(run)}."
+    return f"{benchmark_layers.table(run)}\n\n{about}; {made_with(run)}."
+
+
+def speed(run: dict[str, Any]) -> str:
+    about = (
+        f"{run['texts']} texts, tokenisation included, medians of {len(run['throughput'][0]['seconds'])} rounds; {made_with(run)}."
+    )
+    tables = (benchmark.table(run), benchmark.latency_table(run), benchmark.growth_table(run))
+    return "\n\n".join([*tables, about])
 
 
 def made_with(run: dict[str, Any]) -> str:
