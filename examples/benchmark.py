@@ -1,205 +1,267 @@
-"""Does every saved layer show on the clock? Times a fine-tuned model against the stock classifier and against itself.
+"""Texts per second, latency and memory against what a user would otherwise run; on real texts, with fine-tuned models.
 
-    python examples/benchmark.py --model runs/quickstart/model        # after `make quickstart`; a few minutes
-    python examples/benchmark.py --sentences 4                        # the same with longer texts
-    python examples/benchmark.py --model runs/mine/model --dataset reviews.csv --batch_sizes 1 64 --output_file mine.json
+    python examples/benchmark.py                                      # after `make quickstart`; needs the extra `benchmark`
+    python examples/benchmark.py --onnx False --compile False --texts 500 --rounds 2
 
-1. Full depth, every exit computed, against the stock sequence classifier of the same backbone: time ours / time stock.
-2. Early exit against full depth, both with packed linear layers as in the pipeline, at each batch size:
-   (time full / time early) / (1 / cost), the share of the layer saving that becomes time saving; with the calibrated policy and
-   with entropy thresholds that bring the cost near each of `--costs`. Cost counts texts; time follows tokens. Where long texts
-   leave later than short ones, the cost by tokens is higher, and the share is told for both.
+1. Throughput: every side (benchmark_sides.py) classifies the same texts, tokenisation included. The sides take turns within every
+   round. Speed is told as the ratio to the stock pipeline, within rounds: median and quartiles.
+2. Latency: one text at a time, as it comes: median, 95th and 99th percentile.
+3. Growth: 1,000 to 200,000 texts through a generator: throughput, and how much memory grew.
 
-Batches are length-sorted, tokenised beforehand, and the same for all sides. The sides take turns within every round; figures are
-medians over rounds. Thread count, versions and spread are in the JSON.
+The stock models are fine-tuned first, on the same sentences for as many epochs, and kept in `--output_dir`. Results are written
+after every round. `examples/benchmark_layers.py` times the layers alone.
 """
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from assets import minilm
+from benchmark_layers import policies, ratio
+from benchmark_sides import Side, half_depth_side, onnx_sides, our_sides, stock_sides
 from datasets import Dataset
+from matplotlib.figure import Figure
+from quickstart import QuickstartArguments
 from reviews import load_splits
-from torch import Tensor
+from run_folder import last_checkpoint
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, HfArgumentParser
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
 
-from modeling_romebert import RomeBertForSequenceClassification, pack_linears
-from modeling_romebert.evaluation import METRICS, collect_exit_logits, sweep
+from modeling_romebert import RomeBertForSequenceClassification
 from modeling_romebert.results import provenance, write_json
 
-Batch = dict[str, Tensor]
+REFERENCE = "stock pipeline, batch 32, fp32"
 
 
 @dataclass
 class BenchmarkArguments:
     """What is timed, and how long."""
 
-    model: str = field(default="runs/quickstart/model", metadata={"help": "Folder or id of a fine-tuned RomeBERT model."})
+    model: str = field(default="runs/quickstart/model", metadata={"help": "Folder of a fine-tuned RomeBERT model."})
+    encoder: str | None = field(default=None, metadata={"help": "What it was fine-tuned from; MiniLM-L6 when left out."})
     dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "Batch sizes of early exit."})
-    costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
-    sentences: int = field(default=1, metadata={"help": "Sentences of the same label that are joined to one text."})
-    texts: int = field(default=384, metadata={"help": "Texts per side and round, spread over all lengths."})
+    texts: int | None = field(default=None, metadata={"help": "Texts per side and round; all of the test split when left out."})
     rounds: int = field(default=5, metadata={"help": "Rounds; every side runs once in each."})
+    costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
+    onnx: bool = field(default=True, metadata={"help": "Also ONNX Runtime, fp32 and int8."})
+    compile: bool = field(default=True, metadata={"help": "Also torch.compile, which needs a C++ compiler."})
+    growth: list[int] = field(default_factory=lambda: [1000, 10_000, 200_000], metadata={"help": "Texts to stream; 0 for none."})
+    epochs: float = field(default=QuickstartArguments.epochs, metadata={"help": "Of the stock models."})
+    learning_rate: float = field(default=QuickstartArguments.learning_rate, metadata={"help": "Of the stock models."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's own choice when left out."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON to write."})
+    output_dir: str = field(default="runs/benchmark", metadata={"help": "Folder of the stock models."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON to write; the plot lies beside."})
 
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model = RomeBertForSequenceClassification.from_pretrained(arguments.model)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    splits, _ = load_splits(arguments.dataset)
-    test = join(splits["test"], arguments.sentences).map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
-    rows = sorted(test, key=lambda row: len(row["input_ids"]))[:: max(len(test) // arguments.texts, 1)]
+    splits, names = load_splits(arguments.dataset)
+    source, depth = arguments.encoder or str(minilm()), layers_of(arguments.model)
+    stock = fine_tuned_stock(Path(arguments.output_dir, "stock"), source, depth, splits, names, arguments)
+    half = fine_tuned_stock(Path(arguments.output_dir, "half"), source, depth // 2, splits, names, arguments)
 
-    against = against_stock(model, make_batches(rows, tokenizer, 32), arguments.rounds)
-    if model.device.type == "cpu":
-        pack_linears(model.backbone)  # as the pipeline does
-    results = {
-        "model": arguments.model,
-        "sentences_per_text": arguments.sentences,
-        "texts": len(rows),
-        "tokens_per_text": sum(len(row["input_ids"]) for row in rows) / len(rows),
-        "rounds": arguments.rounds,
-        "full_depth": against,
-        "early_exit": early_exit(model, tokenizer, rows, policies(model, test, tokenizer, arguments.costs), arguments),
-        **provenance(),
-    }
-    print(f"\n{table(results)}")
+    sides = list(all_sides(arguments, splits["validation"], stock, half, depth))
+    test = splits["test"].select(range(arguments.texts)) if arguments.texts else splits["test"]
+    results: dict[str, Any] = {"model": arguments.model, "texts": len(test), **provenance()}
+
+    def save() -> None:
+        if arguments.output_file:
+            write_json(arguments.output_file, results)
+
+    for results["throughput"] in throughput(sides, test["text"], test["label"], arguments.rounds):
+        save()
+    results["latency"] = latency(sides, list(test["text"])[:300])
+    save()
+    if any(arguments.growth):
+        for results["growth"] in growth(arguments.model, test["text"], arguments.growth):
+            save()
+    print(f"\n{table(results)}\n\n{latency_table(results)}\n\n{growth_table(results)}")
     if arguments.output_file:
-        write_json(arguments.output_file, results)
+        plot(results, Path(arguments.output_file).with_suffix(".png"))
         print(f"\nResults are in {arguments.output_file}.")
 
 
-def join(dataset: Dataset, sentences: int) -> Dataset:
-    """Rows of `text` and `label` -> the same with `sentences` texts of one label in each row; what is left over is left out."""
-    joined = []
-    for label in sorted(set(dataset["label"])):
-        texts = [row["text"] for row in dataset if row["label"] == label]
-        whole = range(0, len(texts) - sentences + 1, sentences)
-        joined += [{"text": " ".join(texts[start : start + sentences]), "label": label} for start in whole]
-    return Dataset.from_list(joined)
+def layers_of(model: str) -> int:
+    return RomeBertForSequenceClassification.config_class.from_pretrained(model).num_hidden_layers
 
 
-def make_batches(rows: list[dict[str, Any]], tokenizer: Any, batch_size: int) -> list[Batch]:
-    """Tokenised rows in order of length -> padded batches."""
-    collate = DataCollatorWithPadding(tokenizer)
-    inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
-    return [dict(collate(inputs[start : start + batch_size])) for start in range(0, len(rows), batch_size)]
+def all_sides(arguments: BenchmarkArguments, validation: Dataset, stock: Path, half: Path, depth: int) -> Iterator[Side]:
+    """Everything that takes part."""
+    yield from (side for side in stock_sides(stock) if arguments.compile or "compile" not in side.name)
+    if arguments.onnx:
+        yield from onnx_sides(stock, torch.get_num_threads())
+    yield half_depth_side(half, depth)
+    model = RomeBertForSequenceClassification.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    rows = validation.map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
+    yield from our_sides(Path(arguments.model), policies(model, rows, tokenizer, arguments.costs))
 
 
-@torch.inference_mode()
-def seconds_of(sides: dict[str, Callable[[Batch], Any]], batches: list[Batch], rounds: int, title: str) -> dict[str, list[float]]:
-    """Run all batches through every side, in turn, `rounds` times, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for turn in tqdm(range(rounds + 1), desc=title):
-        for side, run in sides.items():
+def fine_tuned_stock(
+    folder: Path, source: str, layers: int, splits: dict[str, Dataset], names: list[str], arguments: BenchmarkArguments
+) -> Path:
+    """A stock classifier of the encoder's first `layers` layers, fine-tuned with the stock Trainer -> its folder. Made once."""
+    if (folder / "config.json").is_file():
+        return folder
+    print(f"fine-tuning the stock model of {layers} layers")
+    set_seed(1)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_hidden_layers=layers, **labels)
+    training = TrainingArguments(
+        str(folder.with_name(f"{folder.name}-checkpoints")),
+        num_train_epochs=arguments.epochs,
+        per_device_train_batch_size=16,
+        learning_rate=arguments.learning_rate,
+        warmup_steps=0.06,
+        train_sampling_strategy="group_by_length",
+        save_strategy="epoch",
+        save_total_limit=1,
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    rows = splits["train"].map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
+    trainer = Trainer(
+        model, training, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def throughput(sides: list[Side], texts: list[str], labels: list[int], rounds: int) -> Iterator[list[dict[str, Any]]]:
+    """Run all texts through every side, in turn, after one round that is not counted -> the figures so far, after every round."""
+    texts = list(texts)
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    first: dict[str, Any] = {}
+    for turn in range(rounds + 1):
+        for side in tqdm(sides, desc=f"round {turn} of {rounds}"):
             start = time.perf_counter()
-            for batch in batches:
-                run(batch)
-            if turn > 0:
-                seconds[side].append(time.perf_counter() - start)
-    return seconds
+            predictions = side.run(texts)
+            if turn == 0:
+                first[side.name] = predictions
+            else:
+                seconds[side.name].append(time.perf_counter() - start)
+        if turn > 0:
+            yield [figures(side, sides, first, seconds, labels) for side in sides]
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """Median of the ratios within rounds, and their quartiles: a slow moment of the machine hits both sides of a round."""
-    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-    return {"median": median, "quartile_1": low, "quartile_3": high}
-
-
-def against_stock(model: Any, batches: list[Batch], rounds: int) -> dict[str, Any]:
-    """Full depth against the stock sequence classifier with the same backbone weights, batch 32."""
-    stock = AutoModelForSequenceClassification.from_config(model.config.backbone_config, dtype=model.dtype).eval()
-    stock.base_model.load_state_dict(model.backbone.state_dict(), strict=False)
-    sides = {"stock": lambda batch: stock(**batch), "ours": lambda batch: model(**batch)}
-    seconds = seconds_of(sides, batches, rounds, "full depth")
+def figures(side: Side, sides: list[Side], first: dict[str, Any], seconds: dict[str, list[float]], labels: Any) -> dict[str, Any]:
+    """What is told of one side."""
+    predicted, cost = np.array(first[side.name].labels), first[side.name].cost
+    full_depth = next(other for other in sides if other.group == side.group)  # the first of a group is at full depth in fp32
     return {
-        "batch_size": 32,
-        "seconds": {side: statistics.median(values) for side, values in seconds.items()},
-        "ours_over_stock": ratio(seconds["ours"], seconds["stock"]),
+        "side": side.name,
+        "seconds": seconds[side.name],
+        "texts_per_second": len(labels) / statistics.median(seconds[side.name]),
+        "speedup": ratio(seconds[REFERENCE], seconds[side.name]),
+        "accuracy": float((predicted == np.array(labels)).mean()),
+        "cost": cost,
+        "as_full_depth": float((predicted == np.array(first[full_depth.name].labels)).mean()),
     }
 
 
-def policies(model: Any, dataset: Any, tokenizer: Any, costs: list[float]) -> dict[str, dict[str, Any]]:
-    """The calibrated policy, where the model has one, and the entropy threshold whose cost is nearest to each of `costs`."""
-    found = {"calibrated": model.config.exit_policy} if model.config.exit_policy is not None else {}
-    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer)
-    thresholds = np.linspace(0, 1, 401).tolist()
-    entropy = {"name": "entropy"}
-    points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, METRICS["accuracy"], entropy, thresholds)
-    for cost in costs:
-        nearest = min(points, key=lambda point: abs(point.cost - cost))
-        found[f"cost near {cost:g}"] = {"name": "entropy", "threshold": round(nearest.threshold, 6)}
-    return found
+def latency(sides: list[Side], texts: list[str]) -> list[dict[str, Any]]:
+    """Milliseconds of one text at a time; the sides take turns at every text."""
+    alone: list[tuple[str, Callable[[str], Any]]] = [(side.name, side.one) for side in sides if side.one is not None]
+    milliseconds: dict[str, list[float]] = {name: [] for name, _ in alone}
+    for _, one in alone:
+        one(texts[0])  # the first call of anything is slow
+    for text in tqdm(texts, desc="one by one"):
+        for name, one in alone:
+            start = time.perf_counter()
+            one(text)
+            milliseconds[name].append(1000 * (time.perf_counter() - start))
+    quantiles = {name: np.quantile(values, [0.5, 0.95, 0.99]).tolist() for name, values in milliseconds.items()}
+    return [{"side": name, "median": q[0], "p95": q[1], "p99": q[2]} for name, q in quantiles.items()]
 
 
-def early_exit(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], policies: dict[str, dict[str, Any]], arguments: BenchmarkArguments
-) -> list[dict[str, Any]]:
-    """Every policy at every batch size against full depth."""
-    results = []
-    for batch_size in arguments.batch_sizes:
-        batches = make_batches(rows, tokenizer, batch_size)
-        sides: dict[str, Callable[[Batch], Any]] = {"full depth": lambda batch: model(**batch)}
-        for name, policy in policies.items():
-            sides[name] = lambda batch, policy=policy: model(**batch, exit_policy=policy)
-        seconds = seconds_of(sides, batches, arguments.rounds, f"early exit, batch {batch_size}")
-        for name, policy in policies.items():
-            cost, by_tokens = cost_of(model, batches, policy)
-            faster = ratio(seconds["full depth"], seconds[name])
-            results.append(
-                {
-                    "batch_size": batch_size,
-                    "policy": name,
-                    "settings": policy,
-                    "cost": cost,
-                    "cost_by_tokens": by_tokens,
-                    "seconds": {side: statistics.median(seconds[side]) for side in ("full depth", name)},
-                    "speedup_layers": 1 / cost,
-                    "speedup_time": faster,
-                    "saving_on_the_clock": faster["median"] * cost,
-                    "saving_on_the_clock_by_tokens": faster["median"] * by_tokens,
-                }
-            )
-    return results
+def growth(model: str, texts: list[str], counts: list[int]) -> Iterator[list[dict[str, Any]]]:
+    """Texts per second of a stream of so many texts, and by how many megabytes the process grew while it ran."""
+    classify = pipeline("early-exit-classification", model=model)
+    found = []
+    for count in counts:
+        stream = itertools.islice(itertools.cycle(list(texts)), count)
+        before, start = resident_megabytes(), time.perf_counter()
+        peak = before
+        for position, _ in enumerate(tqdm(classify(stream), total=count, desc=f"{count} texts")):
+            if position % 1000 == 0:
+                peak = max(peak, resident_megabytes())
+        seconds = time.perf_counter() - start
+        found.append({"texts": count, "texts_per_second": count / seconds, "grew_by_megabytes": peak - before})
+        yield found
 
 
-@torch.inference_mode()
-def cost_of(model: Any, batches: list[Batch], policy: dict[str, Any]) -> tuple[float, float]:
-    """Layers run / layers, averaged over texts and averaged over tokens."""
-    layers = torch.cat([model(**batch, exit_policy=policy).exit_layer for batch in batches])
-    share = layers.double() / model.config.num_hidden_layers
-    tokens = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches]).double()
-    return share.mean().item(), ((share * tokens).sum() / tokens.sum()).item()
+def resident_megabytes() -> float:
+    """Memory of this process at the moment, where the system tells it."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return float("nan")
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    full = results["full_depth"]["ours_over_stock"]
+    """Throughput as Markdown."""
     lines = [
-        f"Full depth with all exits takes {full['median']:.3f} times as long as the stock classifier"
-        f" (quartiles {full['quartile_1']:.3f}, {full['quartile_3']:.3f}; batch {results['full_depth']['batch_size']}).",
-        "",
-        "| batch | policy | cost | 1 / cost | time full / time early | on the clock | cost by tokens | on the clock by tokens |",
-        "|---|---|---|---|---|---|---|---|",
+        "| side | texts per second | times the stock pipeline | accuracy | cost | as at full depth |",
+        "|---|---|---|---|---|---|",
     ]
-    for row in results["early_exit"]:
+    for row in results["throughput"]:
+        speedup = row["speedup"]
         lines.append(
-            f"| {row['batch_size']} | {row['policy']} | {row['cost']:.3f} | {row['speedup_layers']:.2f}"
-            f" | {row['speedup_time']['median']:.2f} | {row['saving_on_the_clock']:.0%} | {row['cost_by_tokens']:.3f}"
-            f" | {row['saving_on_the_clock_by_tokens']:.0%} |"
+            f"| {row['side']} | {row['texts_per_second']:.0f} | {speedup['median']:.2f}"
+            f" ({speedup['quartile_1']:.2f} to {speedup['quartile_3']:.2f}) | {row['accuracy']:.3f} | {row['cost']:.2f}"
+            f" | {row['as_full_depth']:.1%} |"
         )
     return "\n".join(lines)
+
+
+def latency_table(results: dict[str, Any]) -> str:
+    """Latency as Markdown."""
+    lines = ["| one text at a time, milliseconds | median | 95th percentile | 99th percentile |", "|---|---|---|---|"]
+    lines += [f"| {row['side']} | {row['median']:.1f} | {row['p95']:.1f} | {row['p99']:.1f} |" for row in results["latency"]]
+    return "\n".join(lines)
+
+
+def growth_table(results: dict[str, Any]) -> str:
+    """Growth as Markdown."""
+    lines = ["| texts in a stream | texts per second | memory grew by |", "|---|---|---|"]
+    lines += [
+        f"| {row['texts']:,} | {row['texts_per_second']:.0f} | {row['grew_by_megabytes']:.0f} MB |"
+        for row in results.get("growth", [])
+    ]
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Accuracy over texts per second, a dot for each side."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for row in results["throughput"]:
+        ours = row["side"].startswith("RomeBERT")
+        axes.plot(row["texts_per_second"], 100 * row["accuracy"], "o" if ours else "s", label=row["side"])
+    axes.set(xscale="log", xlabel="texts per second", ylabel="accuracy (%)", title=f"{results['texts']} texts")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_backbone, tiny_tokenizer
+from tiny import labelled, tiny_backbone, tiny_tokenizer, write_rows
 from transformers import BertModel
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -32,6 +32,20 @@ def run_glue(encoder, here):
     def run(*arguments) -> dict:
         train_glue.main([*(f"--{name}={value}" for name, value in common.items()), *map(str, arguments)])
         return json.loads(Path("run", "metrics.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def quick(here, encoder):
+    """The quickstart on 60 own sentences in `own.csv` and a tiny encoder -> its results.json, in the folder `run`."""
+    path = write_rows("own.csv", labelled(60, lambda number: ("dull", "fine")[number % 2]))
+
+    import quickstart
+
+    def run(*more: str) -> dict:
+        quickstart.main(["--model", encoder, "--dataset", path, "--output-dir", "run", "--epochs", "1", *more])
+        return json.loads(Path("run/results.json").read_text())
 
     return run
 

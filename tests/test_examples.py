@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import assets
-import benchmark
 import compare_objectives
 import pytest
 import quickstart
@@ -21,25 +20,8 @@ from transformers import TrainerState
 ROOT = Path(__file__).parents[1]
 
 
-def opinion(number: int) -> str:
-    return ("dull", "fine")[number % 2]
-
-
 def contents(folder: str) -> dict[str, tuple[bytes, int]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(folder).rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def quick(here, encoder):
-    """The quickstart on 60 own sentences and a tiny encoder -> its results.json."""
-    rows = labelled(60, opinion)
-    path = write_rows("own.csv", rows)
-
-    def run(*more: str) -> dict:
-        quickstart.main(["--model", encoder, "--dataset", path, "--output-dir", "run", "--epochs", "1", *more])
-        return json.loads(Path("run/results.json").read_text())
-
-    return run
 
 
 # ---- quickstart
@@ -189,22 +171,7 @@ def test_failed_download_says_what_pip_said(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- benchmark and comparison
-
-
-def test_benchmark_times_a_model_against_the_stock_one(quick, capsys):
-    quick()
-    benchmark.main(
-        ["--model", "run/model", "--dataset", "own.csv", "--batch_sizes", "1", "4", "--rounds", "2", "--output_file", "timed.json"]
-    )
-    timed = json.loads(Path("timed.json").read_text())
-    assert timed["full_depth"]["seconds"].keys() == {"stock", "ours"} and timed["full_depth"]["ours_over_stock"]["median"] > 0
-    assert [(row["batch_size"], row["policy"]) for row in timed["early_exit"]] == [
-        (size, policy) for size in (1, 4) for policy in ("calibrated", "cost near 0.5", "cost near 0.3")
-    ]
-    for row in timed["early_exit"]:
-        assert row["saving_on_the_clock"] == pytest.approx(row["speedup_time"]["median"] / row["speedup_layers"])
-    assert benchmark.table(timed) in capsys.readouterr().out
+# ---- comparison
 
 
 def test_comparison_reports_mean_and_spread_over_seeds():

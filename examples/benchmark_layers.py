@@ -1,0 +1,236 @@
+"""Does every saved layer show on the clock? Times a fine-tuned model against the stock classifier and against itself.
+
+    python examples/benchmark_layers.py --model runs/quickstart/model        # after `make quickstart`; a few minutes
+    python examples/benchmark_layers.py --sentences 4                        # the same with longer texts
+    python examples/benchmark_layers.py --model runs/mine/model --dataset reviews.csv --batch_sizes 1 64 --output_file mine.json
+
+1. Full depth, every exit computed, against the stock sequence classifier of the same backbone: time ours / time stock.
+2. Early exit against full depth, both with packed linear layers as in the pipeline, at each batch size:
+   (time full / time early) / (1 / cost), the share of the layer saving that becomes time saving; with the calibrated policy and
+   with entropy thresholds that bring the cost near each of `--costs`. Cost counts texts; time follows tokens. Where long texts
+   leave later than short ones, the cost by tokens is higher, and the share is told for both. Batches of more than one text run as
+   in bulk scoring: what is left of several of them at the same depth is merged.
+
+Batches are length-sorted, tokenised beforehand, and the same for all sides. The sides take turns within every round; figures are
+medians over rounds. Thread count, versions and spread are in the JSON.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from reviews import load_splits
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, HfArgumentParser
+
+from modeling_romebert import RomeBertForSequenceClassification, make_policy, pack_linears
+from modeling_romebert.evaluation import METRICS, collect_exit_logits, sweep
+from modeling_romebert.pools import walk_in_pools
+from modeling_romebert.results import provenance, write_json
+from modeling_romebert.scoring import POOL_TOKENS
+from modeling_romebert.walk import begin
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class BenchmarkArguments:
+    """What is timed, and how long."""
+
+    model: str = field(default="runs/quickstart/model", metadata={"help": "Folder or id of a fine-tuned RomeBERT model."})
+    dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32, 128], metadata={"help": "Batch sizes of early exit."})
+    costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
+    sentences: int = field(default=1, metadata={"help": "Sentences of the same label that are joined to one text."})
+    texts: int = field(default=384, metadata={"help": "Texts per side and round, spread over all lengths."})
+    rounds: int = field(default=5, metadata={"help": "Rounds; every side runs once in each."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's own choice when left out."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON to write."})
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model = RomeBertForSequenceClassification.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    splits, _ = load_splits(arguments.dataset)
+    test = join(splits["test"], arguments.sentences).map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
+    rows = sorted(test, key=lambda row: len(row["input_ids"]))[:: max(len(test) // arguments.texts, 1)]
+
+    against = against_stock(model, make_batches(rows, tokenizer, 32), arguments.rounds)
+    if model.device.type == "cpu":
+        pack_linears(model.backbone)  # as the pipeline does
+    results = {
+        "model": arguments.model,
+        "sentences_per_text": arguments.sentences,
+        "texts": len(rows),
+        "tokens_per_text": sum(len(row["input_ids"]) for row in rows) / len(rows),
+        "rounds": arguments.rounds,
+        "full_depth": against,
+        "early_exit": early_exit(model, tokenizer, rows, policies(model, test, tokenizer, arguments.costs), arguments),
+        **provenance(),
+    }
+    print(f"\n{table(results)}")
+    if arguments.output_file:
+        write_json(arguments.output_file, results)
+        print(f"\nResults are in {arguments.output_file}.")
+
+
+def join(dataset: Dataset, sentences: int) -> Dataset:
+    """Rows of `text` and `label` -> the same with `sentences` texts of one label in each row; what is left over is left out."""
+    joined = []
+    for label in sorted(set(dataset["label"])):
+        texts = [row["text"] for row in dataset if row["label"] == label]
+        whole = range(0, len(texts) - sentences + 1, sentences)
+        joined += [{"text": " ".join(texts[start : start + sentences]), "label": label} for start in whole]
+    return Dataset.from_list(joined)
+
+
+def make_batches(rows: list[dict[str, Any]], tokenizer: Any, batch_size: int) -> list[Batch]:
+    """Tokenised rows in order of length -> padded batches."""
+    collate = DataCollatorWithPadding(tokenizer)
+    inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
+    return [dict(collate(inputs[start : start + batch_size])) for start in range(0, len(rows), batch_size)]
+
+
+@torch.inference_mode()
+def seconds_of(
+    sides: dict[str, Callable[[list[Batch]], Any]], batches: list[Batch], rounds: int, title: str
+) -> dict[str, list[float]]:
+    """Run all batches through every side, in turn, `rounds` times, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in tqdm(range(rounds + 1), desc=title):
+        for side, run in sides.items():
+            start = time.perf_counter()
+            run(batches)
+            if turn > 0:
+                seconds[side].append(time.perf_counter() - start)
+    return seconds
+
+
+def one_by_one(model: Any, **settings: Any) -> Callable[[list[Batch]], Any]:
+    """A model as a side: one batch after the other."""
+
+    def run(batches: list[Batch]) -> None:
+        for batch in batches:
+            model(**batch, **settings)
+
+    return run
+
+
+def in_pools(model: Any, policy: dict[str, Any], enough_tokens: int) -> Callable[[list[Batch]], Any]:
+    """Early exit as bulk scoring runs it: survivors of several batches at the same depth are merged."""
+    exit_policy = make_policy(**policy)
+
+    def run(batches: list[Batch]) -> None:
+        rows = [torch.arange(len(batch["input_ids"])) for batch in batches]
+        walks = (partial(begin, model, of_batch, batch, exit_policy) for of_batch, batch in zip(rows, batches, strict=True))
+        for _ in walk_in_pools(walks, enough_tokens):
+            pass
+
+    return run
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
+    """Median of the ratios within rounds, and their quartiles: a slow moment of the machine hits both sides of a round."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    return {"median": median, "quartile_1": low, "quartile_3": high}
+
+
+def against_stock(model: Any, batches: list[Batch], rounds: int) -> dict[str, Any]:
+    """Full depth against the stock sequence classifier with the same backbone weights, batch 32."""
+    stock = AutoModelForSequenceClassification.from_config(model.config.backbone_config, dtype=model.dtype).eval()
+    stock.base_model.load_state_dict(model.backbone.state_dict(), strict=False)
+    sides = {"stock": one_by_one(stock), "ours": one_by_one(model)}
+    seconds = seconds_of(sides, batches, rounds, "full depth")
+    return {
+        "batch_size": 32,
+        "seconds": {side: statistics.median(values) for side, values in seconds.items()},
+        "ours_over_stock": ratio(seconds["ours"], seconds["stock"]),
+    }
+
+
+def policies(model: Any, dataset: Any, tokenizer: Any, costs: list[float]) -> dict[str, dict[str, Any]]:
+    """The calibrated policy, where the model has one, and the entropy threshold whose cost is nearest to each of `costs`."""
+    found = {"calibrated": model.config.exit_policy} if model.config.exit_policy is not None else {}
+    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer)
+    thresholds = np.linspace(0, 1, 401).tolist()
+    entropy = {"name": "entropy"}
+    points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, METRICS["accuracy"], entropy, thresholds)
+    for cost in costs:
+        nearest = min(points, key=lambda point: abs(point.cost - cost))
+        found[f"cost near {cost:g}"] = {"name": "entropy", "threshold": round(nearest.threshold, 6)}
+    return found
+
+
+def early_exit(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], policies: dict[str, dict[str, Any]], arguments: BenchmarkArguments
+) -> list[dict[str, Any]]:
+    """Every policy at every batch size against full depth."""
+    results = []
+    for batch_size in arguments.batch_sizes:
+        batches = make_batches(rows, tokenizer, batch_size)
+        sides: dict[str, Callable[[list[Batch]], Any]] = {"full depth": one_by_one(model)}
+        for name, policy in policies.items():
+            pools = POOL_TOKENS.get(model.device.type) if batch_size > 1 else None  # one text at a time waits for no other
+            sides[name] = in_pools(model, policy, pools) if pools else one_by_one(model, exit_policy=policy)
+        seconds = seconds_of(sides, batches, arguments.rounds, f"early exit, batch {batch_size}")
+        for name, policy in policies.items():
+            cost, by_tokens = cost_of(model, batches, policy)
+            faster = ratio(seconds["full depth"], seconds[name])
+            results.append(
+                {
+                    "batch_size": batch_size,
+                    "policy": name,
+                    "settings": policy,
+                    "cost": cost,
+                    "cost_by_tokens": by_tokens,
+                    "seconds": {side: statistics.median(seconds[side]) for side in ("full depth", name)},
+                    "speedup_layers": 1 / cost,
+                    "speedup_time": faster,
+                    "saving_on_the_clock": faster["median"] * cost,
+                    "saving_on_the_clock_by_tokens": faster["median"] * by_tokens,
+                }
+            )
+    return results
+
+
+@torch.inference_mode()
+def cost_of(model: Any, batches: list[Batch], policy: dict[str, Any]) -> tuple[float, float]:
+    """Layers run / layers, averaged over texts and averaged over tokens."""
+    layers = torch.cat([model(**batch, exit_policy=policy).exit_layer for batch in batches])
+    share = layers.double() / model.config.num_hidden_layers
+    tokens = torch.cat([batch["attention_mask"].sum(dim=1) for batch in batches]).double()
+    return share.mean().item(), ((share * tokens).sum() / tokens.sum()).item()
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    full = results["full_depth"]["ours_over_stock"]
+    lines = [
+        f"Full depth with all exits takes {full['median']:.3f} times as long as the stock classifier"
+        f" (quartiles {full['quartile_1']:.3f}, {full['quartile_3']:.3f}; batch {results['full_depth']['batch_size']}).",
+        "",
+        "| batch | policy | cost | 1 / cost | time full / time early | on the clock | cost by tokens | on the clock by tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["early_exit"]:
+        lines.append(
+            f"| {row['batch_size']} | {row['policy']} | {row['cost']:.3f} | {row['speedup_layers']:.2f}"
+            f" | {row['speedup_time']['median']:.2f} | {row['saving_on_the_clock']:.0%} | {row['cost_by_tokens']:.3f}"
+            f" | {row['saving_on_the_clock_by_tokens']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The benchmarks run on a tiny model, say what they measured, and their arithmetic is right."""
+
+import json
+from pathlib import Path
+
+import benchmark
+import benchmark_layers
+import pytest
+import torch
+from benchmark_sides import Predictions, Side, export, logits_of, sorted_batches
+from tiny import tiny_texts
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+
+def test_layers_are_timed_against_the_stock_model(quick, capsys):
+    quick()
+    benchmark_layers.main(
+        ["--model", "run/model", "--dataset", "own.csv", "--batch_sizes", "1", "4", "--rounds", "2", "--output_file", "timed.json"]
+    )
+    timed = json.loads(Path("timed.json").read_text())
+    assert timed["full_depth"]["seconds"].keys() == {"stock", "ours"} and timed["full_depth"]["ours_over_stock"]["median"] > 0
+    assert [(row["batch_size"], row["policy"]) for row in timed["early_exit"]] == [
+        (size, policy) for size in (1, 4) for policy in ("calibrated", "cost near 0.5", "cost near 0.3")
+    ]
+    for row in timed["early_exit"]:
+        assert row["saving_on_the_clock"] == pytest.approx(row["speedup_time"]["median"] / row["speedup_layers"])
+    assert benchmark_layers.table(timed) in capsys.readouterr().out
+
+
+def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
+    quick()
+    settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "compile": False, "growth": 40}
+    benchmark.main(
+        ["--model", "run/model", "--output_file", "speed.json", *(f"--{name}={value}" for name, value in settings.items())]
+    )
+    results = json.loads(Path("speed.json").read_text())
+    sides = {row["side"]: row for row in results["throughput"]}
+    assert len(sides) == 15 and sides[benchmark.REFERENCE]["speedup"]["median"] == 1
+    for name, row in sides.items():
+        assert row["texts_per_second"] == pytest.approx(results["texts"] / row["seconds"][0])
+        if "fp32" in name and "layers" not in name and not any(part in name for part in ("cost", "calibrated")):
+            assert row["as_full_depth"] == 1, name  # the same model, however it is run
+    assert sides["stock model of 2 layers, sorted by length, fp32"]["cost"] == 0.5
+    assert sides["RomeBERT, full depth, fp32"]["cost"] == 1 > sides["RomeBERT, cost near 0.3, fp32"]["cost"]
+    assert {row["side"] for row in results["latency"]} < set(sides)
+    assert [row["texts"] for row in results["growth"]] == [40]
+    assert Path("speed.png").stat().st_size > 0
+    said = capsys.readouterr().out
+    assert all(part(results) in said for part in (benchmark.table, benchmark.latency_table, benchmark.growth_table))
+
+
+def test_stock_models_are_fine_tuned_once(quick, encoder, monkeypatch):
+    quick()
+    settings = ["--model=run/model", f"--encoder={encoder}", "--dataset=own.csv", "--rounds=1", "--epochs=1", "--growth=0"]
+    settings += ["--compile=False", "--onnx=False", "--costs", "0.5"]
+    benchmark.main(settings)
+    before = Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns
+    benchmark.main(settings)
+    assert Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
+    sides = [Side(name, "stock", lambda texts: Predictions([])) for name in (benchmark.REFERENCE, "other")]
+    first = {benchmark.REFERENCE: Predictions([0, 1, 1, 0]), "other": Predictions([0, 1, 0, 0], cost=0.5)}
+    seconds = {benchmark.REFERENCE: [4.0, 8.0, 4.0], "other": [2.0, 2.0, 1.0]}
+    row = benchmark.figures(sides[1], sides, first, seconds, [0, 0, 0, 0])
+    assert row["speedup"]["median"] == 4 and row["texts_per_second"] == 2
+    assert row["accuracy"] == 0.75 and row["as_full_depth"] == 0.75 and row["cost"] == 0.5
+
+
+def test_sorted_batches_give_the_predictions_of_single_texts(quick):
+    quick()
+    model = AutoModelForSequenceClassification.from_pretrained("run/model").eval()
+    tokenizer, texts = AutoTokenizer.from_pretrained("run/model"), tiny_texts(70)
+    with torch.no_grad():
+        alone = [model(**tokenizer(text, return_tensors="pt")).logits.argmax().item() for text in texts]
+    assert sorted_batches(tokenizer, logits_of(model))(texts).labels == alone
+
+
+def test_exported_model_is_the_stock_model(encoder, tmp_path):
+    import onnxruntime
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    AutoModelForSequenceClassification.from_pretrained(encoder).save_pretrained(tmp_path)
+    export(tmp_path, tokenizer.model_input_names, tmp_path / "model.onnx")
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for texts in (tiny_texts(3), tiny_texts(5, seed=1)):
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), stock(**batch).logits, rtol=0, atol=1e-5)
