@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             folder = Path(arguments.output_dir, f"{objective}-seed{seed}")
             quickstart.main(["--objective", objective, "--seed", str(seed), "--output_dir", str(folder)])
             results = read_json(folder / "results.json")
+            results["settings"].pop("output_dir")  # where it ran is of no interest
             runs.append({name: results[name] for name in KEPT})
             write_json(arguments.results_file, {"runs": runs})
             plot(runs, Path(arguments.results_file).with_suffix(".png"))

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import benchmark
 import benchmark_layers
 import benchmark_training
 import check_families
@@ -27,7 +26,6 @@ def sections() -> dict[str, str]:
         "headline": headline(quickstart),
         "families": families(read_json(RESULTS / "families.json")),
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
-        "benchmark": speed(read_json(RESULTS / "benchmark.json")),
         "layers": timing(read_json(RESULTS / "layers.json")),
         "layers-long": timing(read_json(RESULTS / "layers-long.json")),
         "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
@@ -51,14 +49,6 @@ def families(run: dict[str, Any]) -> str:
 def timing(run: dict[str, Any]) -> str:
     about = f"{run['texts']} texts of {run['tokens_per_text']:.0f} tokens on average, medians of {run['rounds']} rounds"
     return f"{benchmark_layers.table(run)}\n\n{about}; {made_with(run)}."
-
-
-def speed(run: dict[str, Any]) -> str:
-    about = (
-        f"{run['texts']} texts, tokenisation included, medians of {len(run['throughput'][0]['seconds'])} rounds; {made_with(run)}."
-    )
-    tables = (benchmark.table(run), benchmark.latency_table(run), benchmark.growth_table(run))
-    return "\n\n".join([*tables, about])
 
 
 def training_cost(results: dict[str, Any]) -> str:

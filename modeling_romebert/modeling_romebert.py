@@ -347,12 +347,12 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         walk = Walk(self, rows, hidden, attention_mask, position_ids, policy)
         exit_layer = torch.full_like(rows, self.config.num_hidden_layers)  # (B,)
-        logits = hidden.new_empty(0)  # (B, C), in the dtype of the exits, from the first of them on
+        logits = hidden.new_empty(0, self.num_labels)  # (B, C), in the dtype of the exits, once rows have left
         while len(walk):
             left = walk.advance()
             if len(left.rows) == len(exit_layer):
                 return left.logits, torch.full_like(exit_layer, left.depth)
-            if logits.ndim == 1:
+            if len(logits) == 0:
                 logits = left.logits.new_empty(len(exit_layer), left.logits.shape[1])
             logits[left.rows], exit_layer[left.rows] = left.logits, left.depth
         return logits, exit_layer

@@ -54,7 +54,7 @@ class Walk:
         self.attention_mask = attention_mask
         # (2, b), on the host: tokens up to the last attended one, and attended tokens; the same where nothing but padding is masked
         self.sizes: Tensor | None = None
-        if attention_mask is not None:  # waits for the device, once per batch
+        if attention_mask is not None and len(rows):  # waits for the device, once per batch
             self._note_sizes(torch.stack([attended_lengths(attention_mask), (attention_mask != 0).sum(dim=1)]).cpu())
         self.position_ids = None if position_ids is None else position_ids.expand(len(rows), -1)
         self._run: RunLayer | None = None  # made for the present rows when they go on
