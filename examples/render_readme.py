@@ -59,7 +59,8 @@ def training_cost(results: dict[str, Any]) -> str:
 def made_with(run: dict[str, Any]) -> str:
     """Where a figure comes from, in a few words."""
     machine = run["machine"]
-    where = machine["accelerator"] or f"{machine['processor']} CPU, {machine['threads']} threads"
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    where = machine["accelerator"] or f"{machine['processor']} CPU, {threads}"
     return f"{where}, torch {run['versions']['torch'].split('+')[0]}, transformers {run['versions']['transformers']}"
 
 

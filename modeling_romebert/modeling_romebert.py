@@ -350,6 +350,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         logits = hidden.new_empty(0, self.num_labels)  # (B, C), in the dtype of the exits, once rows have left
         while len(walk):
             left = walk.advance()
+            if left is None:
+                continue
             if len(left.rows) == len(exit_layer):
                 return left.logits, torch.full_like(exit_layer, left.depth)
             if len(logits) == 0:

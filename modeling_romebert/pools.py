@@ -32,7 +32,9 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], enough_tokens: int, max_w
     since: dict[int, int] = {}  # batches that had been started when a pool got its first rows
 
     def go_on(walk: Walk, started: int) -> Iterator[Left]:
-        yield walk.advance()
+        left = walk.advance()
+        if left is not None:
+            yield left
         if len(walk):
             if walk.depth in pools and _added_padding([*pools[walk.depth], walk]) > MORE_PADDING:
                 yield from go_on(take(walk.depth), started)

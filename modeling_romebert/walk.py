@@ -51,6 +51,8 @@ class Walk:
     ):
         self.model, self.rows, self.hidden, self.policy, self.depth = model, rows, hidden, policy, depth
         self._adapter = adapter_for(model.config.backbone_config)
+        if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+            attention_mask = None  # nothing is padded; to look is cheap here
         self.attention_mask = attention_mask
         # (2, b), on the host: tokens up to the last attended one, and attended tokens; the same where nothing but padding is masked
         self.sizes: Tensor | None = None
@@ -78,8 +80,8 @@ class Walk:
         self._weights = mean_weights(self.hidden, self.attention_mask) if mean else None
         return self._adapter.prepare(self.model.backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
 
-    def advance(self) -> Left:
-        """Run layers up to the next exit that is asked, and let rows leave there. At the last exit all leave.
+    def advance(self) -> Left | None:
+        """Run layers up to the next exit that is asked, and let rows leave there, if any do. At the last exit all leave.
 
         Waits for the device once, unless it is at the last exit.
         """
@@ -98,14 +100,14 @@ class Walk:
             return Left(rows, logits, self.depth)
         leave = self.policy.leaves(index, logits)  # (b,)
         goes = leave.cpu()  # the one wait; what follows is decided on the host
-        gone, stay = goes.nonzero().squeeze(1), (~goes).nonzero().squeeze(1)  # (k,) and (b - k,)
-        if len(stay) == len(rows):
-            return Left(rows[:0], logits[:0], self.depth)
-        if len(stay) == 0:
+        gone = goes.nonzero().squeeze(1)  # (k,)
+        if len(gone) == 0:
+            return None
+        if len(gone) == len(rows):
             self.rows = rows[:0]
             return Left(rows, logits, self.depth)
         left_rows = gone.to(rows.device, non_blocking=True)
-        self._keep(stay)
+        self._keep((~goes).nonzero().squeeze(1))
         return Left(rows[left_rows], logits[left_rows], self.depth)
 
     def _keep(self, stay: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import LAYERS, PAD, build, padded_batch
+from tiny import CLASSES, LAYERS, PAD, build, padded_batch
 from transformers import RobertaConfig
 
 from modeling_romebert.policies import as_policy
@@ -104,6 +104,15 @@ def test_walks_without_padding_merge_without_a_mask():
     walks = [begin(model, torch.arange(2), {"input_ids": part}, as_policy(NEVER)) for part in ids.split(2)]
     assert merge(walks).attention_mask is None
     assert merge(walks[:1]) is walks[0]
+
+
+@torch.no_grad()
+def test_no_rows():
+    model, ids = build(), torch.empty(0, 5, dtype=torch.long)
+    for mask in (None, torch.ones_like(ids)):
+        output = model(ids, mask, exit_policy=NEVER)
+        assert (output.logits.shape, output.exit_layer.shape) == ((0, CLASSES), (0,))
+    assert list(walk_in_pools([], enough_tokens=10)) == []
 
 
 # ---- scheduling
