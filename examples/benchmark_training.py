@@ -29,7 +29,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces each s
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # memory from before its start; read when torch is imported
 
 import torch
-from benchmark import ratio
+from benchmark_layers import ratio
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformers import BertConfig, HfArgumentParser, PrinterCallback, TrainerCallback, set_seed

@@ -37,8 +37,8 @@ def test_what_deviates_is_found(random_encoders, monkeypatch):
     """A position bias that does not follow the rows is one that the figures show."""
     plain = MPNetAdapter.prepare
 
-    def shifted(self, backbone, hidden, attention_mask, position_ids):
-        run = plain(self, backbone, hidden, attention_mask, position_ids)
+    def shifted(self, *arguments, **settings):
+        run = plain(self, *arguments, **settings)
         return lambda layer, hidden: run(layer, hidden) + 0.01
 
     monkeypatch.setattr(MPNetAdapter, "prepare", shifted)

@@ -217,6 +217,6 @@ def test_readme_code_runs(here, encoder, monkeypatch):
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert names["results"][0].keys() == {"label", "score", "exit_layer"}
     assert names["full"].exit_logits.shape == (2, 4, 2) and names["early"].exit_layer.shape == (2,)

@@ -92,7 +92,7 @@ def test_license_travels(wheel, names, metadata):
 
 def test_metadata(metadata):
     assert (metadata["Name"], metadata["Requires-Python"]) == ("romebert", ">=3.10")
-    assert set(metadata.get_all("Provides-Extra")) == {"plot", "lora", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"plot", "lora", "benchmark", "test", "dev"}
     required = [line.replace(" ", "") for line in metadata.get_all("Requires-Dist")]
     assert {"torch>=2.6", "transformers>=5"} <= set(required)
     of_use = [line for line in required if "extra==" not in line]
