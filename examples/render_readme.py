@@ -27,7 +27,6 @@ def sections() -> dict[str, str]:
         "families": families(read_json(RESULTS / "families.json")),
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
         "layers": timing(read_json(RESULTS / "layers.json")),
-        "layers-long": timing(read_json(RESULTS / "layers-long.json")),
         "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
     }
 
