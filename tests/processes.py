@@ -3,6 +3,12 @@
 import multiprocessing
 import socket
 
+# Two processes of a script, as `python -m ...`.
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    # `--cpu --num_processes 2` would start one process and say nothing.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+}
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["modeling_romebert", "transformers.trainer"])
 

@@ -10,16 +10,12 @@ import pytest
 import torch
 from distributed_run import model_of, take_steps
 from explicit import Steps, assert_equal_gradients, assert_exact, groups_of, rows_of
+from processes import LAUNCHERS
 from safetensors import safe_open
 
 from modeling_romebert import RomeBertTrainingArguments
 
 DRIVER = str(Path(__file__).with_name("distributed_run.py"))
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    # `--cpu --num_processes 2` would start one process and say nothing.
-    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-}
 
 
 def case(rows, accumulation=1, protect="protect_exits", **more):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import train_glue
 from glue_data import TASKS as GLUE_TASKS
+from processes import LAUNCHERS
 from scipy import stats
 from tiny import LAYERS, color, labelled, tiny_tokenizer, write_rows
 from tiny import train_and_validation_files as files
@@ -279,11 +280,11 @@ def test_failure_before_training_leaves_no_folder(run_glue, own_files):
     assert not Path("run").exists()
 
 
-def test_two_processes_are_one_run(run_glue, own_files, encoder):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_are_one_run(run_glue, own_files, encoder, launcher):
     settings = [*own_files, "--objective", "joint", "--save_strategy", "epoch", "--calibrate_max_loss", "0.1"]
     common = ["--model_name_or_path", encoder, "--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--use_cpu"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(SCRIPT), *settings, *common, "--output_dir", "run"]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], str(SCRIPT), *settings, *common, "--output_dir", "run"]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = read("metrics.json")
