@@ -33,7 +33,17 @@ _CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(masking_utils.
 
 
 def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, padded: bool) -> Any:
-    """Hidden states (B, T, H) and mask (B, T) -> the mask as the attention backend wants it; padded: see `Adapter.prepare`."""
+    """Hidden states (B, T, H) and mask (B, T) -> the mask as the attention backend wants it; padded: see `Adapter.prepare`.
+
+    For torch's own attention what the library would make is made directly: (B, 1, T, T), or none where nothing is padded. After
+    rows have left it is made anew, and the library's way takes as long as an exit.
+    """
+    if backbone.config._attn_implementation == "sdpa":
+        if attention_mask is None:
+            return None
+        if padded and attention_mask.dim() == 2:
+            rows, tokens = attention_mask.shape
+            return attention_mask.bool()[:, None, None, :].expand(rows, 1, tokens, tokens)
     no_look = {"allow_is_bidirectional_skip": False} if padded and attention_mask is not None and _CAN_BE_TOLD else {}
     return masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
 

@@ -60,7 +60,8 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int | None, batch_size: i
     Args:
         lengths: of each row.
         batch_tokens: a batch holds at most so many tokens, padding included, but always one row. It ends early where the next row
-            would bring its padding above 4 %, once it is an eighth full. `None`: no bound, and no early end.
+            would bring its padding above 4 %, once it is an eighth full; where it is full, it passes rows on to the next that do
+            not make `whole_groups`. `None`: no bound, and no early end.
         batch_size: a batch holds at most so many rows.
 
     Example:
@@ -71,17 +72,33 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int | None, batch_size: i
     longest = real = 0  # tokens of the first row of the batch, and of all its rows
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         rows = len(batches[-1]) if batches else 0
-        full = rows == 0 or rows == batch_size
-        if not full and batch_tokens is not None:
+        ends, passed_on = rows == 0 or rows == batch_size, []
+        if not ends and batch_tokens is not None:
             padded = (rows + 1) * longest
             wasteful = real + lengths[row] < (1 - MAX_PADDING) * padded and rows * longest >= LEAST_FILL * batch_tokens
-            full = padded > batch_tokens or wasteful
-        if full:
-            batches.append([])
-            longest, real = lengths[row], 0
+            ends = padded > batch_tokens or wasteful
+            if ends and not wasteful:
+                passed_on = batches[-1][whole_groups(rows) :]
+                del batches[-1][whole_groups(rows) :]
+        if ends:
+            batches.append(passed_on)
+            longest, real = lengths[(*passed_on, row)[0]], sum(lengths[one] for one in passed_on)
         batches[-1].append(row)
         real += lengths[row]
     return batches
+
+
+def whole_groups(rows: int) -> int:
+    """Rows of a batch -> at most so many, in groups of 8 or 16 where there are as many: numbers that multiply without a rest.
+
+    Vector units take numbers in groups; packed layers (packing.py) would fill up what is over, which is a copy each.
+
+    Example:
+        >>> [whole_groups(rows) for rows in (1, 7, 12, 30, 31, 47)]
+        [1, 7, 8, 24, 24, 32]
+    """
+    group = 1 if rows < 8 else 8 if rows < 32 else 16
+    return rows - rows % group
 
 
 def text_and_pair(item: Any) -> tuple[str, str | None]:

@@ -1,10 +1,11 @@
 """Linear layers whose weights are reordered once: what few tokens need on a CPU.
 
-In fp32 torch multiplies through a BLAS that reorders the weights in every call. For a full batch that is lost in the noise; for
-the few tokens that are left after rows have left it costs as much as the multiplication, so that saved rows would not show on the
-clock. oneDNN, which torch carries, takes weights that were reordered beforehand.
+torch reorders the weights of a multiplication in every call: in fp32 its BLAS does, in half precision oneDNN. For a full batch that
+is lost in the noise; for the few tokens that are left after rows have left it costs as much as the multiplication, so that saved
+rows would not show on the clock. oneDNN, which torch carries, takes weights that were reordered beforehand.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 class PackedLinear(nn.Linear):
     """An `nn.Linear` with a second copy of its weight, in oneDNN's order. (..., I) -> (..., O)
 
-    The copy is used where no gradient is wanted, in fp32 on a CPU; anywhere else this is the `nn.Linear` that it was made from. It
-    follows changes of the weight, takes its memory once more, and is not part of the state dict. Results differ from those of
-    `nn.Linear` by rounding.
+    The copy is used where no gradient is wanted, on a CPU, in fp32 and in the half precisions that the processor has; anywhere
+    else this is the `nn.Linear` that it was made from. It follows changes of the weight, takes its memory once more, and is not in
+    the state dict. Results differ from those of `nn.Linear` by rounding.
     """
 
     def __init__(self, linear: nn.Linear):
@@ -30,13 +31,13 @@ class PackedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not self._packs(input):
             return F.linear(input, self.weight, self.bias)
-        state = (self.weight.data_ptr(), self.weight._version)
+        state = (self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
         if self._packed is None or self._packed[0] != state:
             self._packed = (state, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()))
         flat = input.reshape(-1, self.in_features)  # (N, I)
         rows = flat.shape[0]
         if more := rounded_up(rows) - rows:
-            flat = F.pad(flat, (0, 0, 0, more))
+            flat = torch.cat((flat, flat[:more]))  # any rows do
         output = torch.ops.mkldnn._linear_pointwise(flat, self._packed[1], self.bias, "none", [], "")
         return output[:rows].view(*input.shape[:-1], self.out_features)
 
@@ -44,7 +45,8 @@ class PackedLinear(nn.Linear):
         return (
             not torch.is_grad_enabled()
             and input.device.type == self.weight.device.type == "cpu"
-            and input.dtype == self.weight.dtype == torch.float32
+            and input.dtype == self.weight.dtype
+            and packs(input.dtype)
             and input.numel() > 0
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
@@ -60,7 +62,7 @@ def rounded_up(rows: int) -> int:
     oneDNN compiles code for each number of rows, which takes longer than a small multiplication, and keeps up to a thousand of
     them. Rows that leave make ever new numbers: time and memory would go into code that is hardly used again.
     """
-    step = 1 if rows <= 64 else 8 if rows <= 512 else 32
+    step = 1 if rows <= 64 else 8 if rows <= 512 else 16
     return -(-rows // step) * step
 
 
@@ -70,10 +72,19 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in operators)
 
 
+@cache
+def packs(dtype: torch.dtype) -> bool:
+    """Whether this machine multiplies packed weights of a type: fp32 always, half precision where the processor can."""
+    asks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype in asks:
+        return hasattr(torch.ops.mkldnn, asks[dtype]) and getattr(torch.ops.mkldnn, asks[dtype])()
+    return dtype == torch.float32
+
+
 def pack_linears(model: nn.Module) -> nn.Module:
     """Replace every `nn.Linear` of `model` by a `PackedLinear` with the same parameters, in place; subclasses stay as they are.
 
-    For inference on a CPU in fp32. The model can be trained, saved and moved as before. Where torch cannot pack, nothing happens.
+    For inference on a CPU. The model can be trained, saved and moved as before. Where torch cannot pack, nothing happens.
 
     Example:
         >>> model = pack_linears(torch.nn.Sequential(torch.nn.Linear(4, 2)))

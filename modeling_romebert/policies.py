@@ -27,9 +27,13 @@ def log_probabilities(logits: Tensor, problem_type: str) -> Tensor:
 
 
 def normalized_entropy(log_p: Tensor) -> Tensor:
-    """log_p (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision."""
-    entropy = torch.special.entr(log_p.exp()).sum(dim=-1)  # (B, D), in nats
-    return entropy.amax(dim=-1) / math.log(log_p.shape[-1])
+    """log_p (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision.
+
+    Not a number where a logit was infinite or not a number: a product with an infinite log-probability is none.
+    """
+    entropy = (log_p.exp() * log_p).sum(dim=-1)  # (B, D), in nats, negative
+    least_sure = entropy[:, 0] if entropy.shape[1] == 1 else entropy.amin(dim=-1)
+    return least_sure / -math.log(log_p.shape[-1])
 
 
 def confidence(log_p: Tensor) -> Tensor:
@@ -43,6 +47,11 @@ def margin(log_p: Tensor) -> Tensor:
     return (best - second).amin(dim=-1)
 
 
+def all_finite(logits: Tensor) -> Tensor:
+    """logits (B, C) -> (B,) bool: infinite or not a number minus itself is not a number."""
+    return (logits - logits).sum(dim=-1) == 0
+
+
 class _Agreement:
     """Memory of the policies that compare exits: the last prediction (B, D) and what a run of equal ones has added up to (B,)."""
 
@@ -51,7 +60,10 @@ class _Agreement:
         self.total: Tensor | None = None
 
     def add(self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None) -> Tensor:
-        """An exit's amount (B,), prediction (B, D) and whether it counts (B,) -> (B,): sum over the run of agreeing exits."""
+        """An exit's amount (B,), prediction (B, D) and whether it counts (B,) -> (B,): sum over the run of agreeing exits.
+
+        A row that does not count has 0, and its run begins anew.
+        """
         amount = torch.where(counts, amount, 0)
         if self.prediction is None or self.total is None:
             self.total = amount
@@ -140,17 +152,12 @@ class ExitPolicy(ABC):
         """Whether exit e = 0, 1, ... is asked; those that are not need not be computed."""
         return self._asked[exit_index]
 
+    @abstractmethod
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         """Exit e = 0, 1, ... and its logits (B, C) for the B rows still in the walk -> (B,) bool: which leave.
 
-        A row with a logit that is not finite never leaves.
+        A row with a logit that is not finite never leaves, and does not count as agreeing.
         """
-        finite = (logits - logits).sum(dim=-1) == 0  # (B,): infinite or not a number minus itself is not a number
-        return self._sure(exit_index, logits, finite) & finite
-
-    @abstractmethod
-    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
-        """As `leaves`, told which rows are finite (B,) so that others do not count as agreeing."""
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these: indices (b,) into the rows of the last call."""
@@ -204,7 +211,8 @@ class EntropyPolicy(ThresholdPolicy):
 
     name = "entropy"
 
-    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+        # Logits that are not finite have an entropy that is not a number, so below nothing: no need to look for them.
         return normalized_entropy(log_probabilities(logits, self._problem_type)) < self.threshold_at(exit_index)
 
 
@@ -213,8 +221,9 @@ class ConfidencePolicy(ThresholdPolicy):
 
     name = "confidence"
 
-    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
-        return confidence(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+        sure = confidence(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
+        return sure & all_finite(logits)
 
 
 class MarginPolicy(ThresholdPolicy):
@@ -222,8 +231,9 @@ class MarginPolicy(ThresholdPolicy):
 
     name = "margin"
 
-    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
-        return margin(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+        sure = margin(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
+        return sure & all_finite(logits)
 
 
 class PatiencePolicy(ExitPolicy):
@@ -245,7 +255,8 @@ class PatiencePolicy(ExitPolicy):
             raise ValueError("exit policy 'patience' needs tolerance (in units of the target) for problem_type=\"regression\".")
         return super().start(num_exits, problem_type, exit_layers)
 
-    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+        finite = all_finite(logits)
         if self._problem_type == "regression":
             prediction, tolerance = logits.float(), self.tolerance
         else:
@@ -262,9 +273,9 @@ class PatientConfidencePolicy(ThresholdPolicy):
         super().__init__(threshold, thresholds)
         self.patience = _checked_patience(patience)
 
-    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
-        confident = (confidence(log_p) > self.threshold_at(exit_index)) & finite
+        confident = (confidence(log_p) > self.threshold_at(exit_index)) & all_finite(logits)
         return self._memory.add(confident.long(), log_p.argmax(dim=-1), confident) >= self.patience
 
 
@@ -277,9 +288,9 @@ class VotePolicy(ThresholdPolicy):
     name = "vote"
     _highest = math.inf
 
-    def _sure(self, exit_index: int, logits: Tensor, finite: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
-        return self._memory.add(confidence(log_p), log_p.argmax(dim=-1), finite) > self.threshold_at(exit_index)
+        return self._memory.add(confidence(log_p), log_p.argmax(dim=-1), all_finite(logits)) > self.threshold_at(exit_index)
 
 
 POLICIES: dict[str, type[ExitPolicy]] = {

@@ -7,6 +7,7 @@ those of the walk.
 
 from collections.abc import Callable, Iterable, Iterator
 
+from .batching import whole_groups
 from .walk import Left, Walk, merge
 
 # Rows are joined where the padding that it takes adds at most this share to their tokens.
@@ -16,9 +17,9 @@ MORE_PADDING = 1 / 16
 def walk_in_pools(walks: Iterable[Callable[[], Walk]], enough_tokens: int, max_wait: int = 32) -> Iterator[Left]:
     """Take walks to their end, with survivors of the same depth merged.
 
-    A pool goes on when its rows fill a batch, when rows of quite another length come to its depth, or when its first rows have
-    waited for `max_wait` further batches to start. At the end all go on, the shallowest first, so that deeper pools fill up once
-    more.
+    A pool goes on when its rows fill a batch, but for those that are over a number of rows that runs well (`whole_groups`). All of
+    its rows go on when rows of quite another length come to their depth, when the first have waited for `max_wait` further batches
+    to start, and at the end: there the shallowest first, so that deeper pools fill up once more.
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers.
@@ -41,16 +42,32 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], enough_tokens: int, max_w
             pools.setdefault(walk.depth, []).append(walk)
             since.setdefault(walk.depth, started)
 
-    def take(depth: int) -> Walk:
-        del since[depth]
-        return merge(pools.pop(depth))
+    def take(depth: int, over: int = 0) -> Walk:
+        """The rows of a pool, but for the last `over` of them."""
+        walks = pools.pop(depth)
+        waiting: list[Walk] = []
+        while over > 0:
+            last = walks.pop()
+            if len(last) > over:
+                goes, last = last.split(len(last) - over)
+                walks.append(goes)
+            waiting.insert(0, last)
+            over -= len(last)
+        if waiting:
+            pools[depth] = waiting
+        else:
+            del since[depth]
+        return merge(walks)
 
     for started, begin in enumerate(walks, start=1):
         yield from go_on(begin(), started)
         for depth in range(1, max(pools, default=0) + 1):  # downwards, so that rows go as deep as pools are full
             here = pools.get(depth, [])
-            if here and (sum(rows.cells for rows in here) >= enough_tokens or started - since[depth] >= max_wait):
+            if here and started - since[depth] >= max_wait:
                 yield from go_on(take(depth), started)
+            elif sum(rows.cells for rows in here) >= enough_tokens:
+                rows = sum(map(len, here))
+                yield from go_on(take(depth, over=rows - whole_groups(rows)), started)
     while pools:
         yield from go_on(take(min(pools)), started)
 

@@ -28,9 +28,9 @@ WINDOW = 4096
 # Of texts without a length the first windows are smaller, so that the first results come soon.
 FIRST_WINDOW = 512
 # Tokens of a full batch. On a CPU more is no faster; that of a GPU is a guess, not measured.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 # Tokens that a depth pool gathers where that was measured to pay: on a CPU more in a layer make none of them faster.
-POOL_TOKENS = {"cpu": 256}
+POOL_TOKENS = {"cpu": 512}
 
 # Rows of a window, their logits (k, C), and the layers that each ran (k,).
 Found = tuple[list[int], Tensor, Tensor]
@@ -64,7 +64,7 @@ def score(
         exit_policy: a policy or its settings; that of the config when left out; `False` runs every layer.
         top_k: `"best"` gives one dict per text, a number a list of so many dicts, `None` a list with every label.
         function_to_apply: "sigmoid", "softmax" or "none"; by problem type when left out, as in the stock pipeline.
-        batch_tokens: tokens in a batch, padding included. 2,048 on a CPU when left out, unless `batch_size` is given.
+        batch_tokens: tokens in a batch, padding included. 1,024 on a CPU when left out, unless `batch_size` is given.
         batch_size: texts in a batch. 1 classifies texts one by one, each before the next is read.
         window: texts that are sorted together; results come window by window, and the next one is read before. Of texts without a
             length, such as those of a generator, the first windows are smaller. 1 is as `batch_size=1`.

@@ -4,6 +4,7 @@ A step is all there is to early exit; `RomeBertForSequenceClassification` takes 
 scoring (pools.py) merge walks between steps. Deciding is left to the policy (policies.py), which goes with its rows.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class Walk:
         position_ids (b, t) or (1, t): or `None`, where they are as usual.
         policy: started, and with the memory of these rows.
         depth: layers run.
+        sizes (2, b): on the host: tokens up to the last attended one, and attended tokens, where that is known already.
     """
 
     def __init__(
@@ -48,16 +50,18 @@ class Walk:
         position_ids: Tensor | None,
         policy: ExitPolicy,
         depth: int = 0,
+        sizes: Tensor | None = None,
     ):
         self.model, self.rows, self.hidden, self.policy, self.depth = model, rows, hidden, policy, depth
         self._adapter = adapter_for(model.config.backbone_config)
-        if attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+        self.sizes: Tensor | None = None  # only where something is padded
+        if sizes is None and attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             attention_mask = None  # nothing is padded; to look is cheap here
         self.attention_mask = attention_mask
-        # (2, b), on the host: tokens up to the last attended one, and attended tokens; the same where nothing but padding is masked
-        self.sizes: Tensor | None = None
-        if attention_mask is not None and len(rows):  # waits for the device, once per batch
-            self._note_sizes(torch.stack([attended_lengths(attention_mask), (attention_mask != 0).sum(dim=1)]).cpu())
+        if attention_mask is not None and len(rows):
+            if sizes is None:  # waits for the device, once per batch
+                sizes = torch.stack([attended_lengths(attention_mask), (attention_mask != 0).sum(dim=1)]).cpu()
+            self._note_sizes(sizes)
         self.position_ids = None if position_ids is None else position_ids.expand(len(rows), -1)
         self._run: RunLayer | None = None  # made for the present rows when they go on
 
@@ -68,6 +72,17 @@ class Walk:
     def cells(self) -> int:
         """Tokens that a layer runs on, padding included."""
         return self.hidden.shape[0] * self.hidden.shape[1]
+
+    def full_mask(self) -> Tensor:
+        """(b, t): also where nothing is padded."""
+        if self.attention_mask is None:
+            return self.hidden.new_ones(self.hidden.shape[:2], dtype=torch.long)
+        return self.attention_mask
+
+    def full_sizes(self) -> Tensor:
+        """(2, b): also where nothing is padded."""
+        rows, tokens = self.hidden.shape[:2]
+        return torch.full((2, rows), tokens) if self.sizes is None else self.sizes
 
     def _note_sizes(self, sizes: Tensor) -> None:
         """Sizes (2, b) of the present rows; a mask that masks nothing is dropped."""
@@ -89,8 +104,9 @@ class Walk:
         last = len(exit_layers) - 1
         index = next(i for i, layer in enumerate(exit_layers) if layer > self.depth and (i == last or self.policy.asks(i)))
         run = self._run = self._run or self._prepare()
-        for layer in self.model.layers[self.depth : exit_layers[index]]:
-            self.hidden = run(layer, self.hidden)  # (b, t, H)
+        layers = self.model.layers
+        for number in range(self.depth, exit_layers[index]):
+            self.hidden = run(layers[number], self.hidden)  # (b, t, H)
         self.depth = exit_layers[index]
         seen = self._adapter.finish(self.model.backbone, self.hidden)
         logits = self.model.exits[str(self.depth)](seen, self._weights)  # (b, C)
@@ -98,22 +114,34 @@ class Walk:
         if index == last:
             self.rows = rows[:0]
             return Left(rows, logits, self.depth)
-        leave = self.policy.leaves(index, logits)  # (b,)
-        goes = leave.cpu()  # the one wait; what follows is decided on the host
-        gone = goes.nonzero().squeeze(1)  # (k,)
-        if len(gone) == 0:
+        goes = self.policy.leaves(index, logits).cpu().tolist()  # of b; the one wait: what follows is decided here
+        if not any(goes):
             return None
-        if len(gone) == len(rows):
+        if all(goes):
             self.rows = rows[:0]
             return Left(rows, logits, self.depth)
-        left_rows = gone.to(rows.device, non_blocking=True)
-        self._keep((~goes).nonzero().squeeze(1))
-        return Left(rows[left_rows], logits[left_rows], self.depth)
+        gone = torch.tensor([row for row, leaves in enumerate(goes) if leaves]).to(rows.device, non_blocking=True)  # (k,)
+        self._keep(torch.tensor([row for row, leaves in enumerate(goes) if not leaves]))
+        return Left(rows[gone], logits[gone], self.depth)
+
+    def split(self, count: int) -> tuple["Walk", "Walk"]:
+        """The first `count` rows, and the others: two walks. This one is used up."""
+        first, others = copy.copy(self), copy.copy(self)
+        numbers = torch.arange(len(self), device=self.rows.device)
+        for part, stay in ((first, slice(count)), (others, slice(count, None))):
+            part.policy = self.policy.merge([self.policy])  # a memory of its own
+            part.policy.keep(numbers[stay])
+            part._narrow(stay, stay)
+        return first, others
 
     def _keep(self, stay: Tensor) -> None:
-        """Go on with some rows: indices (k,) on the host; cut to the longest of them."""
+        """Go on with some rows: indices (k,) on the host."""
         kept = stay.to(self.rows.device, non_blocking=True)
         self.policy.keep(kept)
+        self._narrow(kept, stay)
+
+    def _narrow(self, kept: Tensor | slice, stay: Tensor | slice) -> None:
+        """Leave out all rows but some, as told on the device and on the host; cut to the longest of them."""
         self.rows = self.rows[kept]
         sizes = None if self.sizes is None else self.sizes[:, stay]
         longest = self.hidden.shape[1] if sizes is None else int(sizes[0].max())
@@ -138,22 +166,25 @@ def merge(walks: Sequence[Walk]) -> Walk:
     """Walks at the same depth -> one with the rows of all, padded to the longest."""
     if len(walks) == 1:
         return walks[0]
-    longest = max(walk.hidden.shape[1] for walk in walks)
-    hidden, masks, positions = [], [], []
-    for walk in walks:
-        missing = longest - walk.hidden.shape[1]
-        mask = walk.hidden.new_ones(walk.hidden.shape[:2], dtype=torch.long) if walk.attention_mask is None else walk.attention_mask
-        hidden.append(F.pad(walk.hidden, (0, 0, 0, missing)) if missing else walk.hidden)
-        masks.append(F.pad(mask, (0, missing)))
-        if walk.position_ids is not None:
-            positions.append(F.pad(walk.position_ids, (0, missing)))
-    first = walks[0]
+    first, longest = walks[0], max(walk.hidden.shape[1] for walk in walks)
+    mask = sizes = None
+    if any(walk.sizes is not None or walk.hidden.shape[1] < longest for walk in walks):
+        mask = torch.cat([_padded(walk.full_mask(), longest) for walk in walks])
+        sizes = torch.cat([walk.full_sizes() for walk in walks], dim=1)
+    positions = [_padded(walk.position_ids, longest) for walk in walks if walk.position_ids is not None]
     return Walk(
         first.model,
         torch.cat([walk.rows for walk in walks]),
-        torch.cat(hidden),
-        torch.cat(masks),
+        torch.cat([_padded(walk.hidden, longest) for walk in walks]),
+        mask,
         torch.cat(positions) if positions else None,
         first.policy.merge([walk.policy for walk in walks]),
         first.depth,
+        sizes,
     )
+
+
+def _padded(tensor: Tensor, longest: int) -> Tensor:
+    """(b, t) or (b, t, H) -> the same with `longest` tokens."""
+    missing = longest - tensor.shape[1]
+    return F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing)) if missing else tensor

@@ -46,7 +46,7 @@ def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     assert [row["texts"] for row in results["growth"]] == [40]
     assert Path("speed.png").stat().st_size > 0
     said = capsys.readouterr().out
-    assert all(part(results) in said for part in (benchmark.table, benchmark.latency_table, benchmark.growth_table))
+    assert len(benchmark.tables(results)) == 3 and all(table in said for table in benchmark.tables(results))
 
 
 def test_stock_models_are_fine_tuned_once(quick, encoder, monkeypatch):
@@ -60,12 +60,17 @@ def test_stock_models_are_fine_tuned_once(quick, encoder, monkeypatch):
 
 
 def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
-    sides = [Side(name, "stock", lambda texts: Predictions([])) for name in (benchmark.REFERENCE, "other")]
-    first = {benchmark.REFERENCE: Predictions([0, 1, 1, 0]), "other": Predictions([0, 1, 0, 0], cost=0.5)}
-    seconds = {benchmark.REFERENCE: [4.0, 8.0, 4.0], "other": [2.0, 2.0, 1.0]}
-    row = benchmark.figures(sides[1], sides, first, seconds, [0, 0, 0, 0])
-    assert row["speedup"]["median"] == 4 and row["texts_per_second"] == 2
-    assert row["accuracy"] == 0.75 and row["as_full_depth"] == 0.75 and row["cost"] == 0.5
+    names = {benchmark.REFERENCE: "stock", benchmark.SORTED.format("fp32"): "stock"}
+    names |= {benchmark.FULL_DEPTH.format("fp32"): "RomeBERT", "RomeBERT, early, fp32": "RomeBERT"}
+    sides = [Side(name, group, lambda texts: Predictions([])) for name, group in names.items()]
+    stock, full, early = Predictions([0, 1, 1, 0]), Predictions([0, 1, 1, 1]), Predictions([0, 1, 0, 1], cost=0.4)
+    first = dict(zip(names, (stock, stock, full, early), strict=True))
+    seconds = dict(zip(names, ([4.0, 8.0, 4.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0], [2.0, 2.0, 1.0]), strict=True))
+    row = benchmark.figures(sides[3], sides, first, seconds, [0, 0, 0, 1])
+    assert row["speedup"]["median"] == 4 and row["speedup_sorted"]["median"] == 1.5 and row["texts_per_second"] == 2
+    assert row["accuracy"] == 0.75 and row["as_full_depth"] == 0.75 and row["cost"] == 0.4
+    assert row["saving_on_the_clock"] == 2 * 0.4  # twice as fast with 0.4 of the layers
+    assert benchmark.figures(sides[0], sides, first, seconds, [0, 0, 0, 1])["saving_on_the_clock"] is None
 
 
 def test_sorted_batches_give_the_predictions_of_single_texts(quick):

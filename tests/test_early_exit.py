@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from tiny import CLASSES, LAYERS, PAD, ROWS, TOKENS, build, padded_batch
 from torch import Tensor
 from transformers import RobertaConfig
+from transformers.masking_utils import create_bidirectional_mask
 
 from modeling_romebert import ExitPolicy, make_policy
+from modeling_romebert.backbones import bidirectional_mask
 
 POLICIES = [
     {"name": "entropy", "threshold": 0.6},
@@ -73,6 +75,18 @@ def test_batch_equals_rows_one_by_one(policy, pooling, attention):
     batch = model(ids, mask, exit_policy=policy)
     assert batch.exit_layer.unique().numel() >= 3  # rows do leave at different depths
     assert_same(batch, *one_by_one(model, ids, mask, policy))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_mask_is_the_library_s(attention):
+    model, (ids, mask) = build(attention=attention), padded_batch()
+    backbone, hidden = model.backbone, torch.zeros(*ids.shape, model.config.hidden_size)
+    for of_batch in (mask, mask[:, :3], None):
+        here = hidden if of_batch is None else hidden[:, : of_batch.shape[1]]
+        library_s = create_bidirectional_mask(backbone.config, here, of_batch, allow_is_bidirectional_skip=of_batch is None)
+        ours = bidirectional_mask(backbone, here, of_batch, padded=of_batch is not None)
+        assert (ours is None) == (library_s is None)
+        assert ours is None or (ours.dtype == library_s.dtype and torch.equal(ours, library_s))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -259,8 +273,8 @@ class FirstExit(ExitPolicy):
     def __init__(self, rows):
         self.rows = rows
 
-    def _sure(self, exit_index, logits, finite):
-        return self.rows if exit_index == 0 else torch.zeros_like(finite)
+    def leaves(self, exit_index, logits):
+        return self.rows if exit_index == 0 else torch.zeros(len(logits), dtype=torch.bool)
 
 
 @torch.no_grad()

@@ -98,6 +98,27 @@ def test_merge_pads_and_keeps_every_row_s_memory():
     torch.testing.assert_close(merged.hidden[mask == 1], expected.hidden[mask == 1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 7, 15])
+@torch.no_grad()
+def test_split_gives_two_walks_that_go_on_alone(count):
+    model, policy = build(exit_pooling="mean"), as_policy({"name": "patience", "patience": 2})
+    ids, mask = (part[:16] for part in padded_batch())
+    walk = begin(model, torch.arange(16), {"input_ids": ids, "attention_mask": mask}, policy)
+    walk.advance()
+    first, others = walk.split(count)
+    assert first.rows.tolist() == list(range(count)) and others.rows.tolist() == list(range(count, 16))
+    for part in (first, others):
+        assert part.hidden.shape[1] == int(mask[part.rows].sum(dim=1).max())  # cut to its longest row
+    expected = model(ids, mask, exit_policy=policy)
+    found = torch.zeros(16, dtype=torch.long)
+    for part in (others, first):
+        while len(part):
+            if (left := part.advance()) is not None:
+                found[left.rows] = left.depth
+                torch.testing.assert_close(left.logits, expected.logits[left.rows], rtol=0, atol=1e-5)
+    assert torch.equal(found, expected.exit_layer)
+
+
 @torch.no_grad()
 def test_walks_without_padding_merge_without_a_mask():
     model, ids = build(), torch.randint(5, 100, (6, 9))
@@ -124,7 +145,8 @@ def test_survivors_run_in_full_batches():
     ids, mask = torch.randint(5, 100, (40, 10)), torch.ones(40, 10, dtype=torch.long)
     calls = Calls(model)
     run_in_pools(model, ids, mask, NEVER, size=2, enough_tokens=100, max_wait=10**6)
-    assert calls.rows == {1: [2] * 20, 2: [10] * 4, 3: [10] * 4, 4: [10] * 4}
+    # Ten rows fill a batch; eight of them go on, the others wait for more.
+    assert calls.rows == {1: [2] * 20, 2: [8] * 5, 3: [16, 16, 8], 4: [16, 16, 8]}
 
 
 @torch.no_grad()

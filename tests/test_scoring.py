@@ -202,6 +202,8 @@ def test_plan_by_hand():
     assert plan_batches([100, 97, 95], batch_tokens=300) == [[0, 1, 2]]  # 292 tokens in 300: within 4 %
     assert plan_batches([100, 97, 90], batch_tokens=300) == [[0, 1], [2]]  # 287 would not be
     assert plan_batches([10, 5, 1], batch_tokens=300) == [[0, 1, 2]]  # too little to mind
+    assert plan_batches([10] * 24, batch_tokens=130) == [list(range(8)), list(range(8, 16)), list(range(16, 24))]  # eights
+    assert plan_batches([10] * 20, batch_tokens=None, batch_size=13) == [list(range(13)), list(range(13, 20))]  # as asked for
     assert plan_batches([], batch_tokens=10) == []
 
 
