@@ -15,6 +15,7 @@ Batches are length-sorted, tokenised beforehand, and the same for all sides. The
 medians over rounds. Thread count, versions and spread are in the JSON.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from modeling_romebert import RomeBertForSequenceClassification, make_policy, pa
 from modeling_romebert.evaluation import METRICS, collect_exit_logits, sweep
 from modeling_romebert.pools import walk_in_pools
 from modeling_romebert.results import provenance, write_json
-from modeling_romebert.scoring import POOL_TOKENS
+from modeling_romebert.scoring import BATCH_TOKENS, POOLS_PAY
 from modeling_romebert.walk import begin
 
 Batch = dict[str, Tensor]
@@ -49,7 +50,7 @@ class BenchmarkArguments:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32, 128], metadata={"help": "Batch sizes of early exit."})
     costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
     sentences: int = field(default=1, metadata={"help": "Sentences of the same label that are joined to one text."})
-    texts: int = field(default=384, metadata={"help": "Texts per side and round, spread over all lengths."})
+    texts: int = field(default=1000, metadata={"help": "Texts per side and round, spread over all lengths."})
     rounds: int = field(default=5, metadata={"help": "Rounds; every side runs once in each."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's own choice when left out."})
     output_file: str | None = field(default=None, metadata={"help": "JSON to write."})
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     splits, _ = load_splits(arguments.dataset)
     test = join(splits["test"], arguments.sentences).map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
-    rows = sorted(test, key=lambda row: len(row["input_ids"]))[:: max(len(test) // arguments.texts, 1)]
+    rows = sorted(test, key=lambda row: len(row["input_ids"]))[:: math.ceil(len(test) / arguments.texts)]
 
     against = against_stock(model, make_batches(rows, tokenizer, 32), arguments.rounds)
     if model.device.type == "cpu":
@@ -126,14 +127,14 @@ def one_by_one(model: Any, **settings: Any) -> Callable[[list[Batch]], Any]:
     return run
 
 
-def in_pools(model: Any, policy: dict[str, Any], enough_tokens: int) -> Callable[[list[Batch]], Any]:
+def in_pools(model: Any, policy: dict[str, Any]) -> Callable[[list[Batch]], Any]:
     """Early exit as bulk scoring runs it: survivors of several batches at the same depth are merged."""
     exit_policy = make_policy(**policy)
 
     def run(batches: list[Batch]) -> None:
         rows = [torch.arange(len(batch["input_ids"])) for batch in batches]
         walks = (partial(begin, model, of_batch, batch, exit_policy) for of_batch, batch in zip(rows, batches, strict=True))
-        for _ in walk_in_pools(walks, enough_tokens):
+        for _ in walk_in_pools(walks, BATCH_TOKENS[model.device.type]):
             pass
 
     return run
@@ -181,8 +182,8 @@ def early_exit(
         batches = make_batches(rows, tokenizer, batch_size)
         sides: dict[str, Callable[[list[Batch]], Any]] = {"full depth": one_by_one(model)}
         for name, policy in policies.items():
-            pools = POOL_TOKENS.get(model.device.type) if batch_size > 1 else None  # one text at a time waits for no other
-            sides[name] = in_pools(model, policy, pools) if pools else one_by_one(model, exit_policy=policy)
+            pools = model.device.type in POOLS_PAY and batch_size > 1  # one text at a time waits for no other
+            sides[name] = in_pools(model, policy) if pools else one_by_one(model, exit_policy=make_policy(**policy))
         seconds = seconds_of(sides, batches, arguments.rounds, f"early exit, batch {batch_size}")
         for name, policy in policies.items():
             cost, by_tokens = cost_of(model, batches, policy)

@@ -345,16 +345,16 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,)."""
         rows = torch.arange(hidden.shape[0], device=hidden.device)
-        walk = Walk(self, rows, hidden, attention_mask, position_ids, policy)
-        exit_layer = torch.full_like(rows, self.config.num_hidden_layers)  # (B,)
-        logits = hidden.new_empty(0, self.num_labels)  # (B, C), in the dtype of the exits, once rows have left
+        walk, logits, exit_layer = Walk(self, rows, hidden, attention_mask, position_ids, policy), None, None
         while len(walk):
             left = walk.advance()
             if left is None:
                 continue
-            if len(left.rows) == len(exit_layer):
-                return left.logits, torch.full_like(exit_layer, left.depth)
-            if len(logits) == 0:
-                logits = left.logits.new_empty(len(exit_layer), left.logits.shape[1])
+            if len(left.rows) == len(rows):
+                return left.logits, torch.full_like(rows, left.depth)
+            if logits is None or exit_layer is None:
+                logits, exit_layer = left.logits.new_empty(len(rows), left.logits.shape[1]), torch.empty_like(rows)
             logits[left.rows], exit_layer[left.rows] = left.logits, left.depth
+        if logits is None or exit_layer is None:  # there were no rows
+            return hidden.new_empty(0, self.num_labels), rows
         return logits, exit_layer

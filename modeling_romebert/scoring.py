@@ -27,10 +27,10 @@ logger = logging.get_logger(__name__)
 WINDOW = 4096
 # Of texts without a length the first windows are smaller, so that the first results come soon.
 FIRST_WINDOW = 512
-# Tokens of a full batch. On a CPU more is no faster; that of a GPU is a guess, not measured.
+# Tokens of a full batch, and of a full depth pool. On a CPU more is no faster; that of a GPU is a guess, not measured.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
-# Tokens that a depth pool gathers where that was measured to pay: on a CPU more in a layer make none of them faster.
-POOL_TOKENS = {"cpu": 512}
+# Where depth pools were measured to pay.
+POOLS_PAY = ("cpu",)
 
 # Rows of a window, their logits (k, C), and the layers that each ran (k,).
 Found = tuple[list[int], Tensor, Tensor]
@@ -107,8 +107,8 @@ def score(
     max_tokens = adapter_for(model.config.backbone_config).max_tokens(model.config.backbone_config)
     on_gpu = model.device.type == "cuda"
     batcher = TextBatcher(tokenizer, max_tokens, batch_tokens, batch_size, tokenizer_settings, pin=on_gpu)
-    pool_tokens = POOL_TOKENS.get(model.device.type, full_batch if depth_pools else None) if depth_pools is not False else None
-    scorer = _Scorer(model, policy, as_results, pool_tokens, on_error == "skip")
+    in_pools = model.device.type in POOLS_PAY if depth_pools is None else depth_pools
+    scorer = _Scorer(model, policy, as_results, full_batch if in_pools else None, on_error == "skip")
     length = len(texts) if isinstance(texts, Sized) else None
 
     def results() -> Iterator[Any]:
