@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -17,10 +18,14 @@ BATCH = 32
 
 
 class Predictions(NamedTuple):
-    """Label ids (N,), and layers run as a share of all layers of the model, averaged over texts."""
+    """Of each text its label id, and layers run as a share of all layers of the model; all of them when left out."""
 
     labels: list[int]
-    cost: float = 1.0
+    shares: list[float] | None = None
+
+    def cost(self, weights: list[int] | None = None) -> float:
+        """Layers run / layers, averaged over texts, or over their tokens with these as `weights`."""
+        return 1.0 if self.shares is None else float(np.average(self.shares, weights=weights))
 
 
 @dataclass
@@ -149,7 +154,7 @@ def pipeline_of(classify: Any, **settings: Any) -> Callable[[list[str]], Predict
         results = classify(texts, **settings)
         layers = [result.get("exit_layer", config.num_hidden_layers) for result in results]
         labels = [config.label2id[result["label"]] for result in results]
-        return Predictions(labels, sum(layers) / len(layers) / config.num_hidden_layers)
+        return Predictions(labels, [depth / config.num_hidden_layers for depth in layers])
 
     return run
 
@@ -179,7 +184,7 @@ def sorted_batches(
             inputs = tokenizer.pad([{name: encoded[name][row] for name in names} for row in rows], return_tensors="pt")
             for row, label in zip(rows, logits(dict(inputs)).argmax(dim=-1).tolist(), strict=True):
                 labels[row] = label
-        return Predictions(labels, cost)
+        return Predictions(labels, [cost] * len(texts))
 
     return run
 

@@ -63,14 +63,15 @@ def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
     names = {benchmark.REFERENCE: "stock", benchmark.SORTED.format("fp32"): "stock"}
     names |= {benchmark.FULL_DEPTH.format("fp32"): "RomeBERT", "RomeBERT, early, fp32": "RomeBERT"}
     sides = [Side(name, group, lambda texts: Predictions([])) for name, group in names.items()]
-    stock, full, early = Predictions([0, 1, 1, 0]), Predictions([0, 1, 1, 1]), Predictions([0, 1, 0, 1], cost=0.4)
+    stock, full, early = Predictions([0, 1, 1, 0]), Predictions([0, 1, 1, 1]), Predictions([0, 1, 0, 1], [0.25, 0.25, 0.5, 1.0])
     first = dict(zip(names, (stock, stock, full, early), strict=True))
     seconds = dict(zip(names, ([4.0, 8.0, 4.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0], [2.0, 2.0, 1.0]), strict=True))
-    row = benchmark.figures(sides[3], sides, first, seconds, [0, 0, 0, 1])
+    row = benchmark.figures(sides[3], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])
     assert row["speedup"]["median"] == 4 and row["speedup_sorted"]["median"] == 1.5 and row["texts_per_second"] == 2
-    assert row["accuracy"] == 0.75 and row["as_full_depth"] == 0.75 and row["cost"] == 0.4
-    assert row["saving_on_the_clock"] == 2 * 0.4  # twice as fast with 0.4 of the layers
-    assert benchmark.figures(sides[0], sides, first, seconds, [0, 0, 0, 1])["saving_on_the_clock"] is None
+    assert row["accuracy"] == 0.75 and row["as_full_depth"] == 0.75 and row["cost"] == 0.5
+    assert row["saving_on_the_clock"] == 2 * 0.5  # twice as fast with half of the layers
+    assert row["saving_on_the_clock_by_tokens"] == pytest.approx(2 * 0.45)  # (4 * 0.25 + 2 * 0.25 + 2 * 0.5 + 2 * 1) / 10
+    assert benchmark.figures(sides[0], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])["saving_on_the_clock"] is None
 
 
 def test_sorted_batches_give_the_predictions_of_single_texts(quick):
