@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
     sides = list(all_sides(arguments, splits["validation"], stock, half, depth))
     test = splits["test"].select(range(arguments.texts)) if arguments.texts else splits["test"]
-    results: dict[str, Any] = {"model": Path(arguments.model).name, "layers": depth, "texts": len(test), "rounds": arguments.rounds}
+    results: dict[str, Any] = {"model": Path(arguments.model).name, "layers": depth, "texts": len(test)}
     results |= provenance()
 
     def save() -> None:
@@ -263,7 +263,8 @@ def tables(results: dict[str, Any]) -> list[str]:
             f" | {row['accuracy']:.3f} | {row['cost']:.2f} | {clock} | {row['as_full_depth']:.1%} |"
         )
     latency = ["| one text at a time, milliseconds | median | 95th percentile | 99th percentile |", "|---|---|---|---|"]
-    latency += [f"| {row['side']} | {row['median']:.1f} | {row['p95']:.1f} | {row['p99']:.1f} |" for row in results["latency"]]
+    for row in results.get("latency", []):
+        latency.append(f"| {row['side']} | {row['median']:.1f} | {row['p95']:.1f} | {row['p99']:.1f} |")
     growth = ["| texts in a stream | texts per second | memory grew by |", "|---|---|---|"]
     for row in results.get("growth", []):
         growth.append(f"| {row['texts']:,} | {row['texts_per_second']:.0f} | {row['grew_by_megabytes']:.0f} MB |")

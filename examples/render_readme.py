@@ -54,7 +54,8 @@ def timing(run: dict[str, Any]) -> str:
 
 
 def standing_benchmark(results: dict[str, Any]) -> str:
-    about = f"{results['texts']} texts, medians and quartiles of {results['rounds']} rounds; {made_with(results)}."
+    rounds = len(results["throughput"][0]["seconds"])
+    about = f"{results['texts']} texts, medians and quartiles of {rounds} rounds; {made_with(results)}."
     return "\n\n".join([*benchmark.tables(results), about])
 
 

@@ -26,14 +26,16 @@ class PackedLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
-        self._packed: tuple[Any, Tensor] | None = None  # of which weight, and the copy
+        # Of which weight, the copy, and that weight: while it is kept, no other gets its address.
+        self._packed: tuple[tuple[int, int], Tensor, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         if not self._packs(input):
             return F.linear(input, self.weight, self.bias)
         state = (self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
         if self._packed is None or self._packed[0] != state:
-            self._packed = (state, torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()))
+            weight = self.weight.detach()
+            self._packed = (state, torch.ops.mkldnn._reorder_linear_weight(weight), weight)
         flat = input.reshape(-1, self.in_features)  # (N, I)
         rows = flat.shape[0]
         if more := rounded_up(rows) - rows:

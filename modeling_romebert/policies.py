@@ -1,7 +1,7 @@
 """When a row leaves: the logits (B, C) of exit e -> which of the B rows are sure enough.
 
 A policy holds its settings and, between `start` and the last exit, what it remembers of the rows still in the walk.
-It never sees hidden states, and it does not move rows; the walk (modeling_romebert.py) does.
+It never sees hidden states, and it does not move rows; the walk (walk.py) does.
 
 Each policy reads a row as D decisions among K outcomes: one decision among C classes for single-label problems, C yes-or-no
 decisions for multi-label ones. A row is only as sure as its least sure decision.

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from .batching import whole_groups
 from .walk import Left, Walk, merge
 
-# Rows are joined where the padding that it takes adds at most this share to their tokens.
-MORE_PADDING = 1 / 16
+# What a step costs whatever its rows, in tokens of a layer: to join rows pays while it takes less padding. Measured on a CPU.
+STEP_TOKENS = 64
 
 
 def walk_in_pools(walks: Iterable[Callable[[], Walk]], enough_tokens: int, max_wait: int = 32) -> Iterator[Left]:
     """Take walks to their end, with survivors of the same depth merged.
 
-    A pool goes on when its rows fill a batch, but for those that are over a number of rows that runs well (`whole_groups`). All of
-    its rows go on when rows of quite another length come to their depth, when the first have waited for `max_wait` further batches
-    to start, and at the end: there the shallowest first, so that deeper pools fill up once more.
+    When the rows of a pool fill a batch, as many go on as do not overfill it, in a number that runs well (`whole_groups`). All of
+    them go on when rows of quite another length come to their depth, when the first have waited for `max_wait` further batches to
+    start, and at the end: there the shallowest first, so that deeper pools fill up once more.
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers.
@@ -37,7 +37,7 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], enough_tokens: int, max_w
         if left is not None:
             yield left
         if len(walk):
-            if walk.depth in pools and _added_padding([*pools[walk.depth], walk]) > MORE_PADDING:
+            if walk.depth in pools and not _join_well([*pools[walk.depth], walk]):
                 yield from go_on(take(walk.depth), started)
             pools.setdefault(walk.depth, []).append(walk)
             since.setdefault(walk.depth, started)
@@ -66,13 +66,13 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], enough_tokens: int, max_w
             if here and started - since[depth] >= max_wait:
                 yield from go_on(take(depth), started)
             elif sum(rows.cells for rows in here) >= enough_tokens:
-                rows = sum(map(len, here))
-                yield from go_on(take(depth, over=rows - whole_groups(rows)), started)
+                rows, fit = sum(map(len, here)), enough_tokens // max(rows.hidden.shape[1] for rows in here)
+                yield from go_on(take(depth, over=rows - whole_groups(min(rows, max(fit, 1)))), started)
     while pools:
         yield from go_on(take(min(pools)), started)
 
 
-def _added_padding(walks: list[Walk]) -> float:
-    """What merging adds to the tokens of walks, as a share of them."""
-    tokens = sum(walk.cells for walk in walks)
-    return sum(len(walk) for walk in walks) * max(walk.hidden.shape[1] for walk in walks) / tokens - 1
+def _join_well(walks: list[Walk]) -> bool:
+    """Whether the padding that merging adds costs less than the steps that it saves."""
+    added = sum(len(walk) for walk in walks) * max(walk.hidden.shape[1] for walk in walks) - sum(walk.cells for walk in walks)
+    return added <= STEP_TOKENS * (len(walks) - 1)

@@ -61,6 +61,16 @@ def test_copy_follows_the_weight():
     assert torch.equal(layer(x), torch.zeros(3, 96))
 
 
+@torch.no_grad()
+def test_copy_is_never_of_a_weight_that_is_gone():
+    layer, x = packed(), torch.randn(3, 48)
+    for _ in range(20):  # memory that was freed is given out again
+        layer(x)
+        layer.load_state_dict(packed().state_dict())
+        layer.to(torch.bfloat16).to(torch.float32)
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+
+
 def test_optimizer_steps_are_seen():
     layer, x = packed(), torch.randn(3, 48)
     with torch.no_grad():

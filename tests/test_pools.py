@@ -145,8 +145,8 @@ def test_survivors_run_in_full_batches():
     ids, mask = torch.randint(5, 100, (40, 10)), torch.ones(40, 10, dtype=torch.long)
     calls = Calls(model)
     run_in_pools(model, ids, mask, NEVER, size=2, enough_tokens=100, max_wait=10**6)
-    # Ten rows fill a batch; eight of them go on, the others wait for more.
-    assert calls.rows == {1: [2] * 20, 2: [8] * 5, 3: [16, 16, 8], 4: [16, 16, 8]}
+    # Ten rows fill a batch; eight of them go on, the others wait for more. At the end all go on.
+    assert calls.rows == {1: [2] * 20, 2: [8] * 5, 3: [8, 8, 8, 16], 4: [8, 8, 24]}
 
 
 @torch.no_grad()
@@ -243,17 +243,17 @@ def test_a_mask_that_masks_nothing_is_dropped():
 @torch.no_grad()
 def test_rows_of_quite_another_length_are_not_joined():
     model = build()
-    lengths = [20] * 3 + [19] * 3 + [8] * 3
+    lengths = [20, 19, 8]  # of 12 rows each
     calls = []
     model.layers[1].register_forward_pre_hook(lambda _, inputs: calls.append(tuple(inputs[0].shape[:2])))
     begins = [
-        lambda row=row, length=length: begin(
-            model, torch.tensor([row]), {"input_ids": torch.full((1, length), 7)}, as_policy(NEVER)
+        lambda start=12 * number, length=length: begin(
+            model, torch.arange(start, start + 12), {"input_ids": torch.full((12, length), 7)}, as_policy(NEVER)
         )
-        for row, length in enumerate(lengths)
+        for number, length in enumerate(lengths)
     ]
-    assert sum(len(left.rows) for left in walk_in_pools(begins, enough_tokens=10**6, max_wait=10**6)) == 9
-    assert calls == [(6, 20), (3, 8)]  # one padded token a row is joined, twelve are not
+    assert sum(len(left.rows) for left in walk_in_pools(begins, enough_tokens=10**6, max_wait=10**6)) == 36
+    assert calls == [(24, 20), (12, 8)]  # 12 tokens of padding save a step, 156 save two, which cost less
 
 
 @torch.no_grad()
