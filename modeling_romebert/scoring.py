@@ -257,10 +257,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def give_back_memory() -> None:
-    """Give memory that is free between other memory back to the system, where the C library would keep it.
-
-    Batches of ever other sizes leave such gaps, some hundred megabytes of them in an hour.
-    """
+    """Give memory that is free between other memory back to the system; batches of ever other sizes leave such gaps."""
     if (trim := _malloc_trim()) is not None:
         trim(0)
 
