@@ -2,6 +2,7 @@
 
     python examples/benchmark_layers.py --model runs/quickstart/model        # after `make quickstart`; a few minutes
     python examples/benchmark_layers.py --sentences 4                        # the same with longer texts
+    python examples/benchmark_layers.py --tokens 22 30                       # with texts of nearly the same length
     python examples/benchmark_layers.py --model runs/mine/model --dataset reviews.csv --batch_sizes 1 64 --output_file mine.json
 
 1. Full depth, every exit computed, against the stock sequence classifier of the same backbone: time ours / time stock.
@@ -50,6 +51,7 @@ class BenchmarkArguments:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32, 128], metadata={"help": "Batch sizes of early exit."})
     costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
     sentences: int = field(default=1, metadata={"help": "Sentences of the same label that are joined to one text."})
+    tokens: list[int] | None = field(default=None, metadata={"help": "Only texts of at least and at most so many tokens."})
     texts: int = field(default=1000, metadata={"help": "Texts per side and round, spread over all lengths."})
     rounds: int = field(default=5, metadata={"help": "Rounds; every side runs once in each."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's own choice when left out."})
@@ -64,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     splits, _ = load_splits(arguments.dataset)
     test = join(splits["test"], arguments.sentences).map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
+    if arguments.tokens:
+        least, most = arguments.tokens
+        test = test.filter(lambda row: least <= len(row["input_ids"]) <= most)
     rows = sorted(test, key=lambda row: len(row["input_ids"]))[:: math.ceil(len(test) / arguments.texts)]
 
     against = against_stock(model, make_batches(rows, tokenizer, 32), arguments.rounds)
@@ -73,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         "model": arguments.model,
         "sentences_per_text": arguments.sentences,
         "texts": len(rows),
+        "tokens": arguments.tokens,
         "tokens_per_text": sum(len(row["input_ids"]) for row in rows) / len(rows),
         "rounds": arguments.rounds,
         "full_depth": against,

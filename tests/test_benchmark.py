@@ -27,6 +27,14 @@ def test_layers_are_timed_against_the_stock_model(quick, capsys):
     assert benchmark_layers.table(timed) in capsys.readouterr().out
 
 
+def test_layers_are_timed_with_texts_of_a_length(quick):
+    quick()
+    settings = ["--model=run/model", "--dataset=own.csv", "--batch_sizes=4", "--rounds=1", "--output_file=timed.json"]
+    benchmark_layers.main([*settings, "--tokens", "4", "8"])
+    timed = json.loads(Path("timed.json").read_text())
+    assert timed["tokens"] == [4, 8] and 4 <= timed["tokens_per_text"] <= 8
+
+
 def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     quick()
     settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "compile": False, "growth": 40}
