@@ -126,6 +126,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     seconds = time.perf_counter() - start
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its forward without autocast
 
     # 3. How good is each exit, and what does a threshold cost?
     report = evaluate_exits(model, rows["test"], tokenizer)
