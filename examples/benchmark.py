@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from assets import minilm
-from benchmark_layers import policies, ratio
+from benchmark_layers import policies, ratio, rotated
 from benchmark_sides import Predictions, Side, half_depth_side, onnx_sides, our_sides, stock_sides
 from datasets import Dataset
 from matplotlib.figure import Figure
@@ -63,6 +63,7 @@ class BenchmarkArguments:
     texts: int | None = field(default=None, metadata={"help": "Texts per side and round; all of the test split when left out."})
     rounds: int = field(default=5, metadata={"help": "Rounds; every side runs once in each."})
     costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
+    bf16: bool | None = field(default=None, metadata={"help": "Also bfloat16, for training too; when left out, where it is fast."})
     onnx: bool = field(default=True, metadata={"help": "Also ONNX Runtime, fp32 and int8."})
     compile: bool = field(default=True, metadata={"help": "Also torch.compile, which needs a C++ compiler."})
     growth: list[int] = field(default_factory=lambda: [1000, 10_000, 200_000], metadata={"help": "Texts to stream; 0 for none."})
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.bf16 is None:
+        arguments.bf16 = multiplies_bf16()
     splits, names = load_splits(arguments.dataset)
     source, depth = arguments.encoder or str(minilm()), layers_of(arguments.model)
     stock = fine_tuned_stock(Path(arguments.output_dir, "stock"), source, depth, splits, names, arguments)
@@ -111,14 +114,15 @@ def layers_of(model: str) -> int:
 
 def all_sides(arguments: BenchmarkArguments, validation: Dataset, stock: Path, half: Path, depth: int) -> Iterator[Side]:
     """Everything that takes part."""
-    yield from (side for side in stock_sides(stock) if arguments.compile or "compile" not in side.name)
+    dtypes = [torch.float32, torch.bfloat16] if arguments.bf16 else [torch.float32]
+    yield from (side for side in stock_sides(stock, dtypes) if arguments.compile or "compile" not in side.name)
     if arguments.onnx:
         yield from onnx_sides(stock, torch.get_num_threads())
     yield half_depth_side(half, depth)
     model = RomeBertForSequenceClassification.from_pretrained(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = validation.map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
-    yield from our_sides(Path(arguments.model), policies(model, rows, tokenizer, arguments.costs))
+    yield from our_sides(Path(arguments.model), policies(model, rows, tokenizer, arguments.costs), dtypes)
 
 
 def fine_tuned_stock(
@@ -143,8 +147,8 @@ def fine_tuned_stock(
         save_total_limit=1,
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
-        bf16=(bf16 := multiplies_bf16()),  # as the quickstart trains ours
-        use_cpu=bf16 and not torch.cuda.is_available(),
+        bf16=arguments.bf16,  # as the quickstart trains ours
+        use_cpu=arguments.bf16 and not torch.cuda.is_available(),
     )
     rows = splits["train"].map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
     trainer = Trainer(
@@ -164,7 +168,7 @@ def throughput(
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     first: dict[str, Predictions] = {}
     for turn in range(rounds + 1):
-        for side in tqdm(sides, desc=f"round {turn} of {rounds}"):
+        for side in tqdm(rotated(sides, turn), desc=f"round {turn} of {rounds}"):
             start = time.perf_counter()
             predictions = side.run(texts)
             if turn == 0:

@@ -4,7 +4,7 @@ Every side takes texts and gives a prediction for each, tokenisation included. T
 `BertForSequenceClassification` (or whatever the family's class is) that was fine-tuned on the same sentences for as many epochs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,10 +45,10 @@ class Side:
     one: Callable[[str], Any] | None = None
 
 
-def stock_sides(folder: Path, group: str = "stock") -> Iterator[Side]:
-    """The stock model: as a pipeline, on length-sorted batches, in bf16, and compiled."""
+def stock_sides(folder: Path, dtypes: Sequence[torch.dtype], group: str = "stock") -> Iterator[Side]:
+    """The stock model: as a pipeline and on length-sorted batches, in each precision, and compiled."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         classify = pipeline("text-classification", model=str(folder), dtype=dtype)
         model = classify.model
         name = short(dtype)
@@ -132,9 +132,9 @@ def export(folder: Path, names: list[str], file: Path) -> None:
     unfinished.rename(file)
 
 
-def our_sides(folder: Path, policies: dict[str, Any]) -> Iterator[Side]:
-    """RomeBERT through its pipeline: at full depth and with each policy, in fp32 and bf16."""
-    for dtype in (torch.float32, torch.bfloat16):
+def our_sides(folder: Path, policies: dict[str, Any], dtypes: Sequence[torch.dtype]) -> Iterator[Side]:
+    """RomeBERT through its pipeline: at full depth and with each policy, in each precision."""
+    for dtype in dtypes:
         classify = pipeline("early-exit-classification", model=str(folder), dtype=dtype)
         for policy_name, policy in {"full depth": False, **policies}.items():
             name = f"RomeBERT, {policy_name}, {short(dtype)}"

@@ -28,6 +28,7 @@ def sections() -> dict[str, str]:
         "families": families(read_json(RESULTS / "families.json")),
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
         "layers": timing(read_json(RESULTS / "layers.json")),
+        "layers-same-length": timing(read_json(RESULTS / "layers-same-length.json")),
         "benchmark": standing_benchmark(read_json(RESULTS / "benchmark.json")),
         "benchmark-12": standing_benchmark(read_json(RESULTS / "benchmark-12-layers.json")),
         "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
@@ -68,7 +69,8 @@ def made_with(run: dict[str, Any]) -> str:
     """Where a figure comes from, in a few words."""
     machine = run["machine"]
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    where = machine["accelerator"] or f"{machine['processor']} CPU, {threads}"
+    processor = " ".join([machine["processor"], *filter(None, [machine.get("instructions")])])  # older files do not say which
+    where = machine["accelerator"] or f"{processor} CPU, {threads}"
     return f"{where}, torch {run['versions']['torch'].split('+')[0]}, transformers {run['versions']['transformers']}"
 
 

@@ -14,6 +14,7 @@ CLOSURE = (
     "batching.py",
     "configuration_romebert.py",
     "exits.py",
+    "host_memory.py",
     "hub.py",
     "loading.py",
     "losses.py",

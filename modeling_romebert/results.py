@@ -10,13 +10,14 @@ from typing import Any
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure depends on besides its inputs: versions, processor, threads, date."""
+    """What a figure depends on besides its inputs: versions, processor and its vector instructions, threads, date."""
     import torch
 
     return {
         "versions": {name: version(name) for name in ("romebert", "torch", "transformers")} | {"python": platform.python_version()},
         "machine": {
             "processor": platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -6,11 +6,9 @@ While the model runs the batches of one window, a thread prepares those of the n
 texts. The caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-import ctypes
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from transformers.utils import logging
 
 from .backbones import adapter_for
 from .batching import Batch, TextBatcher, Window, windows
+from .host_memory import give_back_memory, keep_freed_memory
 from .policies import ExitPolicy, as_policy
 from .pools import walk_in_pools
 from .walk import Walk, begin
@@ -101,6 +100,8 @@ def score(
         raise TypeError(f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them.")
     window = 1 if batch_size == 1 else window
     model.eval()
+    if model.device.type == "cpu" and window > 1:
+        keep_freed_memory()
     policy = policy_for(model, exit_policy)
     as_results = ResultFormat(model.config, function_to_apply, top_k)
     full_batch = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
@@ -122,10 +123,10 @@ def score(
         with closing(prepared), shown as bar:
             for found in prepared:
                 scored = scorer(found, bar)
-                if found.size >= FIRST_WINDOW:
-                    give_back_memory()
                 yield from scored
-                seen, cut, failed = seen + found.size, cut + found.cut, failed + len(found.errors)
+                before, seen, cut, failed = seen, seen + found.size, cut + found.cut, failed + len(found.errors)
+                if seen // WINDOW > before // WINDOW:
+                    give_back_memory()
         if cut:
             at = batcher.settings["max_length"]
             logger.warning(f"{cut} of {seen} texts were longer than {at} tokens and were cut.")
@@ -245,21 +246,6 @@ def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> G
             prepared, ahead = ahead.result(), thread.submit(lambda window: apart.result()(*window), item)
             yield prepared
         yield ahead.result()
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's function of this name; `None` where the C library is another."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
-
-
-def give_back_memory() -> None:
-    """Give memory that is free between other memory back to the system; batches of ever other sizes leave such gaps."""
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
 
 
 def error_at(position: int, error: Exception) -> Exception:

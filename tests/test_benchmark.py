@@ -37,7 +37,7 @@ def test_layers_are_timed_with_texts_of_a_length(quick):
 
 def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     quick()
-    settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "compile": False, "growth": 40}
+    settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "bf16": True, "compile": False, "growth": 40}
     benchmark.main(
         ["--model", "run/model", "--output_file", "speed.json", *(f"--{name}={value}" for name, value in settings.items())]
     )
@@ -60,8 +60,9 @@ def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
 def test_stock_models_are_fine_tuned_once(quick, encoder, monkeypatch):
     quick()
     settings = ["--model=run/model", f"--encoder={encoder}", "--dataset=own.csv", "--rounds=1", "--epochs=1", "--growth=0"]
-    settings += ["--compile=False", "--onnx=False", "--costs", "0.5"]
+    settings += ["--bf16=False", "--compile=False", "--onnx=False", "--costs", "0.5", "--output_file=speed.json"]
     benchmark.main(settings)
+    assert not [row for row in json.loads(Path("speed.json").read_text())["throughput"] if "bf16" in row["side"]]
     before = Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns
     benchmark.main(settings)
     assert Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns == before
