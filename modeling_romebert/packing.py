@@ -30,24 +30,29 @@ class PackedLinear(nn.Linear):
         self._packed: tuple[tuple[int, int], Tensor, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._packs(input):
-            return F.linear(input, self.weight, self.bias)
-        state = (self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version)
+        weight, bias = self.weight, self.bias  # looked up once: for a single text the lookups show
+        if not self._packs(input, weight):
+            return F.linear(input, weight, bias)
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if self._packed is None or self._packed[0] != state:
-            weight = self.weight.detach()
+            weight = weight.detach()
             self._packed = (state, torch.ops.mkldnn._reorder_linear_weight(weight), weight)
-        flat = input.reshape(-1, self.in_features)  # (N, I)
-        rows = flat.shape[0]
-        if more := rounded_up(rows) - rows:
-            flat = torch.cat((flat, flat[:more]))  # any rows do
-        output = torch.ops.mkldnn._linear_pointwise(flat, self._packed[1], self.bias, "none", [], "")
+        packed = self._packed[1]
+        rows = input.numel() // self.in_features  # N
+        more = rounded_up(rows) - rows
+        if not more:
+            return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
+        flat = input.reshape(rows, self.in_features)
+        flat = torch.cat((flat, flat[:more]))  # any rows do
+        output = torch.ops.mkldnn._linear_pointwise(flat, packed, bias, "none", [], "")
         return output[:rows].view(*input.shape[:-1], self.out_features)
 
-    def _packs(self, input: Tensor) -> bool:
+    def _packs(self, input: Tensor, weight: Tensor) -> bool:
         return (
             not torch.is_grad_enabled()
-            and input.device.type == self.weight.device.type == "cpu"
-            and input.dtype == self.weight.dtype
+            and input.is_cpu
+            and weight.is_cpu
+            and input.dtype == weight.dtype
             and packs(input.dtype)
             and input.numel() > 0
             and not torch.is_autocast_enabled("cpu")
