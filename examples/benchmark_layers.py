@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         pack_linears(model.backbone)  # as the pipeline does, both
         keep_freed_memory()
     results = {
-        "model": arguments.model,
+        "model": Path(arguments.model).name,
         "sentences_per_text": arguments.sentences,
         "texts": len(rows),
         "tokens": arguments.tokens,

@@ -29,7 +29,9 @@ def sections() -> dict[str, str]:
         "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
         "layers": timing(read_json(RESULTS / "layers.json")),
         "layers-same-length": timing(read_json(RESULTS / "layers-same-length.json")),
+        "layers-avx512": shares(read_json(RESULTS / "layers-avx512.json")),
         "benchmark": standing_benchmark(read_json(RESULTS / "benchmark.json")),
+        "benchmark-avx512": standing_benchmark(read_json(RESULTS / "benchmark-avx512.json")),
         "benchmark-12": standing_benchmark(read_json(RESULTS / "benchmark-12-layers.json")),
         "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
     }
@@ -52,6 +54,16 @@ def families(run: dict[str, Any]) -> str:
 def timing(run: dict[str, Any]) -> str:
     about = f"{run['texts']} texts of {run['tokens_per_text']:.0f} tokens on average, medians of {run['rounds']} rounds"
     return f"{benchmark_layers.table(run)}\n\n{about}; {made_with(run)}."
+
+
+def shares(run: dict[str, Any]) -> str:
+    """One line per batch size: what the table of `timing` comes to over the policies."""
+    lines = ["| batch | on the clock | on the clock by tokens |", "|---|---|---|"]
+    for size in dict.fromkeys(row["batch_size"] for row in run["early_exit"]):
+        rows = [row for row in run["early_exit"] if row["batch_size"] == size]
+        spans = ([row[name] for row in rows] for name in ("saving_on_the_clock", "saving_on_the_clock_by_tokens"))
+        lines.append(f"| {size} | " + " | ".join(f"{min(span):.0%} to {max(span):.0%}" for span in spans) + " |")
+    return "\n".join(lines)
 
 
 def standing_benchmark(results: dict[str, Any]) -> str:

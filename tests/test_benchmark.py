@@ -35,6 +35,12 @@ def test_layers_are_timed_with_texts_of_a_length(quick):
     assert timed["tokens"] == [4, 8] and 4 <= timed["tokens_per_text"] <= 8
 
 
+def test_every_side_is_first_in_turn():
+    sides = ["stock", "full", "early"]
+    assert [benchmark_layers.rotated(sides, turn)[0] for turn in range(4)] == ["stock", "full", "early", "stock"]
+    assert benchmark_layers.rotated(sides, 2) == ["early", "stock", "full"]
+
+
 def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     quick()
     settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "bf16": True, "compile": False, "growth": 40}
