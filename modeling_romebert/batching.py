@@ -4,8 +4,10 @@ First step of bulk scoring (scoring.py), which runs this in a thread, ahead of t
 """
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -15,10 +17,11 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 # A window of long texts ends early: this bounds the memory that it takes.
 WINDOW_CHARACTERS = 2**20
-# A batch ends early, where the next text would bring its padding above this. Less gives smaller batches.
-MAX_PADDING = 0.04
-# But not before it holds this share of a full batch.
-LEAST_FILL = 1 / 8
+# What a batch costs a layer beside its tokens, as a share of the tokens of a full batch: reading the weights, starting the
+# operators. Measured on a CPU.
+BATCH_COST = 0.1
+# Vector units take rows in such groups; packed layers (packing.py) would fill up what is over, which is a copy each.
+GROUP = 8
 
 
 @dataclass
@@ -59,46 +62,65 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int | None, batch_size: i
 
     Args:
         lengths: of each row.
-        batch_tokens: a batch holds at most so many tokens, padding included, but always one row. It ends early where the next row
-            would bring its padding above 4 %, once it is an eighth full; where it is full, it passes rows on to the next that do
-            not make `whole_groups`. `None`: no bound, and no early end.
-        batch_size: a batch holds at most so many rows.
+        batch_tokens: a batch holds at most so many tokens, padding included, but always one row; see `cut`. `None`: no bound.
+        batch_size: a batch holds so many rows, where they do not have more than `batch_tokens`. `None`: no bound.
 
     Example:
         >>> plan_batches([3, 40, 4, 38, 4], batch_tokens=80)
         [[1, 3], [2, 4, 0]]
     """
-    batches: list[list[int]] = []
-    longest = real = 0  # tokens of the first row of the batch, and of all its rows
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        rows = len(batches[-1]) if batches else 0
-        ends, passed_on = rows == 0 or rows == batch_size, []
-        if not ends and batch_tokens is not None:
-            padded = (rows + 1) * longest
-            wasteful = real + lengths[row] < (1 - MAX_PADDING) * padded and rows * longest >= LEAST_FILL * batch_tokens
-            ends = padded > batch_tokens or wasteful
-            if ends and not wasteful:
-                passed_on = batches[-1][whole_groups(rows) :]
-                del batches[-1][whole_groups(rows) :]
-        if ends:
-            batches.append(passed_on)
-            longest, real = lengths[(*passed_on, row)[0]], sum(lengths[one] for one in passed_on)
-        batches[-1].append(row)
-        real += lengths[row]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    size = batch_size or len(order) or 1
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    if batch_tokens is not None:
+        counts = [count for rows in batches for count in cut([lengths[row] for row in rows], batch_tokens)]
+        rest = iter(order)
+        batches = [list(islice(rest, count)) for count in counts]
     return batches
 
 
-def whole_groups(rows: int) -> int:
-    """Rows of a batch -> at most so many, in groups of 8 or 16 where there are as many: numbers that multiply without a rest.
+def cut(lengths: Iterable[int], batch_tokens: int) -> list[int]:
+    """Lengths of rows in their order -> how many of them go in each batch, for the least time of a layer in all.
 
-    Vector units take numbers in groups; packed layers (packing.py) would fill up what is over, which is a copy each.
+    A batch takes the time of its tokens, padding included, and of `BATCH_COST` of a full batch. It holds at most `batch_tokens`,
+    but always one row, and short rows in groups of `GROUP`. Dynamic programming: before the last batch of the best cut of the
+    first n groups comes the best cut of fewer.
 
     Example:
-        >>> [whole_groups(rows) for rows in (1, 7, 12, 30, 31, 47)]
-        [1, 7, 8, 24, 24, 32]
+        >>> cut([40, 40, 38, 38, 6, 6, 5, 5], batch_tokens=160)
+        [4, 4]
     """
-    group = 1 if rows < 8 else 8 if rows < 32 else 16
-    return rows - rows % group
+    groups = _groups(lengths, batch_tokens)
+    least, begins = [0.0], [0]  # of the first n groups, n = 0, 1, ...: time of the best cut, and where its last batch begins
+    for n in range(1, len(groups) + 1):
+        rows = longest = 0
+        best, begin = math.inf, n
+        for first in range(n - 1, -1, -1):  # the last batch holds the groups from the first on
+            rows, longest = rows + groups[first][0], max(longest, groups[first][1])
+            if rows * longest > batch_tokens and first < n - 1:
+                break
+            time = least[first] + BATCH_COST * batch_tokens + rows * longest
+            if time < best:
+                best, begin = time, first
+        least.append(best)
+        begins.append(begin)
+    counts, n = [], len(groups)
+    while n:
+        counts.append(sum(rows for rows, _ in groups[begins[n] : n]))
+        n = begins[n]
+    return counts[::-1]
+
+
+def _groups(lengths: Iterable[int], batch_tokens: int) -> list[tuple[int, int]]:
+    """Lengths of rows -> rows and longest row of each group of up to `GROUP` rows; two groups at least fit in a batch."""
+    groups: list[tuple[int, int]] = []
+    for length in lengths:
+        rows, longest = groups[-1] if groups else (GROUP, 0)
+        if rows < GROUP and (rows + 1) * max(longest, length) <= batch_tokens // 2:
+            groups[-1] = rows + 1, max(longest, length)
+        else:
+            groups.append((1, length))
+    return groups
 
 
 def text_and_pair(item: Any) -> tuple[str, str | None]:

@@ -68,6 +68,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        self._adapter: Adapter = adapter_for(config.backbone_config)  # how its family is walked
         check_layout(self.backbone)
         config._attn_implementation = self.backbone.config._attn_implementation  # not every family has every one
         if getattr(self.backbone, "pooler", None) is not None:
@@ -95,11 +96,6 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
-
-    @property
-    def _adapter(self) -> Adapter:
-        """How the backbone's family is walked."""
-        return adapter_for(self.config.backbone_config)
 
     @property
     def layers(self) -> Sequence[nn.Module]:

@@ -72,8 +72,8 @@ def score(
         on_error: `"raise"` names the position of the text; `"skip"` gives for that text a result whose label, score and exit
             layer are `None`, with the reason as `error`, and goes on.
         progress: show a progress bar.
-        depth_pools: merge what is left of several batches at the same depth (pools.py). Left out, it is done on a CPU, where it
-            was measured to pay for small batches and to cost large ones nothing; on a GPU nobody has measured it yet.
+        depth_pools: cut what is left of several batches at the same depth into batches anew (pools.py). Left out, it is done on a
+            CPU, where it was measured to pay for small batches and to cost large ones nothing; on a GPU nobody has measured it yet.
         **tokenizer_settings: truncation, max_length and what else the tokenizer takes.
 
     Returns:

@@ -1,7 +1,7 @@
 """The walk with exits, one step at a time: layers up to the next exit that is asked, then rows leave and the others go on.
 
 A step is all there is to early exit; `RomeBertForSequenceClassification` takes steps until a batch is through, the pools of bulk
-scoring (pools.py) merge walks between steps. Deciding is left to the policy (policies.py), which goes with its rows.
+scoring (pools.py) split and merge walks between steps. Deciding is left to the policy (policies.py), which goes with its rows.
 """
 
 import copy
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import RunLayer, adapter_for, attended_lengths, embed
+from .backbones import RunLayer, attended_lengths, embed
 from .exits import mean_weights
 from .policies import ExitPolicy
 
@@ -53,7 +53,10 @@ class Walk:
         sizes: Tensor | None = None,
     ):
         self.model, self.rows, self.hidden, self.policy, self.depth = model, rows, hidden, policy, depth
-        self._adapter = adapter_for(model.config.backbone_config)
+        # Looked up once: for a single text, lookups take as long as an exit.
+        config = model.config
+        self._adapter, self._backbone, self._layers, self._exits = model._adapter, model.backbone, model.layers, model.exits
+        self._exit_layers, self._mean = config.exit_layers, config.exit_pooling == "mean"
         self.sizes: Tensor | None = None  # only where something is padded
         if sizes is None and attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             attention_mask = None  # nothing is padded; to look is cheap here
@@ -91,25 +94,23 @@ class Walk:
 
     def _prepare(self) -> RunLayer:
         """How to run a layer on the present rows, and what their exits pool with."""
-        mean = self.model.config.exit_pooling == "mean"
-        self._weights = mean_weights(self.hidden, self.attention_mask) if mean else None
-        return self._adapter.prepare(self.model.backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
+        self._weights = mean_weights(self.hidden, self.attention_mask) if self._mean else None
+        return self._adapter.prepare(self._backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
 
     def advance(self) -> Left | None:
         """Run layers up to the next exit that is asked, and let rows leave there, if any do. At the last exit all leave.
 
         Waits for the device once, unless it is at the last exit.
         """
-        exit_layers = self.model.config.exit_layers
+        exit_layers = self._exit_layers
         last = len(exit_layers) - 1
         index = next(i for i, layer in enumerate(exit_layers) if layer > self.depth and (i == last or self.policy.asks(i)))
         run = self._run = self._run or self._prepare()
-        layers = self.model.layers
         for number in range(self.depth, exit_layers[index]):
-            self.hidden = run(layers[number], self.hidden)  # (b, t, H)
+            self.hidden = run(self._layers[number], self.hidden)  # (b, t, H)
         self.depth = exit_layers[index]
-        seen = self._adapter.finish(self.model.backbone, self.hidden)
-        logits = self.model.exits[str(self.depth)](seen, self._weights)  # (b, C)
+        seen = self._adapter.finish(self._backbone, self.hidden)
+        logits = self._exits[str(self.depth)](seen, self._weights)  # (b, C)
         rows = self.rows
         if index == last:
             self.rows = rows[:0]

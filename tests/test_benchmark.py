@@ -57,7 +57,8 @@ def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     assert sides["stock model of 2 layers, sorted by length, fp32"]["cost"] == 0.5
     assert sides["RomeBERT, full depth, fp32"]["cost"] == 1 > sides["RomeBERT, cost near 0.3, fp32"]["cost"]
     assert {row["side"] for row in results["latency"]} < set(sides)
-    assert [row["texts"] for row in results["growth"]] == [40]
+    (grown,) = results["growth"]
+    assert grown["texts"] == 40 and grown["peak_megabytes"] > 100  # torch alone takes more
     assert Path("speed.png").stat().st_size > 0
     said = capsys.readouterr().out
     assert len(benchmark.tables(results)) == 3 and all(table in said for table in benchmark.tables(results))

@@ -10,7 +10,7 @@ from tiny import build, padded_batch
 from torch import nn
 
 from modeling_romebert import pack_linears, packing
-from modeling_romebert.batching import whole_groups
+from modeling_romebert.batching import GROUP
 from modeling_romebert.packing import PackedLinear
 
 POLICY = {"name": "confidence", "threshold": 0.75}
@@ -46,7 +46,7 @@ def test_few_numbers_of_rows_and_few_rows_more():
     numbers = range(1, 4097)
     assert all(0 <= packing.rounded_up(rows) - rows <= rows / 8 for rows in numbers)
     assert len({packing.rounded_up(rows) for rows in range(1, 2049)}) == 64 + 56 + 96
-    assert all(packing.rounded_up(whole_groups(rows) * 32) == whole_groups(rows) * 32 for rows in range(8, 200))
+    assert all(packing.rounded_up(tokens) == tokens for tokens in range(2 * GROUP, 2049, 2 * GROUP))  # a group of even length fits
 
 
 @torch.no_grad()

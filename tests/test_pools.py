@@ -1,4 +1,4 @@
-"""Steps of the walk: merging changes nothing, pools fill batches and keep nobody waiting, one wait for the device per exit."""
+"""Steps of the walk: merging changes nothing, pools fill batches and hold few rows, one wait for the device per exit."""
 
 import pytest
 import torch
@@ -51,11 +51,11 @@ class Calls:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
-@pytest.mark.parametrize(("enough_tokens", "max_wait"), [(1, 8), (200, 8), (10**6, 2), (10**6, 10**6)])
+@pytest.mark.parametrize(("batch_tokens", "pool_batches"), [(1, 8), (200, 1), (200, 8), (10**6, 1)])
 @torch.no_grad()
-def test_pools_give_what_one_batch_gives(policy, pooling, enough_tokens, max_wait):
+def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, pool_batches):
     model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
-    logits, exit_layer = run_in_pools(model, ids, mask, policy, enough_tokens=enough_tokens, max_wait=max_wait)
+    logits, exit_layer = run_in_pools(model, ids, mask, policy, batch_tokens=batch_tokens, pool_batches=pool_batches)
     expected = model(ids, mask, exit_policy=policy)
     assert torch.equal(exit_layer, expected.exit_layer) and len(exit_layer.unique()) >= 3
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
@@ -76,7 +76,7 @@ def test_left_padding_in_pools():
         )
         for s in range(0, len(ids), 8)
     ]
-    for one in walk_in_pools(begins, enough_tokens=500):
+    for one in walk_in_pools(begins, batch_tokens=500):
         assert (expected.exit_layer[one.rows] == one.depth).all()
         torch.testing.assert_close(one.logits, expected.logits[one.rows], rtol=0, atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_no_rows():
     for mask in (None, torch.ones_like(ids)):
         output = model(ids, mask, exit_policy=NEVER)
         assert (output.logits.shape, output.exit_layer.shape) == ((0, CLASSES), (0,))
-    assert list(walk_in_pools([], enough_tokens=10)) == []
+    assert list(walk_in_pools([], batch_tokens=10)) == []
 
 
 # ---- scheduling
@@ -141,42 +141,48 @@ def test_no_rows():
 
 @torch.no_grad()
 def test_survivors_run_in_full_batches():
-    model, (ids, mask) = build(), torch.ones(2)
+    model = build()
     ids, mask = torch.randint(5, 100, (40, 10)), torch.ones(40, 10, dtype=torch.long)
     calls = Calls(model)
-    run_in_pools(model, ids, mask, NEVER, size=2, enough_tokens=100, max_wait=10**6)
-    # Ten rows fill a batch; eight of them go on, the others wait for more. At the end all go on.
-    assert calls.rows == {1: [2] * 20, 2: [8] * 5, 3: [8, 8, 8, 16], 4: [8, 8, 24]}
+    run_in_pools(model, ids, mask, NEVER, size=2, batch_tokens=160)
+    assert calls.rows == {1: [2] * 20, 2: [16, 16, 8], 3: [16, 16, 8], 4: [16, 16, 8]}
+
+
+@torch.no_grad()
+def test_a_layer_runs_on_all_its_batches_in_a_row():
+    model, order = build(), []
+    for depth, layer in enumerate(model.layers, start=1):
+        layer.register_forward_pre_hook(lambda *_, depth=depth: order.append(depth))
+    run_in_pools(model, *padded_batch(), NEVER, size=4, batch_tokens=100)
+    assert order == sorted(order) and order.count(2) > 2
 
 
 @torch.no_grad()
 def test_all_leaving_at_once_pools_nothing():
     model, (ids, mask) = build(), padded_batch()
     calls = Calls(model)
-    run_in_pools(model, ids, mask, ALWAYS, size=8, enough_tokens=100)
+    run_in_pools(model, ids, mask, ALWAYS, size=8, batch_tokens=100)
     assert calls.rows == {1: [8] * 8, 2: [], 3: [], 4: []}
 
 
-@pytest.mark.parametrize("max_wait", [1, 3])
+@pytest.mark.parametrize("pool_batches", [1, 3])
 @torch.no_grad()
-def test_no_row_waits_longer_than_the_bound(max_wait):
-    model, (ids, mask) = build(), padded_batch()
-    started, begun, left_at = 0, {}, {}
+def test_no_row_waits_longer_than_the_bound(pool_batches):
+    model, ids, started, begun, waits = build(), torch.randint(5, 100, (64, 10)), 0, {}, []
 
-    def beginning(rows, inputs):
+    def beginning(rows):
         def start():
             nonlocal started
             started += 1
             begun.update(dict.fromkeys(rows.tolist(), started))
-            return begin(model, rows, inputs, as_policy(NEVER))
+            return begin(model, rows, {"input_ids": ids[rows]}, as_policy(NEVER))
 
         return start
 
-    for left in walk_in_pools((beginning(*part) for part in parts(ids, mask, 2)), enough_tokens=10**6, max_wait=max_wait):
-        left_at.update(dict.fromkeys(left.rows.tolist(), started))
-    assert started == 32 and len(left_at) == 64
-    waits = [left_at[row] - begun[row] for row in range(40)]  # the last ones are flushed at the end
-    assert 0 < max(waits) <= max_wait * (LAYERS - 1)
+    for left in walk_in_pools(map(beginning, torch.arange(64).split(2)), batch_tokens=80, pool_batches=pool_batches):
+        waits += [started - begun[row] for row in left.rows.tolist()]
+    assert started == 32 and len(waits) == 64
+    assert max(waits) == 4 * pool_batches - 1  # four parts of two rows of ten tokens fill a batch
 
 
 @torch.no_grad()
@@ -184,7 +190,7 @@ def test_batches_are_embedded_when_their_turn_comes():
     model, (ids, mask) = build(), padded_batch()
     begun = []
     begins = (lambda p=p: begun.append(1) or begin(model, *p, as_policy(ALWAYS)) for p in parts(ids, mask, 8))
-    for number, _ in enumerate(walk_in_pools(begins, enough_tokens=100), start=1):
+    for number, _ in enumerate(walk_in_pools(begins, batch_tokens=100), start=1):
         assert len(begun) == number
 
 
@@ -252,8 +258,8 @@ def test_rows_of_quite_another_length_are_not_joined():
         )
         for number, length in enumerate(lengths)
     ]
-    assert sum(len(left.rows) for left in walk_in_pools(begins, enough_tokens=10**6, max_wait=10**6)) == 36
-    assert calls == [(24, 20), (12, 8)]  # 12 tokens of padding save a step, 156 save two, which cost less
+    assert sum(len(left.rows) for left in walk_in_pools(begins, batch_tokens=960)) == 36
+    assert calls == [(24, 20), (12, 8)]  # a batch costs 96 tokens: 12 of padding save one, 144 would save one more
 
 
 @torch.no_grad()
@@ -267,6 +273,6 @@ def test_position_ids_go_with_their_rows():
         lambda n=n, i=i: begin(model, torch.arange(3 * n, 3 * n + 3), i, as_policy(POLICIES[0])) for n, i in enumerate(inputs)
     ]
     expected = model(ids, mask, position_ids=positions, exit_policy=POLICIES[0])
-    for left in walk_in_pools(begins, enough_tokens=10**6):
+    for left in walk_in_pools(begins, batch_tokens=10**6):
         assert (expected.exit_layer[left.rows] == left.depth).all()
         torch.testing.assert_close(left.logits, expected.logits[left.rows], rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ from tiny import assert_same_results, build, spread_exits, tiny_texts, tiny_toke
 from transformers import RobertaConfig
 
 from modeling_romebert import score
-from modeling_romebert.batching import plan_batches
+from modeling_romebert.batching import BATCH_COST, cut, plan_batches
 
 TOKENIZER = tiny_tokenizer()
 MODELS = [
@@ -90,3 +90,31 @@ def test_plan_holds_every_row_once_within_the_bounds(lengths, batch_tokens, batc
         assert rows and (batch_size is None or len(rows) <= batch_size)
         assert batch_tokens is None or len(rows) == 1 or len(rows) * lengths[rows[0]] <= batch_tokens
     assert batch_size is not None or batch_tokens is not None or len(plan) <= 1
+
+
+def every_cut(rows: int):
+    """All ways to cut so many rows into batches."""
+    if rows == 0:
+        yield []
+    for first in range(1, rows + 1):
+        for others in every_cut(rows - first):
+            yield [first, *others]
+
+
+def cost_of(lengths: list[int], counts: list[int], batch_tokens: int) -> float:
+    """What a layer takes for rows in these batches, in tokens; infinite where a batch of several rows holds too many."""
+    total, start = 0.0, 0
+    for count in counts:
+        tokens = count * max(lengths[start : start + count])
+        total += BATCH_COST * batch_tokens + (tokens if count == 1 or tokens <= batch_tokens else float("inf"))
+        start += count
+    return total
+
+
+@settings(derandomize=True, deadline=None, max_examples=200, database=None)
+@given(lengths=st.lists(st.integers(26, 120), max_size=9))
+def test_no_cut_takes_less_time(lengths):
+    counts = cut(lengths, batch_tokens=100)  # of rows so long that each is a group
+    assert sum(counts) == len(lengths)
+    least = min(cost_of(lengths, other, 100) for other in every_cut(len(lengths)))
+    assert abs(cost_of(lengths, counts, 100) - least) < 1e-9
