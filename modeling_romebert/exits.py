@@ -57,4 +57,4 @@ class ExitHead(nn.Module):
         else:
             assert weights is not None
             pooled = _weighted_mean(weights, hidden_states)  # (B, H)
-        return self.classifier(self.dropout(pooled))
+        return self.classifier(self.dropout(pooled) if self.training else pooled)

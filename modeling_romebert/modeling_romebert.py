@@ -277,8 +277,9 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     @property
     def problem_type(self) -> str:
         """`config.problem_type`; while that is unset, what the number of labels suggests."""
-        if self.config.problem_type is not None:
-            return self.config.problem_type
+        problem_type = self.config.problem_type
+        if problem_type is not None:
+            return problem_type
         return "regression" if self.config.num_labels == 1 else "single_label_classification"
 
     def _note_problem_type(self, labels: Tensor) -> None:

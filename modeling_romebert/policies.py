@@ -3,11 +3,11 @@
 A policy holds its settings and, between `start` and the last exit, what it remembers of the rows still in the walk.
 It never sees hidden states, and it does not move rows; the walk (walk.py) does.
 
-Each policy reads a row as D decisions among K outcomes: one decision among C classes for single-label problems, C yes-or-no
-decisions for multi-label ones. A row is only as sure as its least sure decision.
+Each policy reads a row as decisions among K outcomes: one among C classes for single-label problems, C yes-or-no decisions for
+multi-label ones. A row is only as sure as its least sure decision. For a single text every operator shows on the clock, so that one
+decision has no dimension of its own.
 """
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,32 +19,35 @@ from torch import Tensor
 
 
 def log_probabilities(logits: Tensor, problem_type: str) -> Tensor:
-    """logits (B, C) -> log-probabilities (B, D, K): (B, 1, C) for a single label, (B, C, 2) for several. In fp32."""
+    """logits (B, C) -> log-probabilities: (B, C) for a single label, (B, C, 2) for several. In fp32."""
     logits = logits.float()
     if problem_type == "multi_label_classification":
         return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)
-    return F.log_softmax(logits, dim=-1).unsqueeze(1)
+    return logits.log_softmax(dim=-1)
+
+
+def _lowest(values: Tensor) -> Tensor:
+    """(B,), or (B, D) for several decisions -> (B,)"""
+    return values if values.dim() == 1 else values.amin(dim=-1)
 
 
 def normalized_entropy(log_p: Tensor) -> Tensor:
-    """log_p (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision.
+    """log_p (B, K) or (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision.
 
     Not a number where a logit was infinite or not a number: a product with an infinite log-probability is none.
     """
-    entropy = (log_p.exp() * log_p).sum(dim=-1)  # (B, D), in nats, negative
-    least_sure = entropy[:, 0] if entropy.shape[1] == 1 else entropy.amin(dim=-1)
-    return least_sure / -math.log(log_p.shape[-1])
+    return _lowest((log_p.exp() * log_p).sum(dim=-1)) / -math.log(log_p.shape[-1])  # in nats, negative, before the division
 
 
 def confidence(log_p: Tensor) -> Tensor:
-    """log_p (B, D, K) -> (B,): largest probability, of the least sure decision."""
-    return log_p.amax(dim=-1).amin(dim=-1).exp()
+    """log_p (B, K) or (B, D, K) -> (B,): largest probability, of the least sure decision."""
+    return _lowest(log_p.amax(dim=-1)).exp()
 
 
 def margin(log_p: Tensor) -> Tensor:
-    """log_p (B, D, K) -> (B,): largest minus second largest probability, of the least sure decision."""
-    best, second = log_p.exp().topk(2, dim=-1).values.unbind(dim=-1)  # (B, D) each
-    return (best - second).amin(dim=-1)
+    """log_p (B, K) or (B, D, K) -> (B,): largest minus second largest probability, of the least sure decision."""
+    best, second = log_p.exp().topk(2, dim=-1).values.unbind(dim=-1)  # (B,) or (B, D) each
+    return _lowest(best - second)
 
 
 def all_finite(logits: Tensor) -> Tensor:
@@ -53,14 +56,14 @@ def all_finite(logits: Tensor) -> Tensor:
 
 
 class _Agreement:
-    """Memory of the policies that compare exits: the last prediction (B, D) and what a run of equal ones has added up to (B,)."""
+    """Memory of the policies that compare exits: the last prediction (B,) or (B, D), and what a run of equal ones adds up to."""
 
     def __init__(self) -> None:
         self.prediction: Tensor | None = None
         self.total: Tensor | None = None
 
     def add(self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None) -> Tensor:
-        """An exit's amount (B,), prediction (B, D) and whether it counts (B,) -> (B,): sum over the run of agreeing exits.
+        """An exit's amount (B,), prediction and whether it counts (B,) -> (B,): sum over the run of agreeing exits.
 
         A row that does not count has 0, and its run begins anew.
         """
@@ -69,11 +72,12 @@ class _Agreement:
             self.total = amount
         else:
             same = prediction == self.prediction if tolerance is None else (prediction - self.prediction).abs() < tolerance
-            self.total = torch.where(same.all(dim=-1) & counts, self.total, 0) + amount
+            same = same if same.dim() == 1 else same.all(dim=-1)
+            self.total = torch.where(same & counts, self.total, 0) + amount
         self.prediction = prediction
         return self.total
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor | slice) -> None:
         if self.prediction is not None and self.total is not None:
             self.prediction, self.total = self.prediction[rows], self.total[rows]
 
@@ -118,7 +122,7 @@ class ExitPolicy(ABC):
             raise ValueError(f"ask_every={every!r}: give a whole number from 1; 2 asks at every second exit.")
         if exits is not None and (isinstance(exits, (str, int)) or not len(exits) or not all(map(_is_count, exits))):
             raise ValueError(f"ask_exits={exits!r}: give a list of layers that have an exit, counted from 1.")
-        other = copy.copy(self)
+        other = self._copy()
         other.ask_every, other.ask_exits = every, None if exits is None else sorted(exits)
         return other
 
@@ -134,7 +138,7 @@ class ExitPolicy(ABC):
                 f'exit policy {self.name!r} needs class probabilities, and problem_type="regression" has none.'
                 ' Use {"name": "patience", "patience": p, "tolerance": t}.'
             )
-        fresh = copy.copy(self)
+        fresh = self._copy()
         fresh._problem_type = problem_type
         fresh._memory = _Agreement()
         fresh._asked = self._plan(range(1, num_exits + 1) if exit_layers is None else exit_layers)
@@ -159,15 +163,21 @@ class ExitPolicy(ABC):
         A row with a logit that is not finite never leaves, and does not count as agreeing.
         """
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these: indices (b,) into the rows of the last call."""
+    def keep(self, rows: Tensor | slice) -> None:
+        """Forget all rows but these: indices (b,) into the rows of the last call, or a slice of them."""
         self._memory.keep(rows)
 
     def merge(self, policies: Sequence["ExitPolicy"]) -> "ExitPolicy":
         """Of different rows at the same exit -> one for all of them, in order. A policy with memory of its own merges that too."""
-        merged = copy.copy(self)
+        merged = self._copy()
         merged._memory = _Agreement.merge([policy._memory for policy in policies])
         return merged
+
+    def _copy(self) -> "ExitPolicy":
+        """As `copy.copy`, which for a single text takes as long as a layer's norm."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""

@@ -32,10 +32,14 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_b
         Rows in the order in which they leave.
     """
     pool: deque[Walk] = deque()
+    tokens = 0  # in the pool
     for begin in walks:
-        yield from _advance([begin()], pool)
-        if sum(walk.cells for walk in pool) >= pool_batches * batch_tokens:
+        walk = begin()
+        yield from _advance([walk], pool)
+        tokens += walk.cells if len(walk) else 0
+        if tokens >= pool_batches * batch_tokens:
             yield from _to_the_end(pool, batch_tokens)
+            tokens = 0
     yield from _to_the_end(pool, batch_tokens)
 
 
@@ -59,13 +63,16 @@ def _advance(walks: Iterable[Walk], pool: deque[Walk]) -> Iterator[Left]:
 
 def _batches(pool: deque[Walk], batch_tokens: int) -> Iterator[Walk]:
     """Walks at the same depth -> the same rows in their order in other batches; empties the pool as it goes."""
-    for count in cut([length for walk in pool for length in walk.full_sizes()[0].tolist()], batch_tokens):
+    counts = cut([length for walk in pool for length in walk.full_sizes()[0].tolist()], batch_tokens)
+    start = 0  # the next row of the first walk
+    for count in counts:
         parts: list[Walk] = []
         while count:
-            walk = pool.popleft()
-            if len(walk) > count:
-                walk, others = walk.split(count)
-                pool.appendleft(others)
-            parts.append(walk)
-            count -= len(walk)
+            rows = len(pool[0])
+            stop = min(start + count, rows)
+            parts.append(pool[0].part(start, stop))
+            count, start = count - (stop - start), stop
+            if stop == rows:
+                pool.popleft()
+                start = 0
         yield merge(parts)

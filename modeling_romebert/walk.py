@@ -1,7 +1,7 @@
 """The walk with exits, one step at a time: layers up to the next exit that is asked, then rows leave and the others go on.
 
 A step is all there is to early exit; `RomeBertForSequenceClassification` takes steps until a batch is through, the pools of bulk
-scoring (pools.py) split and merge walks between steps. Deciding is left to the policy (policies.py), which goes with its rows.
+scoring (pools.py) part and merge walks between steps. Deciding is left to the policy (policies.py), which goes with its rows.
 """
 
 import copy
@@ -125,15 +125,15 @@ class Walk:
         self._keep(torch.tensor([row for row, leaves in enumerate(goes) if not leaves]))
         return Left(rows[gone], logits[gone], self.depth)
 
-    def split(self, count: int) -> tuple["Walk", "Walk"]:
-        """The first `count` rows, and the others: two walks. This one is used up."""
-        first, others = copy.copy(self), copy.copy(self)
-        numbers = torch.arange(len(self), device=self.rows.device)
-        for part, stay in ((first, slice(count)), (others, slice(count, None))):
-            part.policy = self.policy.merge([self.policy])  # a memory of its own
-            part.policy.keep(numbers[stay])
-            part._narrow(stay, stay)
-        return first, others
+    def part(self, start: int, stop: int) -> "Walk":
+        """The rows from `start` to before `stop`, as a walk of its own. Not for a walk that goes on itself."""
+        if stop - start == len(self):
+            return self
+        part, rows = copy.copy(self), slice(start, stop)
+        part.policy = self.policy.merge([self.policy])  # a memory of its own
+        part.policy.keep(rows)
+        part._narrow(rows, rows)
+        return part
 
     def _keep(self, stay: Tensor) -> None:
         """Go on with some rows: indices (k,) on the host."""

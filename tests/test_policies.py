@@ -54,7 +54,7 @@ def walk(policy, exit_logits, problem_type=SINGLE):
 )
 def test_scores_by_hand(probabilities, entropy, largest, gap):
     log_p = log_probabilities(of(probabilities) + 7, SINGLE)  # what is added to all logits does not matter
-    assert log_p.shape == (1, 1, len(probabilities))
+    assert log_p.shape == (1, len(probabilities))
     assert normalized_entropy(log_p).item() == pytest.approx(entropy, abs=1e-6)
     assert confidence(log_p).item() == pytest.approx(largest)
     assert margin(log_p).item() == pytest.approx(gap, abs=1e-6)

@@ -100,12 +100,13 @@ def test_merge_pads_and_keeps_every_row_s_memory():
 
 @pytest.mark.parametrize("count", [1, 7, 15])
 @torch.no_grad()
-def test_split_gives_two_walks_that_go_on_alone(count):
+def test_parts_are_walks_that_go_on_alone(count):
     model, policy = build(exit_pooling="mean"), as_policy({"name": "patience", "patience": 2})
     ids, mask = (part[:16] for part in padded_batch())
     walk = begin(model, torch.arange(16), {"input_ids": ids, "attention_mask": mask}, policy)
     walk.advance()
-    first, others = walk.split(count)
+    assert walk.part(0, 16) is walk
+    first, others = walk.part(0, count), walk.part(count, 16)
     assert first.rows.tolist() == list(range(count)) and others.rows.tolist() == list(range(count, 16))
     for part in (first, others):
         assert part.hidden.shape[1] == int(mask[part.rows].sum(dim=1).max())  # cut to its longest row

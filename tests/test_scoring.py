@@ -11,7 +11,7 @@ from transformers import TextClassificationPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_romebert import score
-from modeling_romebert.batching import TextBatcher, plan_batches, text_and_pair, windows
+from modeling_romebert.batching import TextBatcher, pad, plan_batches, text_and_pair, windows
 from modeling_romebert.scoring import ResultFormat
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
@@ -84,6 +84,27 @@ def test_padding_to_max_length_and_to_a_multiple_change_nothing():
     expected = scored(TEXTS)
     assert_same_results(scored(TEXTS, padding="max_length"), expected)
     assert_same_results(scored(TEXTS, padding=True, pad_to_multiple_of=8), expected)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("settings", [{}, {"pad_to_multiple_of": 8}, {"padding": "max_length", "max_length": 50}], ids=str)
+def test_padding_is_the_tokenizer_s(settings, side):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    encoded = tokenizer(TEXTS[:9], TEXTS[9:18], truncation=True, max_length=50)
+    features = [{name: encoded[name][row] for name in encoded} for row in range(9)]
+    expected = tokenizer.pad(features, **{"padding": True, **settings}, return_tensors="pt")
+    found = pad(features, tokenizer, settings.get("max_length", 0), settings.get("pad_to_multiple_of", 1))
+    assert expected["token_type_ids"].any() and not expected["attention_mask"].all()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_tokenizer_without_a_padding_token_pads_nothing():
+    tokenizer, features = tiny_tokenizer(), [{"input_ids": [7, 8]}, {"input_ids": [9, 7]}]
+    tokenizer.pad_token = None
+    assert pad(features, tokenizer)["input_ids"].tolist() == [[7, 8], [9, 7]]
+    with pytest.raises(ValueError, match=r"no padding token; set tokenizer\.pad_token, or give batch_size=1"):
+        pad([*features, {"input_ids": [7]}], tokenizer)
 
 
 def test_shapes_with_padding_to_max_length():
