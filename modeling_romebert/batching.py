@@ -183,7 +183,7 @@ def pad(features: list[dict[str, list[int]]], tokenizer: Any, at_least: int = 0,
         fill["input_ids"] = 0  # is nowhere
     padded = {"attention_mask": real.long()}
     for name in features[0].keys() & fill.keys():
-        values = torch.tensor(list(chain.from_iterable(row[name] for row in features)))
+        values = torch.tensor(list(chain.from_iterable(row[name] for row in features)), dtype=torch.long)
         padded[name] = torch.full(real.shape, fill[name]).masked_scatter_(real, values)
     return padded
 
