@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -162,7 +162,7 @@ def was_cut(tokenizer: Any, encoded: BatchEncoding, row: int, text: str, pair: s
 
 
 def pad(features: list[dict[str, list[int]]], tokenizer: Any, at_least: int = 0, multiple: int = 1) -> dict[str, Tensor]:
-    """Ids, types and mask of b rows -> each (b, T), as `tokenizer.pad` makes them, which takes fifteen times as long.
+    """Ids, types and mask of b rows -> each (b, T), as `tokenizer.pad` makes them, in a quarter of its time.
 
     Args:
         features: of each row, what the tokenizer gave.
@@ -173,19 +173,17 @@ def pad(features: list[dict[str, list[int]]], tokenizer: Any, at_least: int = 0,
     """
     lengths = [len(row["input_ids"]) for row in features]
     longest = -(-max(*lengths, at_least) // multiple) * multiple
-    positions, tokens = torch.arange(longest), torch.tensor(lengths).unsqueeze(1)  # (T,), (b, 1)
-    left = tokenizer.padding_side == "left"
-    real = positions >= longest - tokens if left else positions < tokens  # (b, T)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
-    if fill["input_ids"] is None:
-        if min(lengths) < longest:
-            raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token, or give batch_size=1.")
-        fill["input_ids"] = 0  # is nowhere
-    padded = {"attention_mask": real.long()}
-    for name in features[0].keys() & fill.keys():
-        values = torch.tensor(list(chain.from_iterable(row[name] for row in features)), dtype=torch.long)
-        padded[name] = torch.full(real.shape, fill[name]).masked_scatter_(real, values)
-    return padded
+    if fill["input_ids"] is None and min(lengths) < longest:
+        raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token, or give batch_size=1.")
+    left = tokenizer.padding_side == "left"
+
+    def padded(name: str) -> Tensor:
+        missing = ([fill[name]] * (longest - length) for length in lengths)
+        rows = ((row.get(name) or [1] * len(row["input_ids"])) for row in features)  # without a mask all is attended
+        return torch.tensor([more + row if left else row + more for row, more in zip(rows, missing, strict=True)], dtype=torch.long)
+
+    return {name: padded(name) for name in fill if name in features[0] or name == "attention_mask"}
 
 
 class TextBatcher:
