@@ -19,8 +19,7 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_b
     """Take walks to their end, with survivors of the same depth in common batches.
 
     Each walk takes its first step, and what is left of it waits in a pool. When the pool holds `pool_batches` full batches, and at
-    the end, its rows go on depth by depth, before each in the batches that take the least time (`batching.cut`). So a layer runs
-    on one batch after the other, while its weights are in the processor's cache.
+    the end, its rows go on depth by depth, before each in the batches that take the least time (`batching.cut`).
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers. Little is
