@@ -278,14 +278,14 @@ def check_layout(backbone: PreTrainedModel) -> None:
 
 
 def embed(
-    backbone: PreTrainedModel,
+    model: Any,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     token_type_ids: Tensor | None,
     position_ids: Tensor | None,
     inputs_embeds: Tensor | None,
 ) -> Tensor:
-    """Check the inputs of a forward pass and embed them: ids (B, T) -> (B, T, H).
+    """Check the inputs of a forward pass of one of our models and embed them: ids (B, T) -> (B, T, H).
 
     Raises:
         ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, or a mask that is not (B, T).
@@ -293,9 +293,8 @@ def embed(
     given = input_ids if input_ids is not None else inputs_embeds
     if given is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-    adapter = adapter_for(backbone.config)
     rows, tokens = given.shape[:2]
-    if (limit := adapter.max_tokens(backbone.config)) is not None and tokens > limit:
+    if (limit := model.max_tokens) is not None and tokens > limit:
         raise ValueError(
             f"input of {tokens} tokens, but the backbone has positions for {limit}. Cut it in the tokenizer with truncation=True"
             f" and max_length={limit}; a pipeline takes the same arguments."
@@ -310,7 +309,7 @@ def embed(
         "position_ids": position_ids,
         "inputs_embeds": inputs_embeds,
     }
-    return adapter.embed(backbone, attention_mask, **inputs)
+    return model._adapter.embed(model.backbone, attention_mask, **inputs)
 
 
 def attended_lengths(attention_mask: Tensor) -> Tensor:

@@ -69,6 +69,8 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
         self._adapter: Adapter = adapter_for(config.backbone_config)  # how its family is walked
+        # Longest text that there are positions for, in tokens; `None` where any length runs.
+        self.max_tokens: int | None = self._adapter.max_tokens(config.backbone_config)
         check_layout(self.backbone)
         config._attn_implementation = self.backbone.config._attn_implementation  # not every family has every one
         if getattr(self.backbone, "pooler", None) is not None:
@@ -192,7 +194,10 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config, backbone)
         self.num_labels = config.num_labels
-        self.exits = nn.ModuleDict({str(layer): ExitHead(config) for layer in config.exit_layers})
+        # Fixed with the weights, and looked up here: for a single text each read of a config shows on the clock.
+        self.exit_layers: list[int] = list(config.exit_layers)
+        self.pools_mean = config.exit_pooling == "mean"
+        self.exits = nn.ModuleDict({str(layer): ExitHead(config) for layer in self.exit_layers})
         self.exit_loss = ExitLoss(
             config.distillation_weight,
             config.distillation_temperature,
@@ -245,8 +250,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         if exit_policy is not None:
             if wants_states or wants_attentions:
                 raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
-            policy = as_policy(exit_policy).start(len(self.exits), self.problem_type, self.config.exit_layers)
-            logits, exit_layer = self._walk_with_exits(embed(self.backbone, *inputs), attention_mask, position_ids, policy)
+            policy = as_policy(exit_policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
+            logits, exit_layer = self._walk_with_exits(embed(self, *inputs), attention_mask, position_ids, policy)
             loss = None
             if labels is not None:
                 loss = task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
@@ -256,14 +261,14 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         if wants_attentions:
             states, attentions = self._stock_states(*inputs)
         else:
-            states = self._walk(embed(self.backbone, *inputs), attention_mask, position_ids, keep_all=bool(wants_states))
+            states = self._walk(embed(self, *inputs), attention_mask, position_ids, keep_all=bool(wants_states))
         weights = self._pooling_weights(next(iter(states.values())), attention_mask)
         last = self.config.num_hidden_layers  # whose state is finished already, as in the stock model
-        seen = {depth: states[depth] if depth == last else self._finish(states[depth]) for depth in self.config.exit_layers}
+        seen = {depth: states[depth] if depth == last else self._finish(states[depth]) for depth in self.exit_layers}
         exit_logits = torch.stack([self.exits[str(depth)](state, weights) for depth, state in seen.items()], dim=1)
         loss = None
         if labels is not None:
-            terms = self.exit_loss(exit_logits, labels, exit_layers=self.config.exit_layers, problem_type=self.problem_type)
+            terms = self.exit_loss(exit_logits, labels, exit_layers=self.exit_layers, problem_type=self.problem_type)
             loss = terms.last + terms.exits
         return RomeBertClassifierOutput(
             loss=loss,
@@ -291,7 +296,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
 
     def _pooling_weights(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """hidden (B, T, H), attention_mask (B, T) -> what the exits pool with: (B, 1, T) for a mean."""
-        return mean_weights(hidden, attention_mask) if self.config.exit_pooling == "mean" else None
+        return mean_weights(hidden, attention_mask) if self.pools_mean else None
 
     def _finish(self, hidden: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, H): what an exit sees of a layer's output."""

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
-from .backbones import adapter_for
 from .batching import text_and_pair, was_cut, with_truncation
 from .packing import pack_linears
 from .policies import as_policy
@@ -112,8 +111,7 @@ class EarlyExitPipeline(TextClassificationPipeline):
 
     def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:
         text, pair = text_and_pair(inputs)
-        config = self.model.config.backbone_config
-        settings = with_truncation(self.tokenizer, adapter_for(config).max_tokens(config), tokenizer_kwargs)
+        settings = with_truncation(self.tokenizer, self.model.max_tokens, tokenizer_kwargs)
         encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)
         if was_cut(self.tokenizer, encoded, 0, text, pair, settings):
             logger.warning_once(f"A text was longer than {settings['max_length']} tokens and was cut. This is said once.")

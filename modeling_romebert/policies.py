@@ -31,12 +31,17 @@ def _lowest(values: Tensor) -> Tensor:
     return values if values.dim() == 1 else values.amin(dim=-1)
 
 
-def normalized_entropy(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision.
+def negative_entropy(log_p: Tensor) -> Tensor:
+    """log_p (B, K) or (B, D, K) -> (B,): minus the entropy, in -ln K (uniform) .. 0 (sure), of the least sure decision.
 
     Not a number where a logit was infinite or not a number: a product with an infinite log-probability is none.
     """
-    return _lowest((log_p.exp() * log_p).sum(dim=-1)) / -math.log(log_p.shape[-1])  # in nats, negative, before the division
+    return _lowest((log_p.exp() * log_p).sum(dim=-1))
+
+
+def normalized_entropy(log_p: Tensor) -> Tensor:
+    """log_p (B, K) or (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision."""
+    return negative_entropy(log_p) / -math.log(log_p.shape[-1])
 
 
 def confidence(log_p: Tensor) -> Tensor:
@@ -222,8 +227,10 @@ class EntropyPolicy(ThresholdPolicy):
     name = "entropy"
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
-        # Logits that are not finite have an entropy that is not a number, so below nothing: no need to look for them.
-        return normalized_entropy(log_probabilities(logits, self._problem_type)) < self.threshold_at(exit_index)
+        log_p = log_probabilities(logits, self._problem_type)
+        # Logits that are not finite have an entropy that is not a number, so above nothing: no need to look for them. The
+        # threshold is brought to nats, not the entropy to 0..1, which saves a single text an operator.
+        return negative_entropy(log_p) > -self.threshold_at(exit_index) * math.log(log_p.shape[-1])
 
 
 class ConfidencePolicy(ThresholdPolicy):

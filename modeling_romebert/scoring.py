@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers.pipelines.text_classification import ClassificationFunction, sigmoid, softmax
 from transformers.utils import logging
 
-from .backbones import adapter_for
 from .batching import Batch, TextBatcher, Window, windows
 from .host_memory import give_back_memory, keep_freed_memory
 from .policies import ExitPolicy, as_policy
@@ -107,9 +106,8 @@ def score(
     full_batch = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
     if batch_size is None:
         batch_tokens = full_batch
-    max_tokens = adapter_for(model.config.backbone_config).max_tokens(model.config.backbone_config)
     on_gpu = model.device.type == "cuda"
-    batcher = TextBatcher(tokenizer, max_tokens, batch_tokens, batch_size, tokenizer_settings, pin=on_gpu)
+    batcher = TextBatcher(tokenizer, model.max_tokens, batch_tokens, batch_size, tokenizer_settings, pin=on_gpu)
     in_pools = model.device.type in POOLS_PAY if depth_pools is None else depth_pools
     scorer = _Scorer(model, policy, as_results, full_batch if in_pools else None, on_error == "skip")
     length = len(texts) if isinstance(texts, Sized) else None
@@ -170,7 +168,7 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy | None:
     if exit_policy is None or exit_policy is False:
         return None
     policy = as_policy(exit_policy)
-    policy.start(len(model.config.exit_layers), model.problem_type, model.config.exit_layers)  # or it would fail for every text
+    policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)  # or it would fail for every text
     return policy
 
 

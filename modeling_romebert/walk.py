@@ -54,9 +54,8 @@ class Walk:
     ):
         self.model, self.rows, self.hidden, self.policy, self.depth = model, rows, hidden, policy, depth
         # Looked up once: for a single text, lookups take as long as an exit.
-        config = model.config
         self._adapter, self._backbone, self._layers, self._exits = model._adapter, model.backbone, model.layers, model.exits
-        self._exit_layers, self._mean = config.exit_layers, config.exit_pooling == "mean"
+        self._exit_layers, self._mean = model.exit_layers, model.pools_mean
         self.sizes: Tensor | None = None  # only where something is padded
         if sizes is None and attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
             attention_mask = None  # nothing is padded; to look is cheap here
@@ -158,8 +157,8 @@ class Walk:
 def begin(model: Any, rows: Tensor, inputs: dict[str, Tensor], policy: ExitPolicy) -> Walk:
     """What a tokenizer gives, each (b, t), and the numbers of the rows (b,) -> their walk, before the first layer."""
     names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-    hidden = embed(model.backbone, *(inputs.get(name) for name in names))
-    started = policy.start(len(model.exits), model.problem_type, model.config.exit_layers)
+    hidden = embed(model, *(inputs.get(name) for name in names))
+    started = policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
     return Walk(model, rows, hidden, inputs.get("attention_mask"), inputs.get("position_ids"), started)
 
 
