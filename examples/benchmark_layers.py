@@ -12,8 +12,8 @@
    leave later than short ones, the cost by tokens is higher, and the share is told for both. Batches of more than one text run as
    in bulk scoring: what is left of several of them at the same depth is merged.
 
-Batches are length-sorted, tokenised beforehand, and the same for all sides. The sides take turns within every round; figures are
-medians over rounds. Thread count, versions and spread are in the JSON.
+Batches are length-sorted, tokenised beforehand, and the same for all sides. The sides take turns within every round, after every
+hundred texts where nothing is merged; figures are medians over rounds. Thread count, versions and spread are in the JSON.
 """
 
 import math
@@ -42,6 +42,9 @@ from modeling_romebert.scoring import BATCH_TOKENS, POOLS_PAY
 from modeling_romebert.walk import begin
 
 Batch = dict[str, Tensor]
+
+# So many texts, then it is the next side's turn: less than a slow moment of the machine lasts.
+TURN = 100
 
 
 @dataclass
@@ -112,23 +115,32 @@ def make_batches(rows: list[dict[str, Any]], tokenizer: Any, batch_size: int) ->
 
 
 def rotated(sides: list[Any], turn: int) -> list[Any]:
-    """Another side is first in every round: what a side leaves behind, in caches and in the clock, is not always the same one's."""
+    """Another side is first every time: what a side leaves behind, in caches and in the clock, is not always the same one's."""
     first = turn % len(sides)
     return sides[first:] + sides[:first]
 
 
 @torch.inference_mode()
 def seconds_of(
-    sides: dict[str, Callable[[list[Batch]], Any]], batches: list[Batch], rounds: int, title: str
+    sides: dict[str, Callable[[list[Batch]], Any]], batches: list[Batch], rounds: int, title: str, turn: int | None = None
 ) -> dict[str, list[float]]:
-    """Run all batches through every side, in turn, `rounds` times, after one round that is not counted."""
+    """Run all batches through every side `rounds` times, after one round that is not counted.
+
+    The sides take turns after every `turn` batches; after all of them when left out.
+    """
+    turn = turn or len(batches)
+    stretches = [batches[start : start + turn] for start in range(0, len(batches), turn)]
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for turn in tqdm(range(rounds + 1), desc=title):
-        for side in rotated(list(sides), turn):
-            start = time.perf_counter()
-            sides[side](batches)
-            if turn > 0:
-                seconds[side].append(time.perf_counter() - start)
+    for number in tqdm(range(rounds + 1), desc=title):
+        of_round = dict.fromkeys(sides, 0.0)
+        for at, stretch in enumerate(stretches):
+            for side in rotated(list(sides), number + at):
+                start = time.perf_counter()
+                sides[side](stretch)
+                of_round[side] += time.perf_counter() - start
+        if number > 0:
+            for side, value in of_round.items():
+                seconds[side].append(value)
     return seconds
 
 
@@ -167,7 +179,7 @@ def against_stock(model: Any, batches: list[Batch], rounds: int) -> dict[str, An
     stock = AutoModelForSequenceClassification.from_config(model.config.backbone_config, dtype=model.dtype).eval()
     stock.base_model.load_state_dict(model.backbone.state_dict(), strict=False)
     sides = {"stock": one_by_one(stock), "ours": one_by_one(model)}
-    seconds = seconds_of(sides, batches, rounds, "full depth")
+    seconds = seconds_of(sides, batches, rounds, "full depth", turn=TURN // 32)
     return {
         "batch_size": 32,
         "seconds": {side: statistics.median(values) for side, values in seconds.items()},
@@ -196,10 +208,11 @@ def early_exit(
     for batch_size in arguments.batch_sizes:
         batches = make_batches(rows, tokenizer, batch_size)
         sides: dict[str, Callable[[list[Batch]], Any]] = {"full depth": one_by_one(model)}
+        pools = model.device.type in POOLS_PAY and batch_size > 1  # one text at a time waits for no other
         for name, policy in policies.items():
-            pools = model.device.type in POOLS_PAY and batch_size > 1  # one text at a time waits for no other
             sides[name] = in_pools(model, policy) if pools else one_by_one(model, exit_policy=make_policy(**policy))
-        seconds = seconds_of(sides, batches, arguments.rounds, f"early exit, batch {batch_size}")
+        turn = None if pools else max(1, TURN // batch_size)  # pools need all batches
+        seconds = seconds_of(sides, batches, arguments.rounds, f"early exit, batch {batch_size}", turn)
         for name, policy in policies.items():
             cost, by_tokens = cost_of(model, batches, policy)
             faster = ratio(seconds["full depth"], seconds[name])

@@ -41,6 +41,20 @@ def test_every_side_is_first_in_turn():
     assert benchmark_layers.rotated(sides, 2) == ["early", "stock", "full"]
 
 
+def test_sides_take_turns_within_a_round(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(benchmark_layers.time, "perf_counter", lambda: next(clock))  # a second from one look to the next
+    ran: list[tuple[str, int]] = []
+
+    def side(name):
+        return lambda batches: ran.extend((name, batch) for batch in batches)
+
+    seconds = benchmark_layers.seconds_of({"a": side("a"), "b": side("b")}, [0, 1, 2, 3, 4], rounds=2, title="", turn=2)
+    first = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("b", 3), ("a", 2), ("a", 3), ("a", 4), ("b", 4)]
+    assert ran[:10] == first and len(ran) == 30  # three rounds, of which the first is not counted
+    assert seconds == {"a": [3, 3], "b": [3, 3]}  # three turns a round, of a second each
+
+
 def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     quick()
     settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "bf16": True, "compile": False, "growth": 40}
