@@ -69,7 +69,7 @@ class BenchmarkArguments:
     onnx: bool = field(default=True, metadata={"help": "Also ONNX Runtime, fp32 and int8."})
     compile: bool = field(default=True, metadata={"help": "Also torch.compile, which needs a C++ compiler."})
     growth: list[int] = field(default_factory=lambda: [1000, 10_000, 200_000], metadata={"help": "Texts to stream; 0 for none."})
-    epochs: float = field(default=QuickstartArguments.epochs, metadata={"help": "Of the stock models."})
+    epochs: float = field(default=2.0, metadata={"help": "Of the stock models."})
     learning_rate: float = field(default=QuickstartArguments.learning_rate, metadata={"help": "Of the stock models."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's own choice when left out."})
     output_dir: str = field(default="runs/benchmark", metadata={"help": "Folder of the stock models."})

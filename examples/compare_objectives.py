@@ -29,6 +29,7 @@ class CompareArguments:
 
     objectives: list[str] = field(default_factory=lambda: list(NAMES), metadata={"help": "Objectives of RomeBertTrainer."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of each."})
+    epochs: float = field(default=2.0, metadata={"help": "Passes over the training data, per stage."})
     output_dir: str = field(default="runs/compare", metadata={"help": "Folder of the runs, one folder each."})
     results_file: str = field(default="examples/results/objectives.json", metadata={"help": "JSON to write; the plot lies beside."})
 
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     for seed in arguments.seeds:
         for objective in arguments.objectives:
             folder = Path(arguments.output_dir, f"{objective}-seed{seed}")
-            quickstart.main(["--objective", objective, "--seed", str(seed), "--output_dir", str(folder)])
+            settings = {"objective": objective, "epochs": arguments.epochs, "seed": seed, "output_dir": folder}
+            quickstart.main([f"--{name}={value}" for name, value in settings.items()])
             results = read_json(folder / "results.json")
             results["settings"].pop("output_dir")  # where it ran is of no interest
             runs.append({name: results[name] for name in KEPT})
