@@ -24,7 +24,7 @@ def mean_weights(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor
 
 def _weighted_mean(weights: Tensor, hidden_states: Tensor) -> Tensor:
     """weights (B, 1, T), hidden_states (B, T, H) -> (B, H)"""
-    if hidden_states.device.type == "cpu" and hidden_states.dtype in (torch.bfloat16, torch.float16):
+    if hidden_states.dtype in (torch.bfloat16, torch.float16) and hidden_states.is_cpu:
         # In half precision a CPU prepares code for every new shape first, which takes longer than the product.
         return torch.bmm(weights.float(), hidden_states.float()).squeeze(1).to(hidden_states.dtype)
     return torch.bmm(weights, hidden_states).squeeze(1)

@@ -236,19 +236,17 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             labels: (B,) class ids, (B, C) multi-label targets, or (B,) numbers for regression.
             exit_policy: a policy from `make_policy` or its settings; rows then leave when it says so. `None` runs every layer,
                 whatever `config.exit_policy` says: that one is for the pipeline.
-            output_hidden_states, output_attentions: return them too; only without a policy.
+            output_hidden_states, output_attentions: return them too; only without a policy. Left out, the config says.
 
         Raises:
             ValueError: inputs, labels or policy that do not fit the model.
         """
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if labels is not None:
             self._note_problem_type(labels)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
 
         if exit_policy is not None:
-            if wants_states or wants_attentions:
+            if output_hidden_states or output_attentions:
                 raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
             policy = as_policy(exit_policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
             logits, exit_layer = self._walk_with_exits(embed(self, *inputs), attention_mask, position_ids, policy)
@@ -257,6 +255,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
                 loss = task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
             return RomeBertClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
 
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         attentions = None
         if wants_attentions:
             states, attentions = self._stock_states(*inputs)
