@@ -381,3 +381,10 @@ def test_half_precision(dtype):
     assert batch.exit_layer.unique().numel() >= 3
     expected = full.exit_logits[torch.arange(ROWS), batch.exit_layer - 1]
     torch.testing.assert_close(batch.logits, expected, rtol=0.05, atol=0.05)
+
+
+def test_what_the_config_asks_for_is_left_out_with_a_policy():
+    model, (ids, mask) = build(output_hidden_states=True), padded_batch()
+    assert len(model(ids, mask).hidden_states) == LAYERS + 1
+    early = model(ids, mask, exit_policy={"name": "confidence", "threshold": 0.0})
+    assert early.hidden_states is None and early.exit_layer.tolist() == [1] * len(ids)

@@ -361,13 +361,6 @@ def test_states_and_attentions_need_every_layer(asked):
         model(ids, mask, exit_policy={"name": "entropy", "threshold": 0.5}, **{asked: True})
 
 
-def test_what_the_config_asks_for_is_left_out_with_a_policy():
-    model, (ids, mask) = build(output_hidden_states=True), padded_batch()
-    assert len(model(ids, mask).hidden_states) == LAYERS + 1
-    early = model(ids, mask, exit_policy={"name": "confidence", "threshold": 0.0})
-    assert early.hidden_states is None and early.exit_layer.tolist() == [1] * len(ids)
-
-
 @pytest.mark.parametrize(
     ("settings", "policy", "message"),
     [
