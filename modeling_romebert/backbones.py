@@ -303,13 +303,14 @@ def embed(
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows}, {tokens})."
         )
-    inputs = {
-        "input_ids": input_ids,
-        "token_type_ids": token_type_ids,
-        "position_ids": position_ids,
-        "inputs_embeds": inputs_embeds,
-    }
-    return model._adapter.embed(model.backbone, attention_mask, **inputs)
+    return model._adapter.embed(
+        model.backbone,
+        attention_mask,
+        input_ids=input_ids,
+        token_type_ids=token_type_ids,
+        position_ids=position_ids,
+        inputs_embeds=inputs_embeds,
+    )
 
 
 def attended_lengths(attention_mask: Tensor) -> Tensor:

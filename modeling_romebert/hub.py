@@ -12,6 +12,7 @@ from typing import Any
 CLOSURE = (
     "backbones.py",
     "batching.py",
+    "confidence.py",
     "configuration_romebert.py",
     "exits.py",
     "host_memory.py",

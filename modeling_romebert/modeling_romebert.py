@@ -2,10 +2,12 @@
 
 A row is one text of a batch. With no exit policy every row runs every layer and every exit speaks; with one, rows that are sure
 leave, the others are compacted, and deeper layers run on fewer rows and shorter padding. The backbone is the library's own
-model, reached through its adapter (backbones.py); pooling and classifying are in exits.py, deciding in policies.py.
+model, reached through its adapter (backbones.py); pooling and classifying are in exits.py, deciding in policies.py, leaving in
+walk.py.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from .loading import HUB_ARGUMENTS, MODEL_ARGUMENTS, check_exits, load_plain
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .model_card import write_model_card
 from .policies import ExitPolicy, as_policy
-from .walk import Walk
+from .walk import classify
 
 
 @dataclass
@@ -48,6 +50,12 @@ class RomeBertClassifierOutput(ModelOutput):
     exit_layer: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # As the library does, but it lists all fields for each that is set, which takes a single text as long as an exit.
+        if value is not None and name in type(self).__dataclass_fields__:
+            OrderedDict.__setitem__(self, name, value)
+        object.__setattr__(self, name, value)
 
 
 class RomeBertPreTrainedModel(PreTrainedModel):
@@ -249,7 +257,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             if output_hidden_states or output_attentions:
                 raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
             policy = as_policy(exit_policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
-            logits, exit_layer = self._walk_with_exits(embed(self, *inputs), attention_mask, position_ids, policy)
+            logits, exit_layer = classify(self, embed(self, *inputs), attention_mask, position_ids, policy)
             loss = None
             if labels is not None:
                 loss = task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
@@ -341,22 +349,3 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         )
         states = self._adapter.states_by_layer(self.backbone.config, outputs.hidden_states)
         return dict(enumerate(states)), outputs.attentions
-
-    def _walk_with_exits(
-        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, policy: ExitPolicy
-    ) -> tuple[Tensor, Tensor]:
-        """hidden (B, T, H), attention_mask (B, T) -> logits (B, C) of the exit where each row left, and its depth (B,)."""
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        walk, logits, exit_layer = Walk(self, rows, hidden, attention_mask, position_ids, policy), None, None
-        while len(walk):
-            left = walk.advance()
-            if left is None:
-                continue
-            if len(left.rows) == len(rows):
-                return left.logits, torch.full_like(rows, left.depth)
-            if logits is None or exit_layer is None:
-                logits, exit_layer = left.logits.new_empty(len(rows), left.logits.shape[1]), torch.empty_like(rows)
-            logits[left.rows], exit_layer[left.rows] = left.logits, left.depth
-        if logits is None or exit_layer is None:  # there were no rows
-            return hidden.new_empty(0, self.num_labels), rows
-        return logits, exit_layer

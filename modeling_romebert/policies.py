@@ -3,9 +3,7 @@
 A policy holds its settings and, between `start` and the last exit, what it remembers of the rows still in the walk.
 It never sees hidden states, and it does not move rows; the walk (walk.py) does.
 
-Each policy reads a row as decisions among K outcomes: one among C classes for single-label problems, C yes-or-no decisions for
-multi-label ones. A row is only as sure as its least sure decision. For a single text every operator shows on the clock, so that one
-decision has no dimension of its own.
+A text alone can be decided in plain numbers, `leaves_alone`: there an operator takes longer than all the arithmetic.
 """
 
 import math
@@ -14,50 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-
-def log_probabilities(logits: Tensor, problem_type: str) -> Tensor:
-    """logits (B, C) -> log-probabilities: (B, C) for a single label, (B, C, 2) for several. In fp32."""
-    logits = logits.float()
-    if problem_type == "multi_label_classification":
-        return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)
-    return logits.log_softmax(dim=-1)
-
-
-def _lowest(values: Tensor) -> Tensor:
-    """(B,), or (B, D) for several decisions -> (B,)"""
-    return values if values.dim() == 1 else values.amin(dim=-1)
-
-
-def negative_entropy(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): minus the entropy, in -ln K (uniform) .. 0 (sure), of the least sure decision.
-
-    Not a number where a logit was infinite or not a number: a product with an infinite log-probability is none.
-    """
-    return _lowest((log_p.exp() * log_p).sum(dim=-1))
-
-
-def normalized_entropy(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision."""
-    return negative_entropy(log_p) / -math.log(log_p.shape[-1])
-
-
-def confidence(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): largest probability, of the least sure decision."""
-    return _lowest(log_p.amax(dim=-1)).exp()
-
-
-def margin(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): largest minus second largest probability, of the least sure decision."""
-    best, second = log_p.exp().topk(2, dim=-1).values.unbind(dim=-1)  # (B,) or (B, D) each
-    return _lowest(best - second)
-
-
-def all_finite(logits: Tensor) -> Tensor:
-    """logits (B, C) -> (B,) bool: infinite or not a number minus itself is not a number."""
-    return (logits - logits).sum(dim=-1) == 0
+from .confidence import all_finite, confidence, decisions, log_probabilities, margin, negative_entropy
 
 
 class _Agreement:
@@ -168,6 +125,10 @@ class ExitPolicy(ABC):
         A row with a logit that is not finite never leaves, and does not count as agreeing.
         """
 
+    def leaves_alone(self, exit_index: int, logits: Tensor) -> bool:
+        """`leaves` for a row that is alone in the walk: logits (1, C) -> whether it leaves."""
+        return bool(self.leaves(exit_index, logits))
+
     def keep(self, rows: Tensor | slice) -> None:
         """Forget all rows but these: indices (b,) into the rows of the last call, or a slice of them."""
         self._memory.keep(rows)
@@ -194,7 +155,7 @@ class ExitPolicy(ABC):
 
 
 class ThresholdPolicy(ExitPolicy):
-    """Leaves when a score passes the threshold of the exit; remembers nothing."""
+    """Compares a score with the threshold of the exit."""
 
     def __init__(self, threshold: float | None = None, thresholds: Sequence[float] | None = None):
         if (threshold is None) == (thresholds is None):
@@ -221,7 +182,22 @@ class ThresholdPolicy(ExitPolicy):
         return self.threshold
 
 
-class EntropyPolicy(ThresholdPolicy):
+class ScorePolicy(ThresholdPolicy):
+    """Leaves when every decision's score passes the threshold of the exit; remembers nothing."""
+
+    @abstractmethod
+    def is_sure(self, log_p: list[float], threshold: float) -> bool:
+        """Finite log-probabilities of a decision's K outcomes -> whether its score passes the threshold."""
+
+    def leaves_alone(self, exit_index: int, logits: Tensor) -> bool:
+        row = logits.tolist()[0]
+        if not all(map(math.isfinite, row)):
+            return False
+        threshold = self.threshold_at(exit_index)
+        return all(self.is_sure(log_p, threshold) for log_p in decisions(row, self._problem_type))
+
+
+class EntropyPolicy(ScorePolicy):
     """Leaves when the entropy over ln K is below the threshold (DeeBERT, FastBERT)."""
 
     name = "entropy"
@@ -232,8 +208,11 @@ class EntropyPolicy(ThresholdPolicy):
         # threshold is brought to nats, not the entropy to 0..1, which saves a single text an operator.
         return negative_entropy(log_p) > -self.threshold_at(exit_index) * math.log(log_p.shape[-1])
 
+    def is_sure(self, log_p: list[float], threshold: float) -> bool:
+        return sum(math.exp(value) * value for value in log_p) > -threshold * math.log(len(log_p))
 
-class ConfidencePolicy(ThresholdPolicy):
+
+class ConfidencePolicy(ScorePolicy):
     """Leaves when the largest probability is above the threshold."""
 
     name = "confidence"
@@ -242,8 +221,11 @@ class ConfidencePolicy(ThresholdPolicy):
         sure = confidence(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
         return sure & all_finite(logits)
 
+    def is_sure(self, log_p: list[float], threshold: float) -> bool:
+        return math.exp(max(log_p)) > threshold
 
-class MarginPolicy(ThresholdPolicy):
+
+class MarginPolicy(ScorePolicy):
     """Leaves when the largest probability is above the second largest by more than the threshold."""
 
     name = "margin"
@@ -251,6 +233,10 @@ class MarginPolicy(ThresholdPolicy):
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         sure = margin(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
         return sure & all_finite(logits)
+
+    def is_sure(self, log_p: list[float], threshold: float) -> bool:
+        second, best = sorted(log_p)[-2:]
+        return math.exp(best) - math.exp(second) > threshold
 
 
 class PatiencePolicy(ExitPolicy):

@@ -2,11 +2,13 @@
 
 A step is all there is to early exit; `RomeBertForSequenceClassification` takes steps until a batch is through, the pools of bulk
 scoring (pools.py) part and merge walks between steps. Deciding is left to the policy (policies.py), which goes with its rows.
+A text that is alone takes a shorter path, as there are no rows to part.
 """
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -160,6 +162,51 @@ def begin(model: Any, rows: Tensor, inputs: dict[str, Tensor], policy: ExitPolic
     hidden = embed(model, *(inputs.get(name) for name in names))
     started = policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
     return Walk(model, rows, hidden, inputs.get("attention_mask"), inputs.get("position_ids"), started)
+
+
+def classify(
+    model: Any, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, policy: ExitPolicy
+) -> tuple[Tensor, Tensor]:
+    """A batch, embedded (B, T, H), and a policy that was started -> logits (B, C) of the exit where each row left, depth (B,)."""
+    if len(hidden) == 1 and (attention_mask is None or bool(attention_mask.all())):
+        return _classify_alone(model, hidden, position_ids, policy)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    walk = Walk(model, rows, hidden, attention_mask, position_ids, policy)
+    logits: Tensor | None = None
+    exit_layer = torch.empty_like(rows)
+    while len(walk):
+        left = walk.advance()
+        if left is None:
+            continue
+        if len(left.rows) == len(rows):
+            return left.logits, torch.full_like(rows, left.depth)
+        if logits is None:
+            logits = left.logits.new_empty(len(rows), left.logits.shape[1])
+        logits[left.rows], exit_layer[left.rows] = left.logits, left.depth
+    if logits is None:  # there were no rows
+        logits = hidden.new_empty(0, model.num_labels)
+    return logits, exit_layer
+
+
+def _classify_alone(model: Any, hidden: Tensor, position_ids: Tensor | None, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+    """`classify` for one row without padding, embedded (1, t, H) -> (1, C) and (1,).
+
+    What `Walk` does to several rows; its bookkeeping would take a single text as long as the exits themselves.
+    """
+    adapter, backbone, exits, exit_layers = model._adapter, model.backbone, model.exits, model.exit_layers
+    run = adapter.prepare(backbone, hidden, None, position_ids)
+    weights = mean_weights(hidden, None) if model.pools_mean else None
+    layers, last, depth = iter(adapter.layers(backbone)), len(exit_layers) - 1, 0
+    for index, exit_layer in enumerate(exit_layers):
+        for layer in islice(layers, exit_layer - depth):
+            hidden = run(layer, hidden)  # (1, t, H)
+        depth = exit_layer
+        if index < last and not policy.asks(index):
+            continue
+        logits = exits[str(depth)](adapter.finish(backbone, hidden), weights)  # (1, C)
+        if index == last or policy.leaves_alone(index, logits):
+            break
+    return logits, torch.full((1,), depth, device=hidden.device)
 
 
 def merge(walks: Sequence[Walk]) -> Walk:

@@ -336,20 +336,6 @@ def test_nan_at_every_exit_runs_every_layer(policy):
 # ---- what is returned
 
 
-@pytest.mark.parametrize("policy", [None, POLICIES[0]], ids=["full", "policy"])
-@torch.no_grad()
-def test_output_types(policy):
-    model, (ids, mask) = build(), padded_batch()
-    output = model(ids, mask, exit_policy=policy)
-    assert (output.logits.shape, output.logits.dtype) == ((ROWS, CLASSES), torch.float32)
-    assert (output.exit_layer.shape, output.exit_layer.dtype) == ((ROWS,), torch.int64)
-    assert (output.exit_logits is None) == (policy is not None)
-    assert output.loss is None and output.hidden_states is None and output.attentions is None
-    in_order = model(ids, mask, exit_policy=policy, return_dict=False)
-    assert len(in_order) == len(output.to_tuple()) == (3 if policy is None else 2)
-    assert all(torch.equal(one, other) for one, other in zip(in_order, output.to_tuple(), strict=True))
-
-
 @pytest.mark.parametrize(
     ("num_labels", "problem_type", "policy", "task"),
     [
