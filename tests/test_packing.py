@@ -1,7 +1,9 @@
 """Packed linear layers give what nn.Linear gives, follow their weights, and stay out of everything but inference on a CPU."""
 
 import copy
+import math
 import pickle
+import runpy
 
 import pytest
 import torch
@@ -28,9 +30,26 @@ def uses_copy(layer: PackedLinear) -> bool:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 48), (7, 48), (3, 5, 48), (48,), (5, 13, 48), (513, 48), (8, 72, 48)])
 @torch.no_grad()
-def test_gives_what_linear_gives(shape, bias):
+def test_gives_what_linear_gives(shape, bias, monkeypatch):
+    monkeypatch.setattr(packing, "PAYS_UP_TO", 1000)
     layer, x = packed(bias), torch.randn(*shape)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+    assert uses_copy(layer)
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512", "DEFAULT"])
+def test_many_rows_are_packed_unless_there_is_only_avx2(capability, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    most = runpy.run_path(packing.__file__)["PAYS_UP_TO"]
+    assert most == (512 if capability == "AVX2" else math.inf)
+
+
+@torch.no_grad()
+def test_beyond_the_rows_that_packing_pays_for_it_is_a_linear(monkeypatch):
+    monkeypatch.setattr(packing, "PAYS_UP_TO", 6)
+    layer, x = packed(), torch.randn(7, 48)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)) and not uses_copy(layer)
+    layer(x[:6])
     assert uses_copy(layer)
 
 
