@@ -183,7 +183,10 @@ class ThresholdPolicy(ExitPolicy):
 
 
 class ScorePolicy(ThresholdPolicy):
-    """Leaves when every decision's score passes the threshold of the exit; remembers nothing."""
+    """Leaves when every decision's score passes the threshold of the exit; remembers nothing.
+
+    `leaves` and `is_sure` say the same, for rows and for one decision of a row that is alone.
+    """
 
     @abstractmethod
     def is_sure(self, log_p: list[float], threshold: float) -> bool:
