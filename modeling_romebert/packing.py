@@ -21,9 +21,9 @@ PAYS_UP_TO: float = 512 if torch.backends.cpu.get_cpu_capability() == "AVX2" els
 class PackedLinear(nn.Linear):
     """An `nn.Linear` with a second copy of its weight, in oneDNN's order. (..., I) -> (..., O)
 
-    The copy is used where no gradient is wanted, on a CPU, in fp32 and in the half precisions that the processor has; anywhere
-    else this is the `nn.Linear` that it was made from. It follows changes of the weight, takes its memory once more, and is not in
-    the state dict. Results differ from those of `nn.Linear` by rounding.
+    The copy is used where no gradient is wanted, on a CPU, in fp32 and in the half precisions that the processor has, for up to
+    `PAYS_UP_TO` rows; anywhere else this is the `nn.Linear` that it was made from. It follows changes of the weight, takes its
+    memory once more, and is not in the state dict. Results differ from those of `nn.Linear` by rounding.
     """
 
     def __init__(self, linear: nn.Linear):
