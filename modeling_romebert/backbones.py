@@ -26,6 +26,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 
+from .attention import BlockDiagonalMask
+
 # A layer, and hidden states (B, T, H) of the rows that it was made for -> hidden states (B, T, H).
 RunLayer = Callable[[nn.Module, Tensor], Tensor]
 
@@ -36,8 +38,10 @@ def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask
     """Hidden states (B, T, H) and mask (B, T) -> the mask as the attention backend wants it; padded: see `Adapter.prepare`.
 
     For torch's own attention what the library would make is made directly: (B, 1, T, T), or none where nothing is padded. After
-    rows have left it is made anew, and the library's way takes as long as an exit.
+    rows have left it is made anew, and the library's way takes as long as an exit. Texts that lie end to end bring their mask.
     """
+    if isinstance(attention_mask, BlockDiagonalMask):
+        return attention_mask
     if backbone.config._attn_implementation == "sdpa":
         if attention_mask is None:
             return None
@@ -59,6 +63,7 @@ class Adapter:
     inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")  # that `embeddings` takes
     layer_list = "encoder.layer"
     others: tuple[str, ...] = ()  # what else the adapter reaches for in the backbone
+    unpads = True  # layers are given a mask and nothing else, so that texts can lie end to end (layouts.py)
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         """Longest sequence that there are positions for, special tokens included; `None` where any length runs."""
@@ -128,6 +133,7 @@ class MPNetAdapter(Adapter):
 
     inputs = ("input_ids", "position_ids", "inputs_embeds")
     others = ("encoder.compute_position_bias",)
+    unpads = False
 
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - 2  # its embeddings pad with position 1, whatever the config says
@@ -149,6 +155,7 @@ class DebertaV2Adapter(Adapter):
     """DeBERTa v2 and v3: relative attention; padding is blanked in the embeddings; a convolution may go beside the first layer."""
 
     others = ("encoder.get_attention_mask", "encoder.get_rel_pos", "encoder.get_rel_embedding", "encoder.conv")
+    unpads = False
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         return config.max_position_embeddings if config.position_biased_input else None
@@ -211,6 +218,7 @@ class ModernBertAdapter(Adapter):
     inputs = ("input_ids", "inputs_embeds")
     layer_list = "layers"
     others = ("layers.0.attention_type", "rotary_emb", "final_norm")
+    unpads = False
 
     def max_tokens(self, config: PreTrainedConfig) -> None:
         return None

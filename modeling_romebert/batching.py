@@ -111,6 +111,23 @@ def cut(lengths: Iterable[int], batch_tokens: int) -> list[int]:
     return counts[::-1]
 
 
+def fill(lengths: Iterable[int], batch_tokens: int) -> list[int]:
+    """Lengths of rows in their order -> how many of them go in each batch, where nothing is padded: as many as it holds, but one.
+
+    Example:
+        >>> fill([40, 40, 38, 38, 6, 6, 5, 5], batch_tokens=160)
+        [4, 4]
+    """
+    counts, tokens = [0], 0  # the last batch is being filled
+    for length in lengths:
+        if counts[-1] and tokens + length > batch_tokens:
+            counts.append(0)
+            tokens = 0
+        counts[-1] += 1
+        tokens += length
+    return counts
+
+
 def _groups(lengths: Iterable[int], batch_tokens: int) -> list[tuple[int, int]]:
     """Lengths of rows -> rows and longest row of each group of up to `GROUP` rows; two groups at least fit in a batch."""
     groups: list[tuple[int, int]] = []

@@ -42,7 +42,10 @@ class Pooler(nn.Module):
 
 
 class ExitHead(nn.Module):
-    """Pooling, dropout and a linear classifier. (B, T, H), and for a mean the weights (B, 1, T) -> (B, C)"""
+    """Pooling, dropout and a linear classifier. (B, T, H), and for a mean the weights (B, 1, T) -> (B, C)
+
+    Without weights a mean is taken as done: of (B, 1, H).
+    """
 
     def __init__(self, config: RomeBertConfig):
         super().__init__()
@@ -55,6 +58,5 @@ class ExitHead(nn.Module):
         if self.pooler is not None:
             pooled = self.pooler(hidden_states)  # (B, H)
         else:
-            assert weights is not None
-            pooled = _weighted_mean(weights, hidden_states)  # (B, H)
+            pooled = hidden_states.squeeze(1) if weights is None else _weighted_mean(weights, hidden_states)  # (B, H)
         return self.classifier(self.dropout(pooled) if self.training else pooled)

@@ -10,6 +10,7 @@ from typing import Any
 
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
+    "attention.py",
     "backbones.py",
     "batching.py",
     "confidence.py",
@@ -17,6 +18,7 @@ CLOSURE = (
     "exits.py",
     "host_memory.py",
     "hub.py",
+    "layouts.py",
     "loading.py",
     "losses.py",
     "model_card.py",

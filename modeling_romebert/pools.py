@@ -8,7 +8,8 @@ those of the walk.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from .batching import cut
+from .batching import cut, fill
+from .layouts import Padded, Unpadded
 from .walk import Left, Walk, merge
 
 # Full batches that a pool holds before it goes on: what bounds the wait of a row, and the memory.
@@ -19,7 +20,8 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_b
     """Take walks to their end, with survivors of the same depth in common batches.
 
     Each walk takes its first step, and what is left of it waits in a pool. When the pool holds `pool_batches` full batches, and at
-    the end, its rows go on depth by depth, before each in the batches that take the least time (`batching.cut`).
+    the end, its rows go on depth by depth, before each in the batches that take the least time (`batching.cut`, and without
+    padding `batching.fill`).
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers. Little is
@@ -32,14 +34,30 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_b
     """
     pool: deque[Walk] = deque()
     tokens = 0  # in the pool
-    for begin in walks:
-        walk = begin()
+    for walk in _begun(walks, batch_tokens):
         yield from _advance([walk], pool)
-        tokens += walk.cells if len(walk) else 0
+        tokens += walk.batch.cells if len(walk) else 0
         if tokens >= pool_batches * batch_tokens:
             yield from _to_the_end(pool, batch_tokens)
             tokens = 0
     yield from _to_the_end(pool, batch_tokens)
+
+
+def _begun(walks: Iterable[Callable[[], Walk]], batch_tokens: int) -> Iterator[Walk]:
+    """Begin walks; those that follow each other without padding are joined until they fill a batch."""
+    waiting: list[Walk] = []
+    for begin in walks:
+        walk = begin()
+        unpadded = isinstance(walk.batch, Unpadded)
+        if waiting and not (unpadded and sum(other.batch.cells for other in [*waiting, walk]) <= batch_tokens):
+            yield merge(waiting)
+            waiting = []
+        if unpadded:
+            waiting.append(walk)
+        else:
+            yield walk
+    if waiting:
+        yield merge(waiting)
 
 
 def _to_the_end(pool: deque[Walk], batch_tokens: int) -> Iterator[Left]:
@@ -62,7 +80,9 @@ def _advance(walks: Iterable[Walk], pool: deque[Walk]) -> Iterator[Left]:
 
 def _batches(pool: deque[Walk], batch_tokens: int) -> Iterator[Walk]:
     """Walks at the same depth -> the same rows in their order in other batches; empties the pool as it goes."""
-    counts = cut([length for walk in pool for length in walk.full_sizes()[0].tolist()], batch_tokens)
+    lengths = [length for walk in pool for length in walk.batch.lengths]
+    padded = any(isinstance(walk.batch, Padded) for walk in pool)
+    counts = cut(lengths, batch_tokens) if padded else fill(lengths, batch_tokens)
     start = 0  # the next row of the first walk
     for count in counts:
         parts: list[Walk] = []

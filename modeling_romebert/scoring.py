@@ -280,7 +280,8 @@ class _Scorer:
 
     def _run(self, window: Window) -> Iterator[Found]:
         """What the model says of the rows of a window, some rows at a time, up to the first error unless errors are skipped."""
-        if self.policy is not None and self.pool_tokens is not None and (self.skip or not window.errors):
+        several = window.size > 1  # one text alone has a shorter path, in the model
+        if several and self.policy is not None and self.pool_tokens is not None and (self.skip or not window.errors):
             try:
                 yield from self._in_pools(window, self.policy, self.pool_tokens)
                 return

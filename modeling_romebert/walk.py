@@ -12,11 +12,11 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import RunLayer, attended_lengths, embed
+from .backbones import RunLayer, embed
 from .exits import mean_weights
+from .layouts import ForExit, Layout, Padded, join, without_padding
 from .policies import ExitPolicy
 
 
@@ -30,73 +30,25 @@ class Left:
 
 
 class Walk:
-    """b rows that have run the same layers, of t tokens, padding included.
+    """b rows that have run the same layers.
 
     Args:
         model: a `RomeBertForSequenceClassification`.
         rows (b,): numbers by which the caller knows the rows; on the device of the model.
-        hidden (b, t, H): embedded, or after `depth` layers.
-        attention_mask (b, t): or `None`, where nothing is padded.
-        position_ids (b, t) or (1, t): or `None`, where they are as usual.
+        batch: their tokens, embedded, or after `depth` layers; see layouts.py.
         policy: started, and with the memory of these rows.
         depth: layers run.
-        sizes (2, b): on the host: tokens up to the last attended one, and attended tokens, where that is known already.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        rows: Tensor,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        policy: ExitPolicy,
-        depth: int = 0,
-        sizes: Tensor | None = None,
-    ):
-        self.model, self.rows, self.hidden, self.policy, self.depth = model, rows, hidden, policy, depth
-        # Looked up once: for a single text, lookups take as long as an exit.
-        self._adapter, self._backbone, self._layers, self._exits = model._adapter, model.backbone, model.layers, model.exits
-        self._exit_layers, self._mean = model.exit_layers, model.pools_mean
-        self.sizes: Tensor | None = None  # only where something is padded
-        if sizes is None and attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
-            attention_mask = None  # nothing is padded; to look is cheap here
-        self.attention_mask = attention_mask
-        if attention_mask is not None and len(rows):
-            if sizes is None:  # waits for the device, once per batch
-                sizes = torch.stack([attended_lengths(attention_mask), (attention_mask != 0).sum(dim=1)]).cpu()
-            self._note_sizes(sizes)
-        self.position_ids = None if position_ids is None else position_ids.expand(len(rows), -1)
-        self._run: RunLayer | None = None  # made for the present rows when they go on
+    def __init__(self, model: Any, rows: Tensor, batch: Layout, policy: ExitPolicy, depth: int = 0):
+        self.model, self.rows, self.batch, self.policy, self.depth = model, rows, batch, policy, depth
+        # Looked up once: what is read after a layer comes from cold caches.
+        self._adapter, self._backbone, self._layers = model._adapter, model.backbone, model.layers
+        self._exits, self._exit_layers = model.exits, model.exit_layers
+        self._ways: tuple[RunLayer, ForExit] | None = None  # made for the present rows when they go on
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def cells(self) -> int:
-        """Tokens that a layer runs on, padding included."""
-        return self.hidden.shape[0] * self.hidden.shape[1]
-
-    def full_mask(self) -> Tensor:
-        """(b, t): also where nothing is padded."""
-        if self.attention_mask is None:
-            return self.hidden.new_ones(self.hidden.shape[:2], dtype=torch.long)
-        return self.attention_mask
-
-    def full_sizes(self) -> Tensor:
-        """(2, b): also where nothing is padded."""
-        rows, tokens = self.hidden.shape[:2]
-        return torch.full((2, rows), tokens) if self.sizes is None else self.sizes
-
-    def _note_sizes(self, sizes: Tensor) -> None:
-        """Sizes (2, b) of the present rows; a mask that masks nothing is dropped."""
-        padded = int(sizes[1].min()) < self.hidden.shape[1]
-        self.attention_mask, self.sizes = (self.attention_mask, sizes) if padded else (None, None)
-
-    def _prepare(self) -> RunLayer:
-        """How to run a layer on the present rows, and what their exits pool with."""
-        self._weights = mean_weights(self.hidden, self.attention_mask) if self._mean else None
-        return self._adapter.prepare(self._backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
 
     def advance(self) -> Left | None:
         """Run layers up to the next exit that is asked, and let rows leave there, if any do. At the last exit all leave.
@@ -106,12 +58,13 @@ class Walk:
         exit_layers = self._exit_layers
         last = len(exit_layers) - 1
         index = next(i for i, layer in enumerate(exit_layers) if layer > self.depth and (i == last or self.policy.asks(i)))
-        run = self._run = self._run or self._prepare()
+        batch, hidden = self.batch, self.batch.hidden
+        run, for_exit = self._ways = self._ways or batch.prepare(self.model)
         for number in range(self.depth, exit_layers[index]):
-            self.hidden = run(self._layers[number], self.hidden)  # (b, t, H)
-        self.depth = exit_layers[index]
-        seen = self._adapter.finish(self._backbone, self.hidden)
-        logits = self._exits[str(self.depth)](seen, self._weights)  # (b, C)
+            hidden = run(self._layers[number], hidden)  # as the batch lies
+        batch.hidden, self.depth = hidden, exit_layers[index]
+        seen = self._adapter.finish(self._backbone, hidden)
+        logits = self._exits[str(self.depth)](*for_exit(seen))  # (b, C)
         rows = self.rows
         if index == last:
             self.rows = rows[:0]
@@ -143,25 +96,19 @@ class Walk:
         self._narrow(kept, stay)
 
     def _narrow(self, kept: Tensor | slice, stay: Tensor | slice) -> None:
-        """Leave out all rows but some, as told on the device and on the host; cut to the longest of them."""
-        self.rows = self.rows[kept]
-        sizes = None if self.sizes is None else self.sizes[:, stay]
-        longest = self.hidden.shape[1] if sizes is None else int(sizes[0].max())
-        self.hidden = self.hidden[kept, :longest]
-        if self.attention_mask is not None and sizes is not None:
-            self.attention_mask = self.attention_mask[kept, :longest]
-            self._note_sizes(sizes)
-        if self.position_ids is not None:
-            self.position_ids = self.position_ids[kept, :longest]
-        self._run = None
+        """Leave out all rows but some, as told on the device and on the host."""
+        self.rows, self.batch, self._ways = self.rows[kept], self.batch.select(kept, stay), None
 
 
 def begin(model: Any, rows: Tensor, inputs: dict[str, Tensor], policy: ExitPolicy) -> Walk:
-    """What a tokenizer gives, each (b, t), and the numbers of the rows (b,) -> their walk, before the first layer."""
+    """What a tokenizer gives, each (b, t), and the numbers of the rows (b,) -> their walk, before the first layer.
+
+    Without padding where that can be done: for several batches, whose rows will be joined.
+    """
     names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
     hidden = embed(model, *(inputs.get(name) for name in names))
-    started = policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
-    return Walk(model, rows, hidden, inputs.get("attention_mask"), inputs.get("position_ids"), started)
+    batch = without_padding(model, Padded(hidden, inputs.get("attention_mask"), inputs.get("position_ids")))
+    return Walk(model, rows, batch, policy.start(len(model.exit_layers), model.problem_type, model.exit_layers))
 
 
 def classify(
@@ -171,7 +118,7 @@ def classify(
     if len(hidden) == 1 and (attention_mask is None or bool(attention_mask.all())):
         return _classify_alone(model, hidden, position_ids, policy)
     rows = torch.arange(len(hidden), device=hidden.device)
-    walk = Walk(model, rows, hidden, attention_mask, position_ids, policy)
+    walk = Walk(model, rows, Padded(hidden, attention_mask, position_ids), policy)
     logits: Tensor | None = None
     exit_layer = torch.empty_like(rows)
     while len(walk):
@@ -210,28 +157,9 @@ def _classify_alone(model: Any, hidden: Tensor, position_ids: Tensor | None, pol
 
 
 def merge(walks: Sequence[Walk]) -> Walk:
-    """Walks at the same depth -> one with the rows of all, padded to the longest."""
+    """Walks at the same depth -> one with the rows of all."""
     if len(walks) == 1:
         return walks[0]
-    first, longest = walks[0], max(walk.hidden.shape[1] for walk in walks)
-    mask = sizes = None
-    if any(walk.sizes is not None or walk.hidden.shape[1] < longest for walk in walks):
-        mask = torch.cat([_padded(walk.full_mask(), longest) for walk in walks])
-        sizes = torch.cat([walk.full_sizes() for walk in walks], dim=1)
-    positions = [_padded(walk.position_ids, longest) for walk in walks if walk.position_ids is not None]
-    return Walk(
-        first.model,
-        torch.cat([walk.rows for walk in walks]),
-        torch.cat([_padded(walk.hidden, longest) for walk in walks]),
-        mask,
-        torch.cat(positions) if positions else None,
-        first.policy.merge([walk.policy for walk in walks]),
-        first.depth,
-        sizes,
-    )
-
-
-def _padded(tensor: Tensor, longest: int) -> Tensor:
-    """(b, t) or (b, t, H) -> the same with `longest` tokens."""
-    missing = longest - tensor.shape[1]
-    return F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing)) if missing else tensor
+    first, rows = walks[0], torch.cat([walk.rows for walk in walks])
+    policy = first.policy.merge([walk.policy for walk in walks])
+    return Walk(first.model, rows, join([walk.batch for walk in walks]), policy, first.depth)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, families, with_attentions
 from test_early_exit import LayerLog, assert_same, one_by_one
+from test_pools import run_in_pools
 from tiny import LAYERS, ROWS, TOKENS, build, padded_batch
 from torch import Tensor
 from transformers import AutoModel
@@ -151,6 +152,19 @@ def test_batch_equals_rows_one_by_one(family, attention, pooling):
     assert_same(batch, *one_by_one(model, ids, mask, policy))
     full = model(ids, mask).exit_logits[torch.arange(ROWS), batch.exit_layer - 1]
     torch.testing.assert_close(batch.logits, full, rtol=0, atol=1e-5)
+
+
+@poolings
+@with_attentions
+@torch.no_grad()
+def test_pools_give_what_a_batch_gives_without_padding_where_the_family_allows(family, attention, pooling):
+    model, (ids, mask) = build(backbone=family.backbone(attention), exit_pooling=pooling), padded_batch()
+    policy = halving_policy(model, ids, mask)
+    expected, log = model(ids, mask, exit_policy=policy), LayerLog(model)
+    logits, exit_layer = run_in_pools(model, ids, mask, policy, size=8, batch_tokens=200)
+    assert_same(expected, logits, exit_layer)
+    end_to_end = attention == "sdpa" and family.stem not in ("MPNet", "DebertaV2", "ModernBert")
+    assert all((rows == 1) == end_to_end for rows, _ in log.seen[:4])
 
 
 @families

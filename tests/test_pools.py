@@ -1,10 +1,15 @@
-"""Steps of the walk: merging changes nothing, pools fill batches and hold few rows, one wait for the device per exit."""
+"""Steps of the walk: merging changes nothing, pools fill batches and hold few rows, one wait for the device per exit.
+
+Rows lie end to end where they can, and padded where they cannot; what is said of both is tested with both.
+"""
 
 import pytest
 import torch
 from tiny import CLASSES, LAYERS, PAD, build, padded_batch
 from transformers import RobertaConfig
 
+from modeling_romebert.backbones import Adapter
+from modeling_romebert.layouts import Padded, Unpadded
 from modeling_romebert.policies import as_policy
 from modeling_romebert.pools import walk_in_pools
 from modeling_romebert.walk import begin, merge
@@ -16,6 +21,18 @@ POLICIES = [
     {"name": "vote", "threshold": 1.1},
 ]
 NEVER, ALWAYS = {"name": "entropy", "threshold": 0.0}, {"name": "entropy", "threshold": 1.0}
+
+
+@pytest.fixture(params=[Unpadded, Padded])
+def layout(request, monkeypatch):
+    """How rows lie in the test: families that can do without padding do, or none does."""
+    monkeypatch.setattr(Adapter, "unpads", request.param is Unpadded)
+    return request.param
+
+
+@pytest.fixture
+def padded(monkeypatch):
+    monkeypatch.setattr(Adapter, "unpads", False)
 
 
 def parts(ids, mask, size):
@@ -38,12 +55,12 @@ def run_in_pools(model, ids, mask, policy, size=5, **settings):
 
 
 class Calls:
-    """Rows of each call of each layer of a model, by depth from 1."""
+    """Tokens of each call of each layer of a model, padding included, by depth from 1."""
 
     def __init__(self, model):
-        self.rows = {depth: [] for depth in range(1, LAYERS + 1)}
+        self.tokens = {depth: [] for depth in range(1, LAYERS + 1)}
         for depth, layer in enumerate(model.layers, start=1):
-            layer.register_forward_pre_hook(lambda _, inputs, depth=depth: self.rows[depth].append(inputs[0].shape[0]))
+            layer.register_forward_pre_hook(lambda _, inputs, depth=depth: self.tokens[depth].append(inputs[0].shape[:2].numel()))
 
 
 # ---- pools give what the walk gives
@@ -53,7 +70,7 @@ class Calls:
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
 @pytest.mark.parametrize(("batch_tokens", "pool_batches"), [(1, 8), (200, 1), (200, 8), (10**6, 1)])
 @torch.no_grad()
-def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, pool_batches):
+def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, pool_batches, layout):
     model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
     logits, exit_layer = run_in_pools(model, ids, mask, policy, batch_tokens=batch_tokens, pool_batches=pool_batches)
     expected = model(ids, mask, exit_policy=policy)
@@ -62,8 +79,9 @@ def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, pool_bat
 
 
 @torch.no_grad()
-def test_left_padding_in_pools():
+def test_left_padding_in_pools(layout):
     model, (ids, mask) = build(RobertaConfig, exit_pooling="mean"), padded_batch()
+    ids[16:24], mask[16:24] = ids[0], 1  # a batch without padding, which is joined with the others all the same
     lengths = mask.sum(dim=1)
     left = torch.stack([row.roll(len(row) - int(length)) for row, length in zip(ids, lengths, strict=True)])
     expected = model(ids, mask, exit_policy=POLICIES[0])
@@ -81,26 +99,34 @@ def test_left_padding_in_pools():
         torch.testing.assert_close(one.logits, expected.logits[one.rows], rtol=0, atol=1e-5)
 
 
+def states(batch):
+    """Hidden states (t, H) of each row, without padding."""
+    if isinstance(batch, Unpadded):
+        return batch.hidden[0, : sum(batch.lengths)].split(batch.lengths)
+    return [row[:length] for row, length in zip(batch.hidden, batch.lengths, strict=True)]
+
+
 @torch.no_grad()
-def test_merge_pads_and_keeps_every_row_s_memory():
+def test_merge_keeps_every_row_s_states_and_memory(layout):
     model, policy = build(exit_pooling="mean"), as_policy({"name": "patience", "patience": 3})
     ids, mask = padded_batch()
     walks = [begin(model, rows, inputs, policy) for rows, inputs in parts(ids, mask, 16)]
     for walk in walks:
         walk.advance()
     merged = merge(walks)
-    assert merged.rows.tolist() == list(range(64)) and merged.depth == 1
-    assert torch.equal(merged.attention_mask.sum(dim=1), mask.sum(dim=1))
+    assert type(merged.batch) is layout and merged.rows.tolist() == list(range(64)) and merged.depth == 1
+    assert merged.batch.lengths == mask.sum(dim=1).tolist()
     expected = begin(model, torch.arange(64), {"input_ids": ids, "attention_mask": mask}, policy)
     expected.advance()
     for name in ("prediction", "total"):
         assert torch.equal(getattr(merged.policy._memory, name), getattr(expected.policy._memory, name))
-    torch.testing.assert_close(merged.hidden[mask == 1], expected.hidden[mask == 1], rtol=0, atol=1e-5)
+    for found, of_row in zip(states(merged.batch), states(expected.batch), strict=True):
+        torch.testing.assert_close(found, of_row, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 7, 15])
 @torch.no_grad()
-def test_parts_are_walks_that_go_on_alone(count):
+def test_parts_are_walks_that_go_on_alone(count, layout):
     model, policy = build(exit_pooling="mean"), as_policy({"name": "patience", "patience": 2})
     ids, mask = (part[:16] for part in padded_batch())
     walk = begin(model, torch.arange(16), {"input_ids": ids, "attention_mask": mask}, policy)
@@ -109,7 +135,8 @@ def test_parts_are_walks_that_go_on_alone(count):
     first, others = walk.part(0, count), walk.part(count, 16)
     assert first.rows.tolist() == list(range(count)) and others.rows.tolist() == list(range(count, 16))
     for part in (first, others):
-        assert part.hidden.shape[1] == int(mask[part.rows].sum(dim=1).max())  # cut to its longest row
+        lengths = mask[part.rows].sum(dim=1)
+        assert part.batch.cells == (lengths.sum() if layout is Unpadded else lengths.max() * len(lengths))  # as few as can be
     expected = model(ids, mask, exit_policy=policy)
     found = torch.zeros(16, dtype=torch.long)
     for part in (others, first):
@@ -121,10 +148,10 @@ def test_parts_are_walks_that_go_on_alone(count):
 
 
 @torch.no_grad()
-def test_walks_without_padding_merge_without_a_mask():
+def test_walks_without_padding_merge_without_a_mask(padded):
     model, ids = build(), torch.randint(5, 100, (6, 9))
     walks = [begin(model, torch.arange(2), {"input_ids": part}, as_policy(NEVER)) for part in ids.split(2)]
-    assert merge(walks).attention_mask is None
+    assert merge(walks).batch.attention_mask is None
     assert merge(walks[:1]) is walks[0]
 
 
@@ -141,12 +168,13 @@ def test_no_rows():
 
 
 @torch.no_grad()
-def test_survivors_run_in_full_batches():
+def test_survivors_run_in_full_batches(layout):
     model = build()
     ids, mask = torch.randint(5, 100, (40, 10)), torch.ones(40, 10, dtype=torch.long)
     calls = Calls(model)
     run_in_pools(model, ids, mask, NEVER, size=2, batch_tokens=160)
-    assert calls.rows == {1: [2] * 20, 2: [16, 16, 8], 3: [16, 16, 8], 4: [16, 16, 8]}
+    first, others = [20] * 20 if layout is Padded else [160, 160, 80], [160, 160, 80]
+    assert calls.tokens == {1: first, 2: others, 3: others, 4: others}
 
 
 @torch.no_grad()
@@ -163,12 +191,12 @@ def test_all_leaving_at_once_pools_nothing():
     model, (ids, mask) = build(), padded_batch()
     calls = Calls(model)
     run_in_pools(model, ids, mask, ALWAYS, size=8, batch_tokens=100)
-    assert calls.rows == {1: [8] * 8, 2: [], 3: [], 4: []}
+    assert sum(calls.tokens[1]) >= mask.sum() and calls.tokens[2] == calls.tokens[3] == calls.tokens[4] == []
 
 
 @pytest.mark.parametrize("pool_batches", [1, 3])
 @torch.no_grad()
-def test_no_row_waits_longer_than_the_bound(pool_batches):
+def test_no_row_waits_longer_than_the_bound(pool_batches, layout):
     model, ids, started, begun, waits = build(), torch.randint(5, 100, (64, 10)), 0, {}, []
 
     def beginning(rows):
@@ -183,11 +211,12 @@ def test_no_row_waits_longer_than_the_bound(pool_batches):
     for left in walk_in_pools(map(beginning, torch.arange(64).split(2)), batch_tokens=80, pool_batches=pool_batches):
         waits += [started - begun[row] for row in left.rows.tolist()]
     assert started == 32 and len(waits) == 64
-    assert max(waits) == 4 * pool_batches - 1  # four parts of two rows of ten tokens fill a batch
+    # Four parts of two rows of ten tokens fill a batch; of those that are joined before they go on, the next has begun by then.
+    assert max(waits) == 4 * pool_batches - (layout is Padded)
 
 
 @torch.no_grad()
-def test_batches_are_embedded_when_their_turn_comes():
+def test_batches_are_embedded_when_their_turn_comes(padded):
     model, (ids, mask) = build(), padded_batch()
     begun = []
     begins = (lambda p=p: begun.append(1) or begin(model, *p, as_policy(ALWAYS)) for p in parts(ids, mask, 8))
@@ -220,13 +249,14 @@ class OnDevice(torch.Tensor):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("asked", [None, [2, 4], [3]], ids=str)
 @torch.no_grad()
-def test_one_wait_per_exit_that_is_asked(asked, attention):
+def test_one_wait_per_exit_that_is_asked(asked, attention, padded):
     model, (ids, mask) = build(exit_pooling="mean", attention=attention), padded_batch()
     policy = {"name": "patient_confidence", "patience": 1, "threshold": 0.55}
     policy = as_policy(policy if asked is None else {**policy, "ask_exits": asked})
     walk = begin(model, torch.arange(len(ids)), {"input_ids": ids, "attention_mask": mask}, policy)
-    for name in ("rows", "hidden", "attention_mask"):
-        setattr(walk, name, getattr(walk, name).as_subclass(OnDevice))
+    walk.rows = walk.rows.as_subclass(OnDevice)
+    for name in ("hidden", "attention_mask"):
+        setattr(walk.batch, name, getattr(walk.batch, name).as_subclass(OnDevice))
     OnDevice.waits = 0
     sizes = []
     while len(walk):
@@ -238,17 +268,17 @@ def test_one_wait_per_exit_that_is_asked(asked, attention):
 
 
 @torch.no_grad()
-def test_a_mask_that_masks_nothing_is_dropped():
+def test_a_mask_that_masks_nothing_is_dropped(padded):
     model, ids = build(), torch.randint(5, 100, (3, 9))
     walk = begin(model, torch.arange(3), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, as_policy(NEVER))
-    assert walk.attention_mask is None
+    assert walk.batch.attention_mask is None
 
 
 # ---- padding
 
 
 @torch.no_grad()
-def test_rows_of_quite_another_length_are_not_joined():
+def test_rows_of_quite_another_length_are_not_joined(padded):
     model = build()
     lengths = [20, 19, 8]  # of 12 rows each
     calls = []
@@ -264,7 +294,7 @@ def test_rows_of_quite_another_length_are_not_joined():
 
 
 @torch.no_grad()
-def test_position_ids_go_with_their_rows():
+def test_position_ids_go_with_their_rows(layout):
     model, (ids, mask) = build(), padded_batch(12, 20)
     positions = torch.arange(20).flip(0).expand(12, -1)
     inputs = [

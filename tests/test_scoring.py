@@ -110,7 +110,7 @@ def test_a_tokenizer_without_a_padding_token_pads_nothing():
 def test_shapes_with_padding_to_max_length():
     model, shapes = copy.deepcopy(MODEL), set()
     model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.add(inputs[0].shape[1]))
-    scored(TEXTS, model, padding="max_length", max_length=40, batch_tokens=400)
+    scored(TEXTS, model, padding="max_length", max_length=40, batch_tokens=400, exit_policy=False)
     assert shapes == {40}
 
 

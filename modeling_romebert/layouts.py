@@ -1,0 +1,192 @@
+"""How the tokens of several rows lie in one tensor: padded to the longest row, or end to end without padding.
+
+Both can do what a walk (walk.py) asks of its rows: run a layer, hand each row to an exit, go on with some rows, be joined. Padded
+rows are what every family, attention and device takes. Without padding, layers run on no token that nobody asked for: what is left
+of several batches has texts of many lengths, of which the padding would cost as much as the exits save.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import BlockDiagonalMask
+from .backbones import RunLayer, attended_lengths
+from .exits import mean_weights
+from .packing import PAYS_UP_TO, rounded_up
+
+# Finished states of all tokens -> what an `ExitHead` takes.
+ForExit = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+class Padded:
+    """b rows of t tokens, padding included.
+
+    Args:
+        hidden (b, t, H): embedded, or after some layers.
+        attention_mask (b, t): or `None`, where nothing is padded.
+        position_ids (b, t) or (1, t): or `None`, where they are as usual.
+        sizes (2, b): on the host: tokens up to the last attended one, and attended tokens, where that is known already.
+    """
+
+    def __init__(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, sizes: Tensor | None = None
+    ):
+        self.hidden = hidden
+        self.sizes: Tensor | None = None  # only where something is padded
+        if sizes is None and attention_mask is not None and attention_mask.device.type == "cpu" and bool(attention_mask.all()):
+            attention_mask = None  # nothing is padded; to look is cheap here
+        self.attention_mask = attention_mask
+        if attention_mask is not None and len(hidden):
+            if sizes is None:  # waits for the device, once per batch
+                sizes = torch.stack([attended_lengths(attention_mask), (attention_mask != 0).sum(dim=1)]).cpu()
+            if int(sizes[1].min()) < hidden.shape[1]:
+                self.sizes = sizes
+            else:
+                self.attention_mask = None  # a mask that masks nothing
+        self.position_ids = None if position_ids is None else position_ids.expand(len(hidden), -1)
+
+    def full_mask(self) -> Tensor:
+        """(b, t): also where nothing is padded."""
+        return self.hidden.new_ones(self.hidden.shape[:2], dtype=torch.long) if self.attention_mask is None else self.attention_mask
+
+    def full_sizes(self) -> Tensor:
+        """(2, b): also where nothing is padded."""
+        rows, tokens = self.hidden.shape[:2]
+        return torch.full((2, rows), tokens) if self.sizes is None else self.sizes
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, up to the last attended one."""
+        return self.full_sizes()[0].tolist()
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a layer runs on, padding included."""
+        return self.hidden.shape[0] * self.hidden.shape[1]
+
+    def prepare(self, model: Any) -> tuple[RunLayer, ForExit]:
+        """How to run a layer of the model on these rows, and how an exit sees them."""
+        run = model._adapter.prepare(model.backbone, self.hidden, self.attention_mask, self.position_ids, padded=True)
+        weights = mean_weights(self.hidden, self.attention_mask) if model.pools_mean else None
+        return run, lambda seen: (seen, weights)
+
+    def select(self, kept: Tensor | slice, stay: Tensor | slice) -> "Padded":
+        """Some rows, as told on the device and on the host; cut to the longest of them."""
+        sizes = None if self.sizes is None else self.sizes[:, stay]
+        longest = self.hidden.shape[1] if sizes is None else int(sizes[0].max())
+        mask, positions = (None if x is None else x[kept, :longest] for x in (self.attention_mask, self.position_ids))
+        return Padded(self.hidden[kept, :longest], mask, positions, sizes)
+
+    def padded(self) -> "Padded":
+        return self
+
+
+class Unpadded:
+    """b rows end to end, as flash attention and ModernBERT have them: T tokens in all, and behind them what fills up a group.
+
+    Args:
+        hidden (1, T or a few more, H): embedded, or after some layers.
+        lengths: tokens of each row, T in all.
+    """
+
+    def __init__(self, hidden: Tensor, lengths: list[int]):
+        self.hidden, self.lengths = hidden, lengths
+
+    @property
+    def cells(self) -> int:
+        """Tokens that a layer runs on, what fills up included."""
+        return self.hidden.shape[1]
+
+    def _filler(self) -> int:
+        return self.hidden.shape[1] - sum(self.lengths)
+
+    def prepare(self, model: Any) -> tuple[RunLayer, ForExit]:
+        """How to run a layer of the model on these rows, and how an exit sees them."""
+        filler = self._filler()
+        mask = BlockDiagonalMask.of([*self.lengths, filler] if filler else self.lengths)
+        run = model._adapter.prepare(model.backbone, self.hidden, mask, None, padded=True)
+        starts = torch.tensor([0, *accumulate(self.lengths)])  # (b + 1,)
+        if not model.pools_mean:
+            return run, lambda seen: (seen[0, starts[:-1]].unsqueeze(1), None)  # the first token: (b, 1, H)
+        tokens = torch.arange(sum(self.lengths))
+        return run, lambda seen: (_means(seen[0], tokens, starts).unsqueeze(1), None)  # (b, 1, H)
+
+    def select(self, kept: Tensor | slice, stay: Tensor | slice) -> "Unpadded":
+        """Some rows, as told on the device and on the host, which are the same here."""
+        if isinstance(stay, slice):
+            start, lengths = sum(self.lengths[: stay.start]), self.lengths[stay]
+            return Unpadded(self.hidden[:, start : start + sum(lengths)], lengths)
+        rows, bounds = stay.tolist(), list(pairwise([0, *accumulate(self.lengths)]))
+        pieces = [self.hidden[:, slice(*bounds[row])] for row in rows]
+        return end_to_end(pieces, [self.lengths[row] for row in rows])
+
+    def padded(self) -> Padded:
+        """The same rows, padded to the longest."""
+        texts = self.hidden[0].split([*self.lengths, self._filler()])[:-1]
+        lengths = torch.tensor(self.lengths)
+        mask = (torch.arange(max(self.lengths)) < lengths[:, None]).long()
+        hidden = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
+        return Padded(hidden, mask, sizes=torch.stack([lengths, lengths]))
+
+
+Layout = Padded | Unpadded
+
+
+def _means(hidden: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:
+    """hidden (T or more, H), their numbers (T,), where each row starts and the last one ends (b + 1,) -> mean of each row (b, H)
+
+    One row cannot touch another, which a product with a matrix of weights would allow: 0 times not a number is none.
+    """
+    return F.embedding_bag(tokens, hidden.float(), starts, mode="mean", include_last_offset=True).to(hidden.dtype)
+
+
+def end_to_end(pieces: Sequence[Tensor], lengths: list[int]) -> Unpadded:
+    """Tokens of some rows each, (1, n, H), and the lengths of all rows -> the rows end to end.
+
+    Behind them go a few zeros where packed layers (packing.py) would have to fill up their rows, each for itself.
+    """
+    tokens = sum(lengths)
+    filler = rounded_up(tokens) - tokens if tokens <= PAYS_UP_TO else 0
+    more = [pieces[0].new_zeros(1, filler, pieces[0].shape[2])] if filler else []
+    return Unpadded(torch.cat([*pieces, *more], dim=1), lengths)
+
+
+def without_padding(model: Any, batch: Padded) -> Layout:
+    """The same rows without padding, where that can be done: there must be a way to keep the attention of the texts apart.
+
+    That is so on a CPU, with torch's own attention, for families whose layers are given a mask and nothing else. Every row's
+    padding has to come last.
+    """
+    hidden, sizes, lengths = batch.hidden, batch.sizes, batch.lengths
+    sdpa = model.backbone.config._attn_implementation == "sdpa"
+    padding_last = sizes is None or torch.equal(sizes[0], sizes[1])
+    if not (len(hidden) and hidden.is_cpu and sdpa and model._adapter.unpads and padding_last):
+        return batch
+    return end_to_end([row[None, :length] for row, length in zip(hidden, lengths, strict=True)], lengths)
+
+
+def join(batches: Sequence[Layout]) -> Layout:
+    """Rows of several batches -> all of them in one; padded where some are."""
+    unpadded = [batch for batch in batches if isinstance(batch, Unpadded)]
+    if len(unpadded) == len(batches):
+        pieces = [batch.hidden[:, : sum(batch.lengths)] for batch in unpadded]
+        return end_to_end(pieces, [length for batch in unpadded for length in batch.lengths])
+    parts = [batch.padded() for batch in batches]
+    longest = max(part.hidden.shape[1] for part in parts)
+    mask = sizes = None
+    if any(part.sizes is not None or part.hidden.shape[1] < longest for part in parts):
+        mask = torch.cat([_lengthened(part.full_mask(), longest) for part in parts])
+        sizes = torch.cat([part.full_sizes() for part in parts], dim=1)
+    positions = [_lengthened(part.position_ids, longest) for part in parts if part.position_ids is not None]
+    hidden = torch.cat([_lengthened(part.hidden, longest) for part in parts])
+    return Padded(hidden, mask, torch.cat(positions) if len(positions) == len(parts) else None, sizes)
+
+
+def _lengthened(tensor: Tensor, longest: int) -> Tensor:
+    """(b, t) or (b, t, H) -> the same with `longest` tokens."""
+    missing = longest - tensor.shape[1]
+    return F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing)) if missing else tensor
