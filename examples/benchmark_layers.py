@@ -10,7 +10,8 @@
    (time full / time early) / (1 / cost), the share of the layer saving that becomes time saving; with the calibrated policy and
    with entropy thresholds that bring the cost near each of `--costs`. Cost counts texts; time follows tokens. Where long texts
    leave later than short ones, the cost by tokens is higher, and the share is told for both. Batches of more than one text run as
-   in bulk scoring: what is left of several of them at the same depth is merged.
+   in bulk scoring: small ones, and what is left of several at the same depth, are merged, and nothing is padded where the family
+   allows it. Full depth is the model called batch by batch.
 
 Batches are length-sorted, tokenised beforehand, and the same for all sides. The sides take turns within every round, after every
 hundred texts where nothing is merged; figures are medians over rounds. Thread count, versions and spread are in the JSON.
@@ -155,7 +156,7 @@ def one_by_one(model: Any, **settings: Any) -> Callable[[list[Batch]], Any]:
 
 
 def in_pools(model: Any, policy: dict[str, Any]) -> Callable[[list[Batch]], Any]:
-    """Early exit as bulk scoring runs it: survivors of several batches at the same depth are merged."""
+    """Early exit as bulk scoring runs it: batches, and survivors at the same depth, are merged."""
     exit_policy = make_policy(**policy)
 
     def run(batches: list[Batch]) -> None:

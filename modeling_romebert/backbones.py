@@ -6,7 +6,8 @@ backbone whose modules are wrapped or replaced later (adapters, quantization) is
 How to add a family:
 
 1. Read `forward` of its model in transformers: what is done before the layers, to each layer, and after the last one.
-2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`.
+2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`. Where layers are given more than a
+   mask, or look at positions themselves, `unpads` is False.
 3. Enter its model type in `FAMILIES` of configuration_romebert.py, in the same place.
 4. Enter one row in `FAMILIES` of tests/families.py and run `python -m pytest tests/test_families*.py`. They hold the family
    against the stock model layer by layer, and try loading, training with the projection, early exit in batches and the Hub.

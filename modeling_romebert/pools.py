@@ -19,9 +19,9 @@ POOL_BATCHES = 32
 def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_batches: int = POOL_BATCHES) -> Iterator[Left]:
     """Take walks to their end, with survivors of the same depth in common batches.
 
-    Each walk takes its first step, and what is left of it waits in a pool. When the pool holds `pool_batches` full batches, and at
-    the end, its rows go on depth by depth, before each in the batches that take the least time (`batching.cut`, and without
-    padding `batching.fill`).
+    Each walk takes its first step, joined with the next ones where small batches lie end to end, and what is left of it waits in a
+    pool. When the pool holds `pool_batches` full batches, and at the end, its rows go on depth by depth, before each in the batches
+    that take the least time (`batching.cut`; without padding `batching.fill`).
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers. Little is
