@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 WINDOW_CHARACTERS = 2**20
 # What a batch costs a layer beside its tokens, as a share of the tokens of a full batch: reading the weights, starting the
 # operators. Measured on a CPU.
-BATCH_COST = 0.1
+BATCH_COST = 0.05
 # Vector units take rows in such groups; packed layers (packing.py) would fill up what is over, which is a copy each.
 GROUP = 8
 

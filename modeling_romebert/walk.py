@@ -45,7 +45,7 @@ class Walk:
         # Looked up once: what is read after a layer comes from cold caches.
         self._adapter, self._backbone, self._layers = model._adapter, model.backbone, model.layers
         self._exits, self._exit_layers = model.exits, model.exit_layers
-        self._ways: tuple[RunLayer, ForExit] | None = None  # made for the present rows when they go on
+        self._prepared: tuple[RunLayer, ForExit] | None = None  # made for the present rows when they go on
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,7 +59,7 @@ class Walk:
         last = len(exit_layers) - 1
         index = next(i for i, layer in enumerate(exit_layers) if layer > self.depth and (i == last or self.policy.asks(i)))
         batch, hidden = self.batch, self.batch.hidden
-        run, for_exit = self._ways = self._ways or batch.prepare(self.model)
+        run, for_exit = self._prepared = self._prepared or batch.prepare(self.model)
         for number in range(self.depth, exit_layers[index]):
             hidden = run(self._layers[number], hidden)  # as the batch lies
         batch.hidden, self.depth = hidden, exit_layers[index]
@@ -97,7 +97,7 @@ class Walk:
 
     def _narrow(self, kept: Tensor | slice, stay: Tensor | slice) -> None:
         """Leave out all rows but some, as told on the device and on the host."""
-        self.rows, self.batch, self._ways = self.rows[kept], self.batch.select(kept, stay), None
+        self.rows, self.batch, self._prepared = self.rows[kept], self.batch.select(kept, stay), None
 
 
 def begin(model: Any, rows: Tensor, inputs: dict[str, Tensor], policy: ExitPolicy) -> Walk:

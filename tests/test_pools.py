@@ -290,7 +290,7 @@ def test_rows_of_quite_another_length_are_not_joined(padded):
         for number, length in enumerate(lengths)
     ]
     assert sum(len(left.rows) for left in walk_in_pools(begins, batch_tokens=960)) == 36
-    assert calls == [(24, 20), (12, 8)]  # a batch costs 96 tokens: 12 of padding save one, 144 would save one more
+    assert calls == [(24, 20), (12, 8)]  # a batch costs 48 tokens: 12 of padding save one, 144 would save one more
 
 
 @torch.no_grad()

@@ -220,8 +220,8 @@ def test_plan_by_hand():
     assert plan_batches([5, 5, 5, 5], batch_tokens=10) == [[0, 1], [2, 3]]
     assert plan_batches([50, 60], batch_tokens=10) == [[1], [0]]  # longer than a batch, alone
     assert plan_batches([9, 1, 8, 2, 7], batch_tokens=None, batch_size=2) == [[0, 2], [4, 3], [1]]
-    assert plan_batches([100, 97, 74], batch_tokens=300) == [[0, 1, 2]]  # 26 tokens of padding; a batch more would cost 30
-    assert plan_batches([100, 97, 66], batch_tokens=300) == [[0, 1], [2]]  # 34 would be more
+    assert plan_batches([100, 97, 87], batch_tokens=300) == [[0, 1, 2]]  # 13 tokens of padding; a batch more would cost 15
+    assert plan_batches([100, 97, 83], batch_tokens=300) == [[0, 1], [2]]  # 17 would be more
     assert plan_batches([10, 5, 1], batch_tokens=300) == [[0, 1, 2]]  # too little to mind
     assert plan_batches([10] * 24, batch_tokens=230) == [list(range(16)), list(range(16, 24))]  # 23 fit; whole groups of eight
     assert plan_batches([10] * 20, batch_tokens=None, batch_size=13) == [list(range(13)), list(range(13, 20))]  # as asked for
