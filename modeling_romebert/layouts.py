@@ -1,8 +1,8 @@
 """How the tokens of several rows lie in one tensor: padded to the longest row, or end to end without padding.
 
 Both can do what a walk (walk.py) asks of its rows: run a layer, hand each row to an exit, go on with some rows, be joined. Padded
-rows are what every family, attention and device takes. What is left of several batches has texts of many lengths: end to end, layers
-run on their tokens alone, where padding took five to seven per cent of the time.
+rows are what every family, attention and device takes. What is left of several batches has texts of many lengths: end to end,
+layers run on their tokens alone, where padding took five to seven per cent of the time.
 """
 
 from collections.abc import Callable, Sequence
