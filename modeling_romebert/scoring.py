@@ -72,8 +72,9 @@ def score(
         on_error: `"raise"` names the position of the text; `"skip"` gives for that text a result whose label, score and exit
             layer are `None`, with the reason as `error`, and goes on.
         progress: show a progress bar.
-        depth_pools: cut what is left of several batches at the same depth into batches anew (pools.py). Left out, it is done on a
-            CPU, where it was measured to pay for small batches and to cost large ones nothing; on a GPU nobody has measured it yet.
+        depth_pools: join small batches, and cut what is left of several at the same depth into batches anew (pools.py), without
+            padding where that can be done (layouts.py). Left out, it is done on a CPU, where it was measured to pay; on a GPU nobody
+            has measured it yet.
         **tokenizer_settings: truncation, max_length and what else the tokenizer takes.
 
     Returns:
