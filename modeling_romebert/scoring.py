@@ -73,8 +73,8 @@ def score(
             layer are `None`, with the reason as `error`, and goes on.
         progress: show a progress bar.
         depth_pools: join small batches, and cut what is left of several at the same depth into batches anew (pools.py), without
-            padding where that can be done (layouts.py). Left out, it is done on a CPU, where it was measured to pay; on a GPU nobody
-            has measured it yet.
+            padding where that can be done (layouts.py). Left out, it is done on a CPU, where it was measured to pay; on a GPU
+            nobody has measured it yet.
         **tokenizer_settings: truncation, max_length and what else the tokenizer takes.
 
     Returns:
