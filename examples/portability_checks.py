@@ -119,6 +119,12 @@ def same(found: Any, expected: Any, what: str) -> None:
     assert found == expected, f"{what} differ: {str(found)[:120]} instead of {str(expected)[:120]}"
 
 
+def same_results(found: list[dict[str, Any]], expected: list[dict[str, Any]], what: str = "results") -> None:
+    """Of many texts in one call: the last digit of a product of small matrices depends on where in memory they lie."""
+    same([{**one, "score": 0} for one in found], [{**one, "score": 0} for one in expected], what)
+    close([one["score"] for one in found], [one["score"] for one in expected], what, rtol=0, atol=1e-6)
+
+
 def close(found: Any, expected: Any, what: str, rtol: float, atol: float) -> None:
     import torch
 
@@ -200,8 +206,10 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
 
     def pipe() -> None:
         classify = pipeline(TASK, model=folder, trust_remote_code=True)
-        same(classify(TEXTS), expected["results"], "results")
-        same(classify(TEXTS, exit_policy=usual_policy(classify.model)), expected["results_by_policy"], "results by a policy")
+        same_results(classify(TEXTS), expected["results"])
+        same_results(
+            classify(TEXTS, exit_policy=usual_policy(classify.model)), expected["results_by_policy"], "results by a policy"
+        )
 
     def saved_again() -> None:
         load().save_pretrained(work / "once")
@@ -213,7 +221,7 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
     def pipeline_saved_again() -> None:
         pipeline(TASK, model=folder, trust_remote_code=True).save_pretrained(work / "pipeline")
         same(code_files(work / "pipeline"), given["closure"], "code files")
-        same(pipeline(TASK, model=str(work / "pipeline"), trust_remote_code=True)(TEXTS), expected["results"], "results")
+        same_results(pipeline(TASK, model=str(work / "pipeline"), trust_remote_code=True)(TEXTS), expected["results"])
 
     def bfloat16() -> None:
         model = load(dtype="bfloat16")
@@ -254,7 +262,7 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         first = pipeline(TASK, model=folder, trust_remote_code=True)
         second = pipeline(TASK, model=str(other), trust_remote_code=True)
         same([getattr(each, "of_version", None) for each in (first, second)], [None, "other"], "versions of the pipelines")
-        same(first(TEXTS), expected["results"], "results")
+        same_results(first(TEXTS), expected["results"])
         same_values(load(), tokenizer, expected)
         two.save_pretrained(work / "other_again")
         same(code_files(work / "other_again"), code_files(other), "code files of the other version")
@@ -301,7 +309,7 @@ def from_hub_cache(given: Any) -> dict[str, Callable[[], None]]:
     def pipe() -> None:
         classify = pipeline(TASK, model=REPOSITORY, trust_remote_code=True, **pinned)
         same(getattr(classify, "of_version", None), None, "versions of the pipeline")
-        same(classify(TEXTS), expected["results"], "results")
+        same_results(classify(TEXTS), expected["results"])
 
     def main() -> None:
         is_other(load(), tokenizer, expected)
@@ -343,7 +351,7 @@ def with_package(given: Any) -> dict[str, Callable[[], None]]:
             same_values(model, tokenizer, expected)
             classify = pipeline(TASK, model=folder, **trust)
             is_installed(classify, "EarlyExitPipeline")
-            same(classify(TEXTS), expected["results"], "results")
+            same_results(classify(TEXTS), expected["results"])
 
         return check
 
