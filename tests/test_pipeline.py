@@ -202,7 +202,8 @@ def test_multi_label(function, activation):
     results = classify(TEXTS, top_k=None, batch_size=8, **given)
     for one, score, layer in zip(results, scores, layers, strict=True):
         assert {result["label"]: result["score"] for result in one} == pytest.approx(
-            {NAMES[index]: value for index, value in enumerate(score.tolist())}, abs=3e-5  # rounding, of logits that were spread
+            {NAMES[index]: value for index, value in enumerate(score.tolist())},
+            abs=3e-5,  # rounding, of logits that were spread
         )
         assert {result["exit_layer"] for result in one} == {layer}
 
