@@ -112,7 +112,7 @@ def cut(lengths: Iterable[int], batch_tokens: int) -> list[int]:
 
 
 def fill(lengths: Iterable[int], batch_tokens: int) -> list[int]:
-    """Lengths of rows in their order -> how many of them go in each batch, where nothing is padded: as many as it holds, but one.
+    """Lengths of rows in their order -> how many of them go in each batch, where nothing is padded: those that fit, or one.
 
     Example:
         >>> fill([40, 40, 38, 38, 6, 6, 5, 5], batch_tokens=160)

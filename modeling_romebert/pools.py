@@ -50,8 +50,8 @@ def _begun(walks: Iterable[Callable[[], Walk]], batch_tokens: int) -> Iterator[W
         walk = begin()
         unpadded = isinstance(walk.batch, Unpadded)
         if waiting and not (unpadded and sum(other.batch.cells for other in [*waiting, walk]) <= batch_tokens):
-            yield merge(waiting)
-            waiting = []
+            joined, waiting = merge(waiting), []  # the parts are let go before the step
+            yield joined
         if unpadded:
             waiting.append(walk)
         else:
