@@ -51,8 +51,14 @@ class RomeBertClassifierOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
+    # These two do as the library's own, which list all fields for each that is set and once more in the end: for a single text that
+    # takes as long as an exit.
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.logits is None:  # `loss` may be a dict with all fields
+            super().__post_init__()
+
     def __setattr__(self, name: str, value: Any) -> None:
-        # As the library does, but it lists all fields for each that is set, which takes a single text as long as an exit.
         if value is not None and name in type(self).__dataclass_fields__:
             OrderedDict.__setitem__(self, name, value)
         object.__setattr__(self, name, value)

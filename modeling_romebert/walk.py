@@ -115,7 +115,8 @@ def classify(
     model: Any, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, policy: ExitPolicy
 ) -> tuple[Tensor, Tensor]:
     """A batch, embedded (B, T, H), and a policy that was started -> logits (B, C) of the exit where each row left, depth (B,)."""
-    if len(hidden) == 1 and (attention_mask is None or bool(attention_mask.all())):
+    # Of one row the mask is looked at in plain numbers: two operators would take longer than an exit's.
+    if len(hidden) == 1 and (attention_mask is None or 0 not in attention_mask.tolist()[0]):
         return _classify_alone(model, hidden, position_ids, policy)
     rows = torch.arange(len(hidden), device=hidden.device)
     walk = Walk(model, rows, Padded(hidden, attention_mask, position_ids), policy)
