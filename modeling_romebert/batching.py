@@ -118,9 +118,10 @@ def fill(lengths: Iterable[int], batch_tokens: int) -> list[int]:
         >>> fill([40, 40, 38, 38, 6, 6, 5, 5], batch_tokens=160)
         [4, 4]
     """
-    counts, tokens = [0], 0  # the last batch is being filled
+    counts: list[int] = []
+    tokens = 0  # of the last batch, which is being filled
     for length in lengths:
-        if counts[-1] and tokens + length > batch_tokens:
+        if not counts or tokens + length > batch_tokens:
             counts.append(0)
             tokens = 0
         counts[-1] += 1

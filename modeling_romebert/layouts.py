@@ -16,7 +16,10 @@ from torch import Tensor
 from .attention import BlockDiagonalMask
 from .backbones import RunLayer, attended_lengths
 from .exits import mean_weights
-from .packing import PAYS_UP_TO, rounded_up
+from .packing import rounded_up
+
+# Rows end to end come in sizes of a multiple of so many tokens, where they have more than 512.
+STEP = 64
 
 # Finished states of all tokens -> what an `ExitHead` takes.
 ForExit = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -147,10 +150,11 @@ def _means(hidden: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:
 def end_to_end(pieces: Sequence[Tensor], lengths: list[int]) -> Unpadded:
     """Tokens of some rows each, (1, n, H), and the lengths of all rows -> the rows end to end.
 
-    Behind them go a few zeros where packed layers (packing.py) would have to fill up their rows, each for itself.
+    Behind them go a few zeros, so that few sizes occur: packed layers (packing.py) would have to fill up their rows, each for
+    itself, and memory that batches of ever other sizes free falls to pieces that none of the next fits in.
     """
     tokens = sum(lengths)
-    filler = rounded_up(tokens) - tokens if tokens <= PAYS_UP_TO else 0
+    filler = -tokens % STEP if tokens > 512 else rounded_up(tokens) - tokens
     more = [pieces[0].new_zeros(1, filler, pieces[0].shape[2])] if filler else []
     return Unpadded(torch.cat([*pieces, *more], dim=1), lengths)
 

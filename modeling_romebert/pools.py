@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from .batching import cut, fill
-from .layouts import Padded, Unpadded
+from .layouts import Padded
 from .walk import Left, Walk, merge
 
 # Full batches that a pool holds before it goes on: what bounds the wait of a row, and the memory.
@@ -19,9 +19,9 @@ POOL_BATCHES = 32
 def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_batches: int = POOL_BATCHES) -> Iterator[Left]:
     """Take walks to their end, with survivors of the same depth in common batches.
 
-    Each walk takes its first step, joined with the next ones where small batches lie end to end, and what is left of it waits in a
-    pool. When the pool holds `pool_batches` full batches, and at the end, its rows go on depth by depth, before each in the batches
-    that take the least time (`batching.cut`; without padding `batching.fill`).
+    Each walk takes its first step, and what is left of it waits in a pool. When the pool holds `pool_batches` full batches, and at
+    the end, its rows go on depth by depth, before each cut anew into the batches that take the least time (`batching.cut`). Rows
+    that lie end to end are cut before their first step too: where nothing is padded, full batches are best (`batching.fill`).
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers. Little is
@@ -44,20 +44,19 @@ def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_b
 
 
 def _begun(walks: Iterable[Callable[[], Walk]], batch_tokens: int) -> Iterator[Walk]:
-    """Begin walks; those that follow each other without padding are joined until they fill a batch."""
-    waiting: list[Walk] = []
+    """Begin walks: padded ones as they are, the rows of the others in full batches."""
+    waiting: deque[Walk] = deque()
     for begin in walks:
-        walk = begin()
-        unpadded = isinstance(walk.batch, Unpadded)
-        if waiting and not (unpadded and sum(other.batch.cells for other in [*waiting, walk]) <= batch_tokens):
-            joined, waiting = merge(waiting), []  # the parts are let go before the step
-            yield joined
-        if unpadded:
-            waiting.append(walk)
-        else:
-            yield walk
-    if waiting:
-        yield merge(waiting)
+        waiting.append(begin())
+        if isinstance(waiting[-1].batch, Padded):
+            padded = waiting.pop()
+            yield from _batches(waiting, batch_tokens)
+            yield padded
+        elif sum(walk.batch.cells for walk in waiting) >= batch_tokens:
+            *full, _ = fill(_lengths(waiting), batch_tokens)  # the last one may take more
+            for count in full:
+                yield _take(waiting, count)
+    yield from _batches(waiting, batch_tokens)
 
 
 def _to_the_end(pool: deque[Walk], batch_tokens: int) -> Iterator[Left]:
@@ -80,18 +79,23 @@ def _advance(walks: Iterable[Walk], pool: deque[Walk]) -> Iterator[Left]:
 
 def _batches(pool: deque[Walk], batch_tokens: int) -> Iterator[Walk]:
     """Walks at the same depth -> the same rows in their order in other batches; empties the pool as it goes."""
-    lengths = [length for walk in pool for length in walk.batch.lengths]
     padded = any(isinstance(walk.batch, Padded) for walk in pool)
-    counts = cut(lengths, batch_tokens) if padded else fill(lengths, batch_tokens)
-    start = 0  # the next row of the first walk
-    for count in counts:
-        parts: list[Walk] = []
-        while count:
-            rows = len(pool[0])
-            stop = min(start + count, rows)
-            parts.append(pool[0].part(start, stop))
-            count, start = count - (stop - start), stop
-            if stop == rows:
-                pool.popleft()
-                start = 0
-        yield merge(parts)
+    for count in (cut if padded else fill)(_lengths(pool), batch_tokens):
+        yield _take(pool, count)
+
+
+def _lengths(walks: Iterable[Walk]) -> list[int]:
+    return [length for walk in walks for length in walk.batch.lengths]
+
+
+def _take(pool: deque[Walk], count: int) -> Walk:
+    """Take so many rows off the front of the pool."""
+    parts: list[Walk] = []
+    while count:
+        walk = pool.popleft()
+        if len(walk) > count:
+            pool.appendleft(walk.part(count, len(walk)))
+            walk = walk.part(0, count)
+        parts.append(walk)
+        count -= len(walk)
+    return merge(parts)

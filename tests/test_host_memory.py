@@ -8,14 +8,15 @@ import pytest
 
 from modeling_romebert import host_memory
 
-# What layers need between their steps, for batches of ever other sizes; then how much the allocator had to ask of the system for it,
-# before and after. It is asked itself: not every machine counts the pages of a process.
+# What layers need between their steps, for batches of ever other sizes; then what the allocator had to ask the system for, before
+# and after. The allocator itself is asked: not every machine counts the pages of a process.
 LAYERS = """
 import ctypes, random, torch
 from modeling_romebert.host_memory import keep_freed_memory
 
 class Mallinfo(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_int) for name in fields.split()]
 
 mallinfo = ctypes.CDLL(None).mallinfo
 mallinfo.restype = Mallinfo

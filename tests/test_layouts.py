@@ -5,8 +5,8 @@ import torch
 from tiny import build, padded_batch
 from transformers import ModernBertConfig
 
-from modeling_romebert import layouts
 from modeling_romebert.layouts import Padded, Unpadded, end_to_end, join, without_padding
+from modeling_romebert.packing import rounded_up
 
 MODEL = build(exit_pooling="mean")
 LENGTHS = [9, 9, 4, 1, 6]
@@ -77,13 +77,11 @@ def test_joined_rows_are_those_of_each(first, second):
         assert row[:length, 0].tolist() == [value + place for place in range(length)]
 
 
-@pytest.mark.parametrize(
-    ("pays_up_to", "tokens", "cells"), [(512, 70, 72), (512, 64, 64), (512, 513, 513), (float("inf"), 513, 528)]
-)
-def test_few_tokens_are_filled_up_to_what_packed_layers_take(pays_up_to, tokens, cells, monkeypatch):
-    monkeypatch.setattr(layouts, "PAYS_UP_TO", pays_up_to)
+@pytest.mark.parametrize(("tokens", "cells"), [(63, 63), (64, 64), (70, 72), (512, 512), (513, 576), (2030, 2048), (2048, 2048)])
+def test_few_sizes_occur(tokens, cells):
     batch = end_to_end([torch.ones(1, tokens, 32)], [tokens])
-    assert batch.cells == cells and batch.hidden.sum() == 32 * tokens
+    assert batch.cells == cells == rounded_up(cells)  # packed layers need not fill up again
+    assert batch.hidden.sum() == 32 * tokens
     assert join([batch, batch]).lengths == [tokens, tokens]  # what filled up is not taken along
     assert join([batch, batch]).hidden.sum() == 2 * 32 * tokens
 

@@ -167,13 +167,15 @@ def test_no_rows():
 # ---- scheduling
 
 
+@pytest.mark.parametrize("size", [2, 5, 24])
 @torch.no_grad()
-def test_survivors_run_in_full_batches(layout):
+def test_rows_run_in_full_batches(size, layout):
     model = build()
     ids, mask = torch.randint(5, 100, (40, 10)), torch.ones(40, 10, dtype=torch.long)
     calls = Calls(model)
-    run_in_pools(model, ids, mask, NEVER, size=2, batch_tokens=160)
-    first, others = [20] * 20 if layout is Padded else [160, 160, 80], [160, 160, 80]
+    run_in_pools(model, ids, mask, NEVER, size=size, batch_tokens=160)
+    first = [len(rows) * 10 for rows, _ in parts(ids, mask, size)] if layout is Padded else [160, 160, 80]
+    others = [160, 160, 80]
     assert calls.tokens == {1: first, 2: others, 3: others, 4: others}
 
 
