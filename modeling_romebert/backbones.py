@@ -74,6 +74,10 @@ class Adapter:
         """input_ids (B, T) or inputs_embeds (B, T, embedding size), with what goes with them -> (B, T, H)"""
         return backbone.embeddings(**{name: inputs[name] for name in self.inputs})
 
+    def position_ids(self, backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
+        """input_ids (B, T), padded on the right -> (B, T): the positions that `embeddings` would give them itself."""
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+
     def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
         """The L layers in the order in which they are applied; one that is applied n times is there n times."""
         return attrgetter(self.layer_list)(backbone)
@@ -112,6 +116,11 @@ class RobertaAdapter(Adapter):
 
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - config.pad_token_id - 1
+
+    def position_ids(self, backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
+        pad = backbone.config.pad_token_id
+        counts = input_ids != pad  # the padding token is not counted, not even within a text
+        return counts.cumsum(dim=1) * counts + pad
 
 
 class ElectraAdapter(Adapter):
@@ -297,6 +306,23 @@ def embed(
     """Check the inputs of a forward pass of one of our models and embed them: ids (B, T) -> (B, T, H).
 
     Raises:
+        ValueError: see `check_inputs`.
+    """
+    check_inputs(model, input_ids, attention_mask, inputs_embeds)
+    return model._adapter.embed(
+        model.backbone,
+        attention_mask,
+        input_ids=input_ids,
+        token_type_ids=token_type_ids,
+        position_ids=position_ids,
+        inputs_embeds=inputs_embeds,
+    )
+
+
+def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    """Whether ids (B, T) or embeddings (B, T, H) and a mask fit one of our models.
+
+    Raises:
         ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, or a mask that is not (B, T).
     """
     given = input_ids if input_ids is not None else inputs_embeds
@@ -312,14 +338,6 @@ def embed(
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows}, {tokens})."
         )
-    return model._adapter.embed(
-        model.backbone,
-        attention_mask,
-        input_ids=input_ids,
-        token_type_ids=token_type_ids,
-        position_ids=position_ids,
-        inputs_embeds=inputs_embeds,
-    )
 
 
 def attended_lengths(attention_mask: Tensor) -> Tensor:

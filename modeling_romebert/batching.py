@@ -57,13 +57,16 @@ def windows(texts: Iterable[Any], first: int, largest: int) -> Iterator[tuple[in
         yield start, texts_here
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int | None, batch_size: int | None = None) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int | None, batch_size: int | None = None, padded: bool = True
+) -> list[list[int]]:
     """Lengths in tokens -> rows of each batch, longest first.
 
     Args:
         lengths: of each row.
-        batch_tokens: a batch holds at most so many tokens, padding included, but always one row; see `cut`. `None`: no bound.
+        batch_tokens: a batch holds at most so many tokens, but always one row. `None`: no bound.
         batch_size: a batch holds so many rows, where they do not have more than `batch_tokens`. `None`: no bound.
+        padded: padding counts, and batches are those of `cut`; else those of `fill`.
 
     Example:
         >>> plan_batches([3, 40, 4, 38, 4], batch_tokens=80)
@@ -73,7 +76,8 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int | None, batch_size: i
     size = batch_size or len(order) or 1
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     if batch_tokens is not None:
-        counts = [count for rows in batches for count in cut([lengths[row] for row in rows], batch_tokens)]
+        cut_or_fill = cut if padded else fill
+        counts = [count for rows in batches for count in cut_or_fill([lengths[row] for row in rows], batch_tokens)]
         rest = iter(order)
         batches = [list(islice(rest, count)) for count in counts]
     return batches
@@ -198,10 +202,14 @@ def pad(features: list[dict[str, list[int]]], tokenizer: Any, at_least: int = 0,
 
     def padded(name: str) -> Tensor:
         missing = ([fill[name]] * (longest - length) for length in lengths)
-        rows = ((row.get(name) or [1] * len(row["input_ids"])) for row in features)  # without a mask all is attended
+        rows = (row[name] for row in features)
         return torch.tensor([more + row if left else row + more for row, more in zip(rows, missing, strict=True)], dtype=torch.long)
 
-    return {name: padded(name) for name in fill if name in features[0] or name == "attention_mask"}
+    tensors = {name: padded(name) for name in fill if name in features[0]}
+    if "attention_mask" not in tensors:  # all of a text is attended to
+        places, tokens = torch.arange(longest), torch.tensor(lengths)[:, None]
+        tensors["attention_mask"] = (places >= longest - tokens if left else places < tokens).long()
+    return tensors
 
 
 class TextBatcher:
@@ -213,6 +221,7 @@ class TextBatcher:
         batch_tokens, batch_size: see `plan_batches`.
         settings: keyword arguments of the tokenizer. Padding is to the longest of a batch, unless it is "max_length".
         pin: put the batches in page-locked memory, for faster copies to a GPU.
+        padded: batches run padded; else padding does not count.
     """
 
     def __init__(
@@ -223,12 +232,14 @@ class TextBatcher:
         batch_size: int | None,
         settings: dict[str, Any],
         pin: bool = False,
+        padded: bool = True,
     ):
-        self.tokenizer, self.max_tokens, self.pin = tokenizer, max_tokens, pin
+        self.tokenizer, self.max_tokens, self.pin, self.padded = tokenizer, max_tokens, pin, padded
         self.batch_tokens, self.batch_size = batch_tokens, batch_size
         self.settings = with_truncation(tokenizer, max_tokens, settings)
         self.multiple = self.settings.pop("pad_to_multiple_of", None) or 1
         self.at_least = (self.settings["max_length"] or 0) if self.settings.pop("padding", None) == "max_length" else 0
+        self.settings.setdefault("return_attention_mask", False)  # `pad` makes one; a list of ones for each text takes a while
 
     def on_its_own(self) -> "TextBatcher":
         """The same with a tokenizer of its own: a fast one keeps truncation as state, which others may set meanwhile."""
@@ -251,7 +262,7 @@ class TextBatcher:
         features = {**self._tokenize(alone, window), **self._tokenize(pairs, window)}
         rows = list(features)
         lengths = [max(len(features[row]["input_ids"]), self.at_least) for row in rows]
-        for planned in plan_batches(lengths, self.batch_tokens, self.batch_size):
+        for planned in plan_batches(lengths, self.batch_tokens, self.batch_size, self.padded):
             of_batch = [rows[index] for index in planned]
             window.batches.append(Batch(of_batch, self._pad([features[row] for row in of_batch])))
         return window

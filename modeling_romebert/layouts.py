@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import BlockDiagonalMask
-from .backbones import RunLayer, attended_lengths
+from .backbones import RunLayer, attended_lengths, check_inputs, embed
 from .exits import mean_weights
 from .packing import rounded_up
 
@@ -147,30 +147,62 @@ def _means(hidden: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:
     return F.embedding_bag(tokens, hidden.float(), starts, mode="mean", include_last_offset=True).to(hidden.dtype)
 
 
-def end_to_end(pieces: Sequence[Tensor], lengths: list[int]) -> Unpadded:
-    """Tokens of some rows each, (1, n, H), and the lengths of all rows -> the rows end to end.
+def with_filler(tokens: int) -> int:
+    """Tokens of rows end to end -> how many a layer runs on: a few more, so that few sizes occur.
 
-    Behind them go a few zeros, so that few sizes occur: packed layers (packing.py) would have to fill up their rows, each for
-    itself, and memory that batches of ever other sizes free falls to pieces that none of the next fits in.
+    Packed layers (packing.py) would have to fill up their rows, each for itself; and memory that batches of ever other sizes free
+    falls to pieces that none of the next fits in.
     """
+    return rounded_up(tokens) if tokens <= 512 else -(-tokens // STEP) * STEP
+
+
+def end_to_end(pieces: Sequence[Tensor], lengths: list[int]) -> Unpadded:
+    """Tokens of some rows each, (1, n, H), and the lengths of all rows -> the rows end to end, and zeros that fill up."""
     tokens = sum(lengths)
-    filler = -tokens % STEP if tokens > 512 else rounded_up(tokens) - tokens
+    filler = with_filler(tokens) - tokens
     more = [pieces[0].new_zeros(1, filler, pieces[0].shape[2])] if filler else []
     return Unpadded(torch.cat([*pieces, *more], dim=1), lengths)
 
 
-def without_padding(model: Any, batch: Padded) -> Layout:
-    """The same rows without padding, where that can be done: there must be a way to keep the attention of the texts apart.
+def takes_unpadded(model: Any) -> bool:
+    """Whether rows can lie end to end: there must be a way to keep the attention of the texts apart.
 
-    That is so on a CPU, with torch's own attention, for families whose layers are given a mask and nothing else. Every row's
-    padding has to come last.
+    That is so on a CPU, with torch's own attention, for families whose layers are given a mask and nothing else.
     """
-    hidden, sizes, lengths = batch.hidden, batch.sizes, batch.lengths
-    sdpa = model.backbone.config._attn_implementation == "sdpa"
-    padding_last = sizes is None or torch.equal(sizes[0], sizes[1])
-    if not (len(hidden) and hidden.is_cpu and sdpa and model._adapter.unpads and padding_last):
-        return batch
-    return end_to_end([row[None, :length] for row, length in zip(hidden, lengths, strict=True)], lengths)
+    on_cpu, sdpa = model.device.type == "cpu", model.backbone.config._attn_implementation == "sdpa"
+    return on_cpu and sdpa and model._adapter.unpads
+
+
+def lay_out(model: Any, inputs: dict[str, Tensor]) -> Layout:
+    """What a tokenizer gives, each (b, t) -> the rows, embedded: end to end where that can be done and padding comes last.
+
+    Raises:
+        ValueError: see `check_inputs`.
+    """
+    given = [inputs.get(name) for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")]
+    ids, mask, types, positions, embeds = given
+    check_inputs(model, ids, mask, embeds)
+    before = None if ids is None or not takes_unpadded(model) else _before_padding(ids, mask)  # (b, t)
+    if ids is None or before is None:
+        return Padded(embed(model, *given), mask, positions)
+    lengths = before.sum(dim=1).tolist()
+    tokens = sum(lengths)
+
+    def flat(tensor: Tensor) -> Tensor:
+        return F.pad(tensor[before], (0, with_filler(tokens) - tokens)).unsqueeze(0)  # (b, t) -> (1, T or a few more)
+
+    types = torch.zeros_like(ids) if types is None else types
+    positions = model._adapter.position_ids(model.backbone, ids) if positions is None else positions.expand_as(ids)
+    named = {"input_ids": flat(ids), "token_type_ids": flat(types), "position_ids": flat(positions), "inputs_embeds": None}
+    return Unpadded(model._adapter.embed(model.backbone, None, **named), lengths)
+
+
+def _before_padding(ids: Tensor, mask: Tensor | None) -> Tensor | None:
+    """ids (b, t) and their mask -> (b, t) bool: what comes before the padding; `None` where that is not all that is attended to."""
+    attended = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+    lengths = attended.sum(dim=1, keepdim=True)  # (b, 1)
+    before = torch.arange(ids.shape[1]) < lengths
+    return before if len(ids) and lengths.all() and torch.equal(attended, before) else None
 
 
 def join(batches: Sequence[Layout]) -> Layout:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .batching import Batch, TextBatcher, Window, windows
 from .host_memory import give_back_memory, keep_freed_memory
+from .layouts import takes_unpadded
 from .policies import ExitPolicy, as_policy
 from .pools import walk_in_pools
 from .walk import Walk, begin
@@ -109,8 +110,9 @@ def score(
     if batch_size is None:
         batch_tokens = full_batch
     on_gpu = model.device.type == "cuda"
-    batcher = TextBatcher(tokenizer, model.max_tokens, batch_tokens, batch_size, tokenizer_settings, pin=on_gpu)
     in_pools = model.device.type in POOLS_PAY if depth_pools is None else depth_pools
+    padded = not (in_pools and policy is not None and takes_unpadded(model) and tokenizer.padding_side == "right")
+    batcher = TextBatcher(tokenizer, model.max_tokens, batch_tokens, batch_size, tokenizer_settings, on_gpu, padded)
     scorer = _Scorer(model, policy, as_results, full_batch if in_pools else None, on_error == "skip")
     length = len(texts) if isinstance(texts, Sized) else None
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones import RunLayer, embed
+from .backbones import RunLayer
 from .exits import mean_weights
-from .layouts import ForExit, Layout, Padded, join, without_padding
+from .layouts import ForExit, Layout, Padded, join, lay_out
 from .policies import ExitPolicy
 
 
@@ -105,10 +105,8 @@ def begin(model: Any, rows: Tensor, inputs: dict[str, Tensor], policy: ExitPolic
 
     Without padding where that can be done: for several batches, whose rows will be joined.
     """
-    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-    hidden = embed(model, *(inputs.get(name) for name in names))
-    batch = without_padding(model, Padded(hidden, inputs.get("attention_mask"), inputs.get("position_ids")))
-    return Walk(model, rows, batch, policy.start(len(model.exit_layers), model.problem_type, model.exit_layers))
+    started = policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
+    return Walk(model, rows, lay_out(model, inputs), started)
 
 
 def classify(

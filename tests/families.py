@@ -56,6 +56,11 @@ class Family(NamedTuple):
         """Config of a tiny encoder: 4 layers of 32, its last kind of attention when none is named."""
         return tiny_backbone(self.class_of("Config"), attention or self.attentions[-1], **self.settings | settings)
 
+    @property
+    def unpads(self) -> bool:
+        """Whether its layers are given a mask and nothing else."""
+        return self.stem not in ("MPNet", "DebertaV2", "ModernBert")
+
     def class_of(self, kind: str) -> Any:
         return getattr(transformers, self.stem + kind)
 

@@ -8,12 +8,13 @@ import torch
 from families import FAMILIES, families, with_attentions
 from test_early_exit import LayerLog, assert_same, one_by_one
 from test_pools import run_in_pools
-from tiny import LAYERS, ROWS, TOKENS, build, padded_batch
+from tiny import LAYERS, PAD, ROWS, TOKENS, build, padded_batch
 from torch import Tensor
 from transformers import AutoModel
 
 from modeling_romebert import RomeBertConfig, RomeBertModel, pack_linears
-from modeling_romebert.backbones import ADAPTERS, check_layout
+from modeling_romebert.backbones import ADAPTERS, check_layout, embed
+from modeling_romebert.layouts import lay_out
 
 poolings = pytest.mark.parametrize("pooling", ["cls", "mean"])
 
@@ -163,8 +164,24 @@ def test_pools_give_what_a_batch_gives_without_padding_where_the_family_allows(f
     expected, log = model(ids, mask, exit_policy=policy), LayerLog(model)
     logits, exit_layer = run_in_pools(model, ids, mask, policy, size=8, batch_tokens=200)
     assert_same(expected, logits, exit_layer)
-    end_to_end = attention == "sdpa" and family.stem not in ("MPNet", "DebertaV2", "ModernBert")
+    end_to_end = attention == "sdpa" and family.unpads
     assert all((rows == 1) == end_to_end for rows, _ in log.seen[:4])
+
+
+@pytest.mark.parametrize("given", [(), ("token_type_ids",), ("position_ids",), ("token_type_ids", "position_ids")], ids=str)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.unpads], ids=lambda family: family.name)
+@torch.no_grad()
+def test_rows_end_to_end_are_embedded_as_padded_ones(family, given):
+    model, (ids, mask) = build(backbone=family.backbone()), padded_batch()
+    ids[0, 5], ids[0, 7] = PAD, PAD  # within a text
+    more = {"token_type_ids": (ids > 50).long(), "position_ids": torch.arange(TOKENS).flip(0).expand_as(ids)}
+    inputs = {"input_ids": ids, "attention_mask": mask, **{name: more[name] for name in given}}
+    batch = lay_out(model, inputs)
+    expected = embed(model, *(inputs.get(name) for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")), None)
+    lengths = mask.sum(dim=1).tolist()
+    *rows, _ = batch.hidden[0].split([*lengths, batch.cells - sum(lengths)])
+    for row, other, length in zip(rows, expected, lengths, strict=True):
+        assert torch.equal(row, other[:length])
 
 
 @families

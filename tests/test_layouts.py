@@ -5,18 +5,19 @@ import torch
 from tiny import build, padded_batch
 from transformers import ModernBertConfig
 
-from modeling_romebert.layouts import Padded, Unpadded, end_to_end, join, without_padding
+from modeling_romebert.backbones import embed
+from modeling_romebert.layouts import Padded, Unpadded, end_to_end, join, lay_out, with_filler
 from modeling_romebert.packing import rounded_up
 
 MODEL = build(exit_pooling="mean")
 LENGTHS = [9, 9, 4, 1, 6]
 
 
-def padded_rows(lengths=LENGTHS, left=False):
+def padded_rows(lengths=LENGTHS):
     """Hidden states and mask of rows of these lengths; the value of a token tells its row and place."""
     tokens = max(lengths)
     place = torch.arange(tokens)
-    mask = torch.stack([(place >= tokens - n) if left else (place < n) for n in lengths]).long()
+    mask = torch.stack([place < n for n in lengths]).long()
     hidden = 100.0 * torch.arange(len(lengths))[:, None, None] + place[:, None] + torch.linspace(0, 0.5, 32)  # (b, t, 32)
     return hidden.contiguous(), mask
 
@@ -25,32 +26,47 @@ def texts_of(batch):
     return batch.hidden[0].split([*batch.lengths, batch.hidden.shape[1] - sum(batch.lengths)])[: len(batch.lengths)]
 
 
-def test_rows_lie_end_to_end_in_their_order():
-    hidden, mask = padded_rows()
-    batch = without_padding(MODEL, Padded(hidden, mask))
-    assert isinstance(batch, Unpadded) and batch.lengths == LENGTHS and batch.cells == sum(LENGTHS)
-    assert all(torch.equal(text, row[:length]) for text, row, length in zip(texts_of(batch), hidden, LENGTHS, strict=True))
-    whole = without_padding(MODEL, Padded(hidden))
-    assert whole.lengths == [9] * 5 and torch.equal(whole.hidden[0], hidden.flatten(0, 1))
+def unpadded(hidden, mask):
+    lengths = mask.sum(dim=1).tolist()
+    return end_to_end([row[None, :length] for row, length in zip(hidden, lengths, strict=True)], lengths)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@torch.no_grad()
+def test_rows_lie_end_to_end_in_their_order(masked):
+    ids, mask = padded_batch(12, 30)
+    inputs = {"input_ids": ids, "attention_mask": mask} if masked else {"input_ids": ids}
+    batch, embedded = lay_out(MODEL, inputs), embed(MODEL, ids, None, None, None, None)
+    lengths = mask.sum(dim=1).tolist() if masked else [30] * 12
+    assert isinstance(batch, Unpadded) and batch.lengths == lengths and batch.cells == with_filler(sum(lengths))
+    for text, row, length in zip(texts_of(batch), embedded, lengths, strict=True):
+        assert torch.equal(text, row[:length])
+
+
+@torch.no_grad()
 def test_what_needs_padding_keeps_it():
-    hidden, mask = padded_rows()
+    ids, mask = padded_batch(12, 30)
     nothing, hole = mask.clone(), mask.clone()
     nothing[2], hole[0, 3] = 0, 0
-    for kept in (nothing, hole, padded_rows(left=True)[1]):
-        batch = Padded(hidden, kept)
-        assert without_padding(MODEL, batch) is batch
+    for kept in (nothing, hole, mask.flip(1)):
+        batch = lay_out(MODEL, {"input_ids": ids, "attention_mask": kept})
+        assert isinstance(batch, Padded) and torch.equal(batch.attention_mask, kept)
     for model in (build(attention="eager"), build(ModernBertConfig)):
-        batch = Padded(hidden, mask)
-        assert without_padding(model, batch) is batch
-    none = Padded(hidden[:0], mask[:0])
-    assert without_padding(MODEL, none) is none
+        assert isinstance(lay_out(model, {"input_ids": ids, "attention_mask": mask}), Padded)
+    assert isinstance(lay_out(MODEL, {"inputs_embeds": torch.ones(2, 5, 32)}), Padded)
+    assert isinstance(lay_out(MODEL, {"input_ids": ids[:0], "attention_mask": mask[:0]}), Padded)
+
+
+def test_inputs_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="input of 65 tokens, but the backbone has positions for 64"):
+        lay_out(MODEL, {"input_ids": torch.ones(2, 65, dtype=torch.long)})
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 4\)"):
+        lay_out(MODEL, {"input_ids": torch.ones(2, 5, dtype=torch.long), "attention_mask": torch.ones(2, 4)})
 
 
 def test_padding_and_back():
     hidden, mask = padded_rows()
-    there = without_padding(MODEL, Padded(hidden, mask))
+    there = unpadded(hidden, mask)
     back = there.padded()
     assert torch.equal(back.attention_mask, mask) and back.lengths == LENGTHS
     assert torch.equal(back.hidden, hidden * mask[:, :, None])
@@ -59,7 +75,7 @@ def test_padding_and_back():
 @pytest.mark.parametrize("stay", [slice(1, 4), torch.tensor([0, 3, 4]), torch.tensor([4])], ids=str)
 def test_some_rows(stay):
     hidden, mask = padded_rows()
-    batch = without_padding(MODEL, Padded(hidden, mask))
+    batch = unpadded(hidden, mask)
     some, expected = batch.select(stay, stay), Padded(hidden, mask).select(stay, stay)
     assert some.lengths == expected.lengths
     for text, row, length in zip(texts_of(some), expected.hidden, expected.lengths, strict=True):
@@ -68,9 +84,8 @@ def test_some_rows(stay):
 
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True), (False, False)])
 def test_joined_rows_are_those_of_each(first, second):
-    parts = [Padded(*padded_rows()), Padded(*padded_rows([3, 2]))]
-    parts = [without_padding(MODEL, part) if unpad else part for part, unpad in zip(parts, (first, second), strict=True)]
-    both = join(parts)
+    of_each = [unpadded if first else Padded, unpadded if second else Padded]
+    both = join([of_each[0](*padded_rows()), of_each[1](*padded_rows([3, 2]))])
     assert isinstance(both, Unpadded) == (first and second) and both.lengths == [*LENGTHS, 3, 2]
     rows = both.padded().hidden
     for row, length, value in zip(rows, both.lengths, [0, 100, 200, 300, 400, 0, 100], strict=True):
@@ -94,7 +109,7 @@ def test_exits_see_each_row_alone_whatever_the_others_hold(pooling):
     alone = [Padded(row[None, :length]) for row, length in zip(hidden, mask.sum(dim=1), strict=True)]
     expected = torch.cat([model.exits["1"](*row.prepare(model)[1](row.hidden)) for row in alone])
     hidden[3] = float("nan")
-    batch = without_padding(model, Padded(hidden, mask))
+    batch = unpadded(hidden, mask)
     found = model.exits["1"](*batch.prepare(model)[1](batch.hidden))
     assert found[3].isnan().all()
     others = [row for row in range(12) if row != 3]
