@@ -59,14 +59,16 @@ def by_objective(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Accuracy in percent at each exit and averaged over exits: mean over seeds, and the standard deviation where it matters."""
+    """Accuracy in percent at each exit and averaged over exits: mean over seeds, and for several the deviation where it matters."""
     layers = list(runs[0]["exits"])
     lines = [f"| objective | {' | '.join(layers)} | mean over exits |", "|---" * (len(layers) + 2) + "|"]
     for objective, of_objective in by_objective(runs).items():
         exits = 100 * np.array([list(run["exits"].values()) for run in of_objective])  # (seeds, E)
         means = 100 * np.array([run["mean_over_exits"] for run in of_objective])  # (seeds,)
         cells = [f"{value:.1f}" for value in exits.mean(axis=0)[:-1]]
-        cells += [f"{values.mean():.1f} ± {values.std(ddof=min(1, len(values) - 1)):.1f}" for values in (exits[:, -1], means)]
+        for values in (exits[:, -1], means):
+            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.1f}{spread}")
         lines.append(f"| {NAMES.get(objective, objective)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -22,11 +22,11 @@ RESULTS = ROOT / "examples" / "results"
 def sections() -> dict[str, str]:
     """Name -> Markdown, from the results files."""
     quickstart = read_json(RESULTS / "quickstart.json")
-    objectives = read_json(RESULTS / "objectives.json")["runs"]
     return {
         "headline": headline(quickstart),
         "families": families(read_json(RESULTS / "families.json")),
-        "objectives": f"{compare_objectives.table(objectives)}\n\n{len(objectives)} runs; {made_with(objectives[-1])}.",
+        "objectives": objectives(read_json(RESULTS / "objectives.json")["runs"]),
+        "objectives-fp32": objectives(read_json(RESULTS / "objectives-fp32.json")["runs"]),
         "layers": timing(read_json(RESULTS / "layers.json")),
         "layers-same-length": timing(read_json(RESULTS / "layers-same-length.json")),
         "layers-avx512": shares(read_json(RESULTS / "layers-avx512.json")),
@@ -49,6 +49,11 @@ def headline(run: dict[str, Any]) -> str:
 
 def families(run: dict[str, Any]) -> str:
     return f"{check_families.table(run)}\n\n{run['texts']} sentences, fp32; {made_with(run)}."
+
+
+def objectives(runs: list[dict[str, Any]]) -> str:
+    about = f"{len(runs)} runs of {runs[-1]['settings']['epochs']:g} epochs"
+    return f"{compare_objectives.table(runs)}\n\n{about}; {made_with(runs[-1])}."
 
 
 def timing(run: dict[str, Any]) -> str:
