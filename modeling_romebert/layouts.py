@@ -181,10 +181,10 @@ def lay_out(model: Any, inputs: dict[str, Tensor]) -> Layout:
     """
     given = [inputs.get(name) for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")]
     ids, mask, types, positions, embeds = given
-    check_inputs(model, ids, mask, embeds)
     before = None if ids is None or not takes_unpadded(model) else _before_padding(ids, mask)  # (b, t)
     if ids is None or before is None:
         return Padded(embed(model, *given), mask, positions)
+    check_inputs(model, ids, mask, embeds)  # `embed` does so itself
     lengths = before.sum(dim=1).tolist()
     tokens = sum(lengths)
 
