@@ -72,7 +72,8 @@ def test_layers_do_not_ask_for_memory_again_and_again():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
     output = subprocess.check_output([sys.executable, "-c", LAYERS], text=True, env=environment)
     before, after = map(int, output.split())
-    assert after < 0.1 * before
+    # Before, it depends on where the heap lies: mostly hundreds of MiB, none where something small lies on its end (`setarch -R`).
+    assert after <= 0.1 * before
 
 
 def test_without_glibc_nothing_is_given_back(monkeypatch):
