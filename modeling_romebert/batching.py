@@ -5,9 +5,10 @@ First step of bulk scoring (scoring.py), which runs this in a thread, ahead of t
 
 import copy
 import math
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ WINDOW_CHARACTERS = 2**20
 # What a batch costs a layer beside its tokens, as a share of the tokens of a full batch: reading the weights, starting the
 # operators. Measured on a CPU.
 BATCH_COST = 0.05
+# Tokens that a batch has at least when batches are made smaller than full, to keep all streams busy.
+LEAST = 256
 # Vector units take rows in such groups; packed layers (packing.py) would fill up what is over, which is a copy each.
 GROUP = 8
 
@@ -131,6 +134,27 @@ def fill(lengths: Iterable[int], batch_tokens: int) -> list[int]:
         counts[-1] += 1
         tokens += length
     return counts
+
+
+def level(lengths: Sequence[int], batch_tokens: int, streams: int) -> list[int]:
+    """`fill` for batches that streams (streams.py) run side by side: those of the last turn are of like size, one for each stream.
+
+    None of these is made for less than `LEAST` tokens.
+
+    Example:
+        >>> fill([400] * 10, batch_tokens=1600), level([400] * 10, batch_tokens=1600, streams=2)
+        ([4, 4, 2], [4, 4, 1, 1])
+    """
+    counts = fill(lengths, batch_tokens)
+    over = len(counts) % streams or min(streams, len(counts))  # batches of the last turn
+    full = counts[: len(counts) - over]
+    last = lengths[sum(full) :]
+    tokens = list(accumulate(last))  # of the last turn, up to the end of each row
+    shares = max(over, min(streams, sum(last) // LEAST))
+    bounds = [0, *(bisect(tokens, sum(last) * share / shares) for share in range(1, shares + 1))]  # rows
+    shared = [stop - start for start, stop in pairwise(bounds) if stop > start]
+    fits = all(sum(last[start:stop]) <= batch_tokens for start, stop in pairwise(bounds))
+    return full + shared if fits else counts
 
 
 def _groups(lengths: Iterable[int], batch_tokens: int) -> list[tuple[int, int]]:

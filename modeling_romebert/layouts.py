@@ -16,10 +16,6 @@ from torch import Tensor
 from .attention import BlockDiagonalMask
 from .backbones import RunLayer, attended_lengths, check_inputs, embed
 from .exits import mean_weights
-from .packing import rounded_up
-
-# Rows end to end come in sizes of a multiple of so many tokens, where they have more than 512.
-STEP = 64
 
 # Finished states of all tokens -> what an `ExitHead` takes.
 ForExit = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -150,10 +146,11 @@ def _means(hidden: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:
 def with_filler(tokens: int) -> int:
     """Tokens of rows end to end -> how many a layer runs on: a few more, so that few sizes occur.
 
-    Packed layers (packing.py) would have to fill up their rows, each for itself; and memory that batches of ever other sizes free
-    falls to pieces that none of the next fits in.
+    Memory that batches of ever other sizes free falls to pieces that none of the next fits in, and packed layers (packing.py) have
+    code compiled for each size, or would fill up their rows, each for itself.
     """
-    return rounded_up(tokens) if tokens <= 512 else -(-tokens // STEP) * STEP
+    step = 8 if tokens <= 64 else 16 if tokens <= 512 else 64
+    return -(-tokens // step) * step
 
 
 def end_to_end(pieces: Sequence[Tensor], lengths: list[int]) -> Unpadded:

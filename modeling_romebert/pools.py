@@ -8,79 +8,81 @@ those of the walk.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from .batching import cut, fill
+from .batching import cut, fill, level
 from .layouts import Padded
+from .streams import ONE_STREAM, Streams
 from .walk import Left, Walk, merge
 
 # Full batches that a pool holds before it goes on: what bounds the wait of a row, and the memory.
 POOL_BATCHES = 32
 
 
-def walk_in_pools(walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_batches: int = POOL_BATCHES) -> Iterator[Left]:
+def walk_in_pools(
+    walks: Iterable[Callable[[], Walk]], batch_tokens: int, pool_batches: int = POOL_BATCHES, streams: Streams = ONE_STREAM
+) -> Iterator[Left]:
     """Take walks to their end, with survivors of the same depth in common batches.
 
     Each walk takes its first step, and what is left of it waits in a pool. When the pool holds `pool_batches` full batches, and at
     the end, its rows go on depth by depth, before each cut anew into the batches that take the least time (`batching.cut`). Rows
-    that lie end to end are cut before their first step too: where nothing is padded, full batches are best (`batching.fill`).
+    that lie end to end are cut before their first step too: where nothing is padded, full batches are best (`batching.fill`), and
+    the last of them are made equal (`batching.level`), so that no stream waits for another.
 
     Args:
         walks: functions that begin a walk each, called when its turn has come; their rows have different numbers. Little is
             padded where rows that follow each other have similar lengths.
         batch_tokens: so many, padding included, fill a batch.
-        pool_batches: so many full batches wait at most.
+        pool_batches: so many full batches wait at most; and those that the streams are at.
+        streams: take the steps, several at once; see streams.py.
 
     Yields:
         Rows in the order in which they leave.
     """
     pool: deque[Walk] = deque()
     tokens = 0  # in the pool
-    for walk in _begun(walks, batch_tokens):
-        yield from _advance([walk], pool)
-        tokens += walk.batch.cells if len(walk) else 0
+    for walk, left in streams.map(Walk.advance, _begun(walks, batch_tokens, streams.count)):
+        if left is not None:
+            yield left
+        if len(walk):
+            pool.append(walk)
+            tokens += walk.batch.cells
         if tokens >= pool_batches * batch_tokens:
-            yield from _to_the_end(pool, batch_tokens)
+            yield from _to_the_end(pool, batch_tokens, streams)
             tokens = 0
-    yield from _to_the_end(pool, batch_tokens)
+    yield from _to_the_end(pool, batch_tokens, streams)
 
 
-def _begun(walks: Iterable[Callable[[], Walk]], batch_tokens: int) -> Iterator[Walk]:
+def _begun(walks: Iterable[Callable[[], Walk]], batch_tokens: int, streams: int) -> Iterator[Walk]:
     """Begin walks: padded ones as they are, the rows of the others in full batches."""
     waiting: deque[Walk] = deque()
     for begin in walks:
         waiting.append(begin())
         if isinstance(waiting[-1].batch, Padded):
             padded = waiting.pop()
-            yield from _batches(waiting, batch_tokens)
+            yield from _batches(waiting, batch_tokens, streams)
             yield padded
         elif sum(walk.batch.cells for walk in waiting) >= batch_tokens:
             *full, _ = fill(_lengths(waiting), batch_tokens)  # the last one may take more
             for count in full:
                 yield _take(waiting, count)
-    yield from _batches(waiting, batch_tokens)
+    yield from _batches(waiting, batch_tokens, streams)
 
 
-def _to_the_end(pool: deque[Walk], batch_tokens: int) -> Iterator[Left]:
+def _to_the_end(pool: deque[Walk], batch_tokens: int, streams: Streams) -> Iterator[Left]:
     """Walks at the same depth -> their rows as they leave; empties the pool."""
     while pool:
         deeper: deque[Walk] = deque()
-        yield from _advance(_batches(pool, batch_tokens), deeper)
+        for walk, left in streams.map(Walk.advance, _batches(pool, batch_tokens, streams.count)):
+            if left is not None:
+                yield left
+            if len(walk):
+                deeper.append(walk)
         pool.extend(deeper)
 
 
-def _advance(walks: Iterable[Walk], pool: deque[Walk]) -> Iterator[Left]:
-    """Take one step of each walk; what is left of it goes to the pool."""
-    for walk in walks:
-        left = walk.advance()
-        if left is not None:
-            yield left
-        if len(walk):
-            pool.append(walk)
-
-
-def _batches(pool: deque[Walk], batch_tokens: int) -> Iterator[Walk]:
+def _batches(pool: deque[Walk], batch_tokens: int, streams: int) -> Iterator[Walk]:
     """Walks at the same depth -> the same rows in their order in other batches; empties the pool as it goes."""
-    padded = any(isinstance(walk.batch, Padded) for walk in pool)
-    for count in (cut if padded else fill)(_lengths(pool), batch_tokens):
+    padded, lengths = any(isinstance(walk.batch, Padded) for walk in pool), _lengths(pool)
+    for count in cut(lengths, batch_tokens) if padded else level(lengths, batch_tokens, streams):
         yield _take(pool, count)
 
 

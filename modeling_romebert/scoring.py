@@ -9,6 +9,7 @@ texts. The caller's thread reads the texts, so they may come from anything that 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .host_memory import give_back_memory, keep_freed_memory
 from .layouts import takes_unpadded
 from .policies import ExitPolicy, as_policy
 from .pools import walk_in_pools
+from .streams import open_streams, streams_for
 from .walk import Walk, begin
 
 logger = logging.get_logger(__name__)
@@ -57,7 +59,8 @@ def score(
     """Classify many texts, each as deep as it needs. What the pipeline does with lists, datasets and generators.
 
     Texts are read in windows, sorted by length within each, and cut into batches of equal size in tokens; the results do not depend
-    on that. Where texts do not fit the model they are cut, and a warning at the end tells how many were.
+    on that. On a CPU, windows of many tokens are run several batches at once, in threads (streams.py). Where texts do not fit the
+    model they are cut, and a warning at the end tells how many were.
 
     Args:
         model: a `RomeBertForSequenceClassification`; it is put in evaluation mode.
@@ -291,10 +294,17 @@ class _Scorer:
                 return
             except Exception as error:
                 logger.warning(f"{window.size} texts failed in depth pools ({error}); they are classified batch by batch.")
-        for batch in window.batches:
-            if window.errors and not self.skip:
-                return
-            yield from self._batch(batch, window.errors)
+        if window.errors and not self.skip:
+            return
+        run_batch = partial(self._batch, errors=window.errors)
+        with (
+            open_streams(self._streams(window, len(window.batches))) as streams,
+            closing(streams.map(run_batch, window.batches)) as run,
+        ):
+            for _, found in run:
+                yield from found
+                if window.errors and not self.skip:
+                    return
 
     def _batch(self, batch: Batch, errors: dict[int, Exception]) -> list[Found]:
         """Where a batch fails, row by row; the rows that fail alone are noted as errors."""
@@ -320,8 +330,14 @@ class _Scorer:
             rows = torch.tensor(batch.rows, device=self.model.device)
             return lambda: begin(self.model, rows, self._on_device(batch.inputs), policy)
 
-        found = walk_in_pools(map(beginning, window.batches), pool_tokens)
-        return [(left.rows.tolist(), left.logits, torch.full_like(left.rows, left.depth)) for left in found]
+        with open_streams(self._streams(window, window.size)) as streams:
+            found = walk_in_pools(map(beginning, window.batches), pool_tokens, streams=streams)
+            return [(left.rows.tolist(), left.logits, torch.full_like(left.rows, left.depth)) for left in found]
+
+    def _streams(self, window: Window, most: int) -> int:
+        """How many streams share the window; `most`: batches that can be made of it."""
+        tokens = sum(batch.inputs["input_ids"].numel() for batch in window.batches)
+        return max(1, min(most, streams_for(self.model.device, tokens)))
 
     def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.model.device, non_blocking=True) for name, tensor in inputs.items()}

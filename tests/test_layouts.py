@@ -92,13 +92,14 @@ def test_joined_rows_are_those_of_each(first, second):
         assert row[:length, 0].tolist() == [value + place for place in range(length)]
 
 
-@pytest.mark.parametrize(("tokens", "cells"), [(63, 63), (64, 64), (70, 72), (512, 512), (513, 576), (2030, 2048), (2048, 2048)])
+@pytest.mark.parametrize(("tokens", "cells"), [(57, 64), (64, 64), (65, 80), (512, 512), (513, 576), (2030, 2048), (2048, 2048)])
 def test_few_sizes_occur(tokens, cells):
     batch = end_to_end([torch.ones(1, tokens, 32)], [tokens])
     assert batch.cells == cells == rounded_up(cells)  # packed layers need not fill up again
     assert batch.hidden.sum() == 32 * tokens
     assert join([batch, batch]).lengths == [tokens, tokens]  # what filled up is not taken along
     assert join([batch, batch]).hidden.sum() == 2 * 32 * tokens
+    assert len({with_filler(number) for number in range(1, 2049)}) == 8 + 28 + 24
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -12,6 +12,7 @@ from modeling_romebert.backbones import Adapter
 from modeling_romebert.layouts import Padded, Unpadded
 from modeling_romebert.policies import as_policy
 from modeling_romebert.pools import walk_in_pools
+from modeling_romebert.streams import open_streams
 from modeling_romebert.walk import begin, merge
 
 POLICIES = [
@@ -44,10 +45,11 @@ def parts(ids, mask, size):
         yield rows, {"input_ids": ids[start : start + size, :longest], "attention_mask": of_part[:, :longest]}
 
 
-def run_in_pools(model, ids, mask, policy, size=5, **settings):
+def run_in_pools(model, ids, mask, policy, size=5, streams=1, **settings):
     """logits (B, C) and exit layers (B,) of all rows, in their order."""
     begins = [lambda r=r, i=i: begin(model, r, i, as_policy(policy)) for r, i in parts(ids, mask, size)]
-    left = list(walk_in_pools(begins, **settings))
+    with open_streams(streams) as several:
+        left = list(walk_in_pools(begins, **settings, streams=several))
     rows = torch.cat([one.rows for one in left])
     assert rows.sort().values.tolist() == list(range(len(ids)))
     logits = torch.cat([one.logits for one in left])[rows.argsort()]
@@ -68,11 +70,12 @@ class Calls:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
-@pytest.mark.parametrize(("batch_tokens", "pool_batches"), [(1, 8), (200, 1), (200, 8), (10**6, 1)])
+@pytest.mark.parametrize(("batch_tokens", "pool_batches", "streams"), [(1, 8, 1), (200, 1, 1), (200, 8, 2), (10**6, 1, 3)])
 @torch.no_grad()
-def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, pool_batches, layout):
+def test_pools_give_what_one_batch_gives(policy, pooling, batch_tokens, pool_batches, streams, layout):
     model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
-    logits, exit_layer = run_in_pools(model, ids, mask, policy, batch_tokens=batch_tokens, pool_batches=pool_batches)
+    settings = {"batch_tokens": batch_tokens, "pool_batches": pool_batches, "streams": streams}
+    logits, exit_layer = run_in_pools(model, ids, mask, policy, **settings)
     expected = model(ids, mask, exit_policy=policy)
     assert torch.equal(exit_layer, expected.exit_layer) and len(exit_layer.unique()) >= 3
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-5)
@@ -177,6 +180,15 @@ def test_rows_run_in_full_batches(size, layout):
     first = [len(rows) * 10 for rows, _ in parts(ids, mask, size)] if layout is Padded else [160, 160, 80]
     others = [160, 160, 80]
     assert calls.tokens == {1: first, 2: others, 3: others, 4: others}
+
+
+@torch.no_grad()
+def test_the_last_batches_are_level_for_streams():
+    model, ids, mask = build(), torch.randint(5, 100, (36, 40)), torch.ones(36, 40, dtype=torch.long)
+    calls = Calls(model)
+    run_in_pools(model, ids, mask, NEVER, size=2, streams=2, batch_tokens=800)
+    # Of 1,440 tokens, first a full batch is cut; where they are all there they make two of 720, and some tokens that fill up.
+    assert [sorted(tokens) for tokens in calls.tokens.values()] == [[320, 320, 832]] + [[768, 768]] * 3
 
 
 @torch.no_grad()

@@ -1,13 +1,16 @@
 """Whatever the texts, the policy, the exits and the batches: bulk scoring says of a text what the model says of it alone."""
 
+from itertools import accumulate, pairwise
+from unittest.mock import patch
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 from transformers import RobertaConfig
 
-from modeling_romebert import score
-from modeling_romebert.batching import BATCH_COST, cut, plan_batches
+from modeling_romebert import score, scoring
+from modeling_romebert.batching import BATCH_COST, LEAST, cut, fill, level, plan_batches
 
 TOKENIZER = tiny_tokenizer()
 MODELS = [
@@ -66,13 +69,16 @@ def alone(model, items, policy) -> list[dict]:
 
 
 @settings(derandomize=True, deadline=None, max_examples=150, database=None)
-@given(model=st.sampled_from(MODELS), items=items, policy=policy, ask=st.integers(1, 3), batching=batching)
+@given(
+    model=st.sampled_from(MODELS), items=items, policy=policy, ask=st.integers(1, 3), batching=batching, streams=st.integers(1, 3)
+)
 @torch.no_grad()
-def test_bulk_scoring_is_one_by_one(model, items, policy, ask, batching):
+def test_bulk_scoring_is_one_by_one(model, items, policy, ask, batching, streams):
     if policy is not None and ask > 1:
         policy = {**policy, "ask_every": ask}
-    found = score(model, TOKENIZER, iter(items), exit_policy=policy or False, **batching)
-    assert_same_results(list(found), alone(model, items, policy))
+    with patch.object(scoring, "streams_for", lambda device, tokens: streams):
+        found = list(score(model, TOKENIZER, iter(items), exit_policy=policy or False, **batching))
+    assert_same_results(found, alone(model, items, policy))
 
 
 @settings(derandomize=True, deadline=None, max_examples=300, database=None)
@@ -90,6 +96,26 @@ def test_plan_holds_every_row_once_within_the_bounds(lengths, batch_tokens, batc
         assert rows and (batch_size is None or len(rows) <= batch_size)
         assert batch_tokens is None or len(rows) == 1 or len(rows) * lengths[rows[0]] <= batch_tokens
     assert batch_size is not None or batch_tokens is not None or len(plan) <= 1
+
+
+@settings(derandomize=True, deadline=None, max_examples=300, database=None)
+@given(lengths=st.lists(st.integers(1, 512), max_size=200), batch_tokens=st.integers(1, 4096), streams=st.integers(1, 4))
+def test_batches_of_the_last_turn_are_level(lengths, batch_tokens, streams):
+    filled, levelled = fill(lengths, batch_tokens), level(lengths, batch_tokens, streams)
+    assert sum(levelled) == len(lengths) and all(levelled)
+    ends = [0, *accumulate(levelled)]
+    tokens = [sum(lengths[start:stop]) for start, stop in pairwise(ends)]
+    assert all(of_one <= batch_tokens or count == 1 for of_one, count in zip(tokens, levelled, strict=True))
+    if levelled != filled:
+        turns = (len(filled) - 1) // streams  # all but the last one
+        assert levelled[: turns * streams] == filled[: turns * streams]
+        last = tokens[turns * streams :]
+        assert len(last) <= streams
+        mean = sum(last) / len(last)
+        assert all(abs(of_one - mean) <= 2 * max(lengths) for of_one in last)
+        assert mean >= LEAST or len(levelled) <= len(filled)
+    if streams == 1:
+        assert levelled == filled
 
 
 def every_cut(rows: int):
