@@ -53,8 +53,11 @@ ONE_STREAM = Streams()
 
 
 def streams_for(device: torch.device, tokens: int) -> int:
-    """How many streams share so many tokens: on a CPU as many as it has threads, up to `STREAMS`, if there is enough to do."""
-    if device.type != "cpu":
+    """How many streams share so many tokens: on a CPU as many as it has threads, up to `STREAMS`, if there is enough to do.
+
+    One where torch is built without OpenMP: its threads could not be shared out then.
+    """
+    if device.type != "cpu" or not torch.backends.openmp.is_available():
         return 1
     return max(1, min(torch.get_num_threads(), STREAMS, tokens // STREAM_TOKENS))
 

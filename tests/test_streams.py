@@ -121,7 +121,7 @@ def test_closed_early_it_runs_no_more_items(two_threads):
     assert len(begun) <= 4
 
 
-def test_streams_are_for_a_cpu_with_threads_and_enough_to_do(two_threads):
+def test_streams_are_for_a_cpu_with_threads_and_enough_to_do(two_threads, monkeypatch):
     cpu, enough = torch.device("cpu"), 10**6
     assert streams_for(cpu, enough) == 2
     assert streams_for(cpu, 2 * streams.STREAM_TOKENS - 1) == streams_for(cpu, 0) == 1
@@ -130,6 +130,8 @@ def test_streams_are_for_a_cpu_with_threads_and_enough_to_do(two_threads):
     assert streams_for(cpu, enough) == 1
     torch.set_num_threads(8)
     assert streams_for(cpu, enough) == streams.STREAMS == 4
+    monkeypatch.setattr(torch.backends.openmp, "is_available", lambda: False)
+    assert streams_for(cpu, enough) == 1
     torch.set_num_threads(2)
 
 
