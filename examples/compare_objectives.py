@@ -30,6 +30,7 @@ class CompareArguments:
     objectives: list[str] = field(default_factory=lambda: list(NAMES), metadata={"help": "Objectives of RomeBertTrainer."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of each."})
     epochs: float = field(default=2.0, metadata={"help": "Passes over the training data, per stage."})
+    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."})
     output_dir: str = field(default="runs/compare", metadata={"help": "Folder of the runs, one folder each."})
     results_file: str = field(default="examples/results/objectives.json", metadata={"help": "JSON to write; the plot lies beside."})
 
@@ -40,8 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     for seed in arguments.seeds:
         for objective in arguments.objectives:
             folder = Path(arguments.output_dir, f"{objective}-seed{seed}")
-            settings = {"objective": objective, "epochs": arguments.epochs, "seed": seed, "output_dir": folder}
-            quickstart.main([f"--{name}={value}" for name, value in settings.items()])
+            settings = {"objective": objective, "epochs": arguments.epochs, "bf16": arguments.bf16}
+            settings |= {"seed": seed, "output_dir": folder}
+            quickstart.main([f"--{name}={value}" for name, value in settings.items() if value is not None])
             results = read_json(folder / "results.json")
             results["settings"].pop("output_dir")  # where it ran is of no interest
             runs.append({name: results[name] for name in KEPT})
