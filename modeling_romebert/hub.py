@@ -28,6 +28,7 @@ CLOSURE = (
     "policies.py",
     "pools.py",
     "scoring.py",
+    "streams.py",
     "walk.py",
 )
 
