@@ -80,6 +80,10 @@ class Padded:
         mask, positions = (None if x is None else x[kept, :longest] for x in (self.attention_mask, self.position_ids))
         return Padded(self.hidden[kept, :longest], mask, positions, sizes)
 
+    @property
+    def filled_up(self) -> bool:
+        return True  # any size will do
+
     def padded(self) -> "Padded":
         return self
 
@@ -100,8 +104,13 @@ class Unpadded:
         """Tokens that a layer runs on, what fills up included."""
         return self.hidden.shape[1]
 
+    @property
+    def filled_up(self) -> bool:
+        """Whether this is one of few sizes; see `with_filler`."""
+        return self.cells == with_filler(sum(self.lengths))
+
     def _filler(self) -> int:
-        return self.hidden.shape[1] - sum(self.lengths)
+        return self.cells - sum(self.lengths)
 
     def prepare(self, model: Any) -> tuple[RunLayer, ForExit]:
         """How to run a layer of the model on these rows, and how an exit sees them."""
@@ -115,10 +124,10 @@ class Unpadded:
         return run, lambda seen: (_means(seen[0], tokens, starts).unsqueeze(1), None)  # (b, 1, H)
 
     def select(self, kept: Tensor | slice, stay: Tensor | slice) -> "Unpadded":
-        """Some rows, as told on the device and on the host, which are the same here."""
+        """Some rows, as told on the device and on the host, which are the same here. A slice is not copied, and not filled up."""
         if isinstance(stay, slice):
             start, lengths = sum(self.lengths[: stay.start]), self.lengths[stay]
-            return end_to_end([self.hidden[:, start : start + sum(lengths)]], lengths)
+            return Unpadded(self.hidden[:, start : start + sum(lengths)], lengths)
         rows, bounds = stay.tolist(), list(pairwise([0, *accumulate(self.lengths)]))
         pieces = [self.hidden[:, slice(*bounds[row])] for row in rows]
         return end_to_end(pieces, [self.lengths[row] for row in rows])
@@ -203,7 +212,9 @@ def _before_padding(ids: Tensor, mask: Tensor | None) -> Tensor | None:
 
 
 def join(batches: Sequence[Layout]) -> Layout:
-    """Rows of several batches -> all of them in one; padded where some are."""
+    """Rows of several batches -> all of them in one, filled up; padded where some are."""
+    if len(batches) == 1 and batches[0].filled_up:
+        return batches[0]
     unpadded = [batch for batch in batches if isinstance(batch, Unpadded)]
     if len(unpadded) == len(batches):
         pieces = [batch.hidden[:, : sum(batch.lengths)] for batch in unpadded]

@@ -80,7 +80,7 @@ class Walk:
         return Left(rows[gone], logits[gone], self.depth)
 
     def part(self, start: int, stop: int) -> "Walk":
-        """The rows from `start` to before `stop`, as a walk of its own. Not for a walk that goes on itself."""
+        """The rows from `start` to before `stop`, for `merge`. Not of a walk that goes on itself."""
         if stop - start == len(self):
             return self
         part, rows = copy.copy(self), slice(start, stop)
@@ -156,9 +156,9 @@ def _classify_alone(model: Any, hidden: Tensor, position_ids: Tensor | None, pol
 
 
 def merge(walks: Sequence[Walk]) -> Walk:
-    """Walks at the same depth -> one with the rows of all."""
-    if len(walks) == 1:
-        return walks[0]
-    first, rows = walks[0], torch.cat([walk.rows for walk in walks])
-    policy = first.policy.merge([walk.policy for walk in walks])
-    return Walk(first.model, rows, join([walk.batch for walk in walks]), policy, first.depth)
+    """Walks at the same depth, or parts of some -> one with the rows of all."""
+    first, batch = walks[0], join([walk.batch for walk in walks])
+    if batch is first.batch:
+        return first
+    rows, policy = torch.cat([walk.rows for walk in walks]), first.policy.merge([walk.policy for walk in walks])
+    return Walk(first.model, rows, batch, policy, first.depth)

@@ -102,6 +102,15 @@ def test_few_sizes_occur(tokens, cells):
     assert len({with_filler(number) for number in range(1, 2049)}) == 8 + 28 + 24
 
 
+def test_a_slice_is_not_copied_before_it_is_joined():
+    batch = end_to_end([torch.randn(1, 57, 32)], [30, 20, 7])
+    part = batch.select(slice(1, 3), slice(1, 3))
+    assert part.cells == 27 and part.hidden.data_ptr() == batch.hidden[:, 30:].data_ptr()
+    joined = join([part])
+    assert joined.cells == 32 and torch.equal(joined.hidden[:, :27], part.hidden) and not joined.hidden[:, 27:].any()
+    assert join([batch]) is batch and join([joined]) is joined
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @torch.no_grad()
 def test_exits_see_each_row_alone_whatever_the_others_hold(pooling):
