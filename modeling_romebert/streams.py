@@ -29,21 +29,33 @@ class Streams:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[Item, Result], None, None]:
         """Each item and what the function makes of it, in order. Items are read in the caller's thread, few of them ahead."""
+        rest = iter(items)
+        return self.run(function, lambda: next(rest, None))
+
+    def run(
+        self, function: Callable[[Item], Result], next_item: Callable[[], Item | None]
+    ) -> Generator[tuple[Item, Result], None, None]:
+        """`map` for items that may depend on earlier results.
+
+        `next_item` gives `None` where there is nothing to do before it has seen one more result. When it gives that and nothing is
+        on its way, this ends. It is called in the caller's thread, at the same points every time: time plays no part in the order.
+        """
         if self._executor is None:
-            for item in items:
+            while (item := next_item()) is not None:
                 yield item, function(item)
             return
         work = _as_in_this_thread(function)
         ahead: deque[tuple[Item, Future[Result]]] = deque()
         try:
-            for item in items:
-                ahead.append((item, self._executor.submit(work, item)))
-                if len(ahead) > self.count:
+            while True:
+                item = next_item() if len(ahead) <= self.count else None
+                if item is not None:
+                    ahead.append((item, self._executor.submit(work, item)))
+                elif ahead:
                     item, future = ahead.popleft()
                     yield item, future.result()
-            while ahead:
-                item, future = ahead.popleft()
-                yield item, future.result()
+                else:
+                    return
         finally:
             for _, future in ahead:
                 future.cancel()

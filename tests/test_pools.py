@@ -3,6 +3,10 @@
 Rows lie end to end where they can, and padded where they cannot; what is said of both is tested with both.
 """
 
+import threading
+import time
+import unittest.mock
+
 import pytest
 import torch
 from tiny import CLASSES, LAYERS, PAD, build, padded_batch
@@ -13,7 +17,7 @@ from modeling_romebert.layouts import Padded, Unpadded, with_filler
 from modeling_romebert.policies import as_policy
 from modeling_romebert.pools import walk_in_pools
 from modeling_romebert.streams import open_streams
-from modeling_romebert.walk import begin, merge
+from modeling_romebert.walk import Walk, begin, merge
 
 POLICIES = [
     {"name": "entropy", "threshold": 0.6},
@@ -135,7 +139,7 @@ def test_parts_are_walks_that_go_on_alone(count, layout):
     walk = begin(model, torch.arange(16), {"input_ids": ids, "attention_mask": mask}, policy)
     walk.advance()
     assert walk.part(0, 16) is walk
-    first, others = walk.part(0, count), walk.part(count, 16)
+    first, others = (merge([walk.part(*bounds)]) for bounds in ((0, count), (count, 16)))
     assert first.rows.tolist() == list(range(count)) and others.rows.tolist() == list(range(count, 16))
     for part in (first, others):
         lengths = mask[part.rows].sum(dim=1)
@@ -188,8 +192,41 @@ def test_the_last_batches_are_level_for_streams():
     model, ids, mask = build(), torch.randint(5, 100, (36, 40)), torch.ones(36, 40, dtype=torch.long)
     calls = Calls(model)
     run_in_pools(model, ids, mask, NEVER, size=2, streams=2, batch_tokens=800)
-    # Of 1,440 tokens, first a full batch is cut; where they are all there they make two of 720, and some tokens that fill up.
-    assert [sorted(tokens) for tokens in calls.tokens.values()] == [[320, 320, 832]] + [[768, 768]] * 3
+    # 1,440 tokens make two batches of 720, and some tokens that fill up.
+    assert list(calls.tokens.values()) == [[768, 768]] * 4
+
+
+@torch.no_grad()
+def test_streams_do_not_wait_at_the_end_of_a_depth():
+    model, ids = build(), torch.randint(5, 100, (60, 40))
+    calls, second_layer = Calls(model), threading.Event()
+
+    def wait_in_the_last_batch(*_):
+        if len(calls.tokens[1]) == 6:
+            assert second_layer.wait(timeout=20)  # it would not come if all of the first layer had to be done before
+
+    model.layers[0].register_forward_pre_hook(wait_in_the_last_batch)
+    model.layers[1].register_forward_pre_hook(lambda *_: second_layer.set())
+    run_in_pools(model, ids, torch.ones_like(ids), NEVER, streams=2, batch_tokens=400)
+    assert calls.tokens == {depth: [400] * 6 for depth in range(1, LAYERS + 1)}
+
+
+@torch.no_grad()
+def test_time_plays_no_part_in_what_streams_put_together():
+    model, (ids, mask), batches = build(), padded_batch(), []
+    advance = Walk.advance
+
+    def at_random_speed(walk):
+        batches.append((walk.depth, walk.rows.tolist()))
+        time.sleep(torch.rand(()).item() / 100)
+        return advance(walk)
+
+    with unittest.mock.patch.object(Walk, "advance", at_random_speed):
+        for _ in range(3):
+            run_in_pools(model, ids, mask, POLICIES[0], streams=2, batch_tokens=100)
+    third = len(batches) // 3
+    first, *others = (sorted(batches[start : start + third]) for start in range(0, len(batches), third))
+    assert len(first) > 8 and others == [first, first]
 
 
 @torch.no_grad()

@@ -69,6 +69,24 @@ def test_items_are_read_in_the_caller_s_thread_and_few_ahead(two_threads):
     assert readers == {threading.current_thread()} and len(read) == 20
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_items_may_depend_on_results(count, two_threads):
+    waiting, asked = [1, 2], []  # each item below 50 gives the next but one
+
+    def next_item():
+        asked.append(len(waiting))
+        return waiting.pop(0) if waiting else None
+
+    seen = []
+    with open_streams(count) as several:
+        for item, result in several.run(lambda item: item + 2, next_item):
+            assert result == item + 2
+            seen.append(item)
+            if result <= 50:
+                waiting.append(result)
+    assert seen == list(range(1, 51)) and asked[-1] == 0
+
+
 def test_each_stream_has_its_share_of_the_threads(two_threads):
     torch.set_num_threads(4)
     with open_streams(2) as several:
