@@ -5,13 +5,13 @@ First step of bulk scoring (scoring.py), which runs this in a thread, ahead of t
 
 import copy
 import math
+from array import array
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice, pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchEncoding
@@ -227,9 +227,10 @@ def pad(features: list[dict[str, list[int]]], tokenizer: Any, at_least: int = 0,
     taken = places >= longest - tokens if tokenizer.padding_side == "left" else places < tokens  # (b, T)
 
     def padded(name: str) -> Tensor:
-        flat = np.fromiter(chain.from_iterable(row[name] for row in features), dtype=np.int64, count=sum(lengths))
+        flat = array("q", chain.from_iterable(row[name] for row in features))
         tensor = torch.full(taken.shape, fill[name] or 0, dtype=torch.long)
-        tensor[taken] = torch.from_numpy(flat)
+        if flat:  # an empty buffer is refused
+            tensor[taken] = torch.frombuffer(flat, dtype=torch.long)
         return tensor
 
     tensors = {name: padded(name) for name in fill if name in features[0]}

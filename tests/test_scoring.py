@@ -103,6 +103,7 @@ def test_a_tokenizer_without_a_padding_token_pads_nothing():
     tokenizer, features = tiny_tokenizer(), [{"input_ids": [7, 8]}, {"input_ids": [9, 7]}]
     tokenizer.pad_token = None
     assert pad(features, tokenizer)["input_ids"].tolist() == [[7, 8], [9, 7]]
+    assert pad([{"input_ids": []}], tokenizer)["input_ids"].shape == (1, 0)
     with pytest.raises(ValueError, match=r"no padding token; set tokenizer\.pad_token, or give batch_size=1"):
         pad([*features, {"input_ids": [7]}], tokenizer)
 
