@@ -28,7 +28,10 @@ class Streams:
         self.count, self._executor = count, executor
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[Item, Result], None, None]:
-        """Each item and what the function makes of it, in order. Items are read in the caller's thread, few of them ahead."""
+        """Each item, none of them `None`, and what the function makes of it, in order.
+
+        Items are read in the caller's thread, few of them ahead.
+        """
         rest = iter(items)
         return self.run(function, lambda: next(rest, None))
 
