@@ -75,12 +75,11 @@ def _attend(
             if at_once:
                 k, v = (_of_texts(x, start, here, length) for x in (key, value))
                 attended = _by_products(q, k, v, size**-0.5 if scale is None else scale)  # (here, heads, length, D)
-            elif in_vectors and length % VECTOR:
-                k, v = (_in_vectors(x, start, here, length, finite) for x in (key, value))  # (here, heads, S, D)
-                attended = F.scaled_dot_product_attention(q, k, v, _only_first(length, k.shape[2], q.dtype), scale=scale)
             else:
-                k, v = (_of_texts(x, start, here, length) for x in (key, value))
-                attended = F.scaled_dot_product_attention(q, k, v, None, dropout_p, is_causal, scale=scale, **settings)
+                ahead = -length % VECTOR if in_vectors else 0
+                k, v = (_filled_up(x, start, here, length, ahead, finite) for x in (key, value))  # (here, heads, S, D)
+                mask = _only_first(length, length + ahead, q.dtype) if ahead else None  # (1, 1, 1, S)
+                attended = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, **settings)
             found[start:stop].view(here, length, heads, size).copy_(attended.transpose(1, 2))
             start = stop
     return found.transpose(0, 1).unsqueeze(0)
@@ -92,13 +91,12 @@ def _of_texts(states: Tensor, start: int, texts: int, length: int, ahead: int = 
     return states[0, :, start:stop].unfold(1, length + ahead, length).permute(1, 0, 3, 2)
 
 
-def _in_vectors(states: Tensor, start: int, texts: int, length: int, finite: bool) -> Tensor:
-    """`_of_texts` with S a multiple of `VECTOR`; what is behind a text is for a mask to leave out.
+def _filled_up(states: Tensor, start: int, texts: int, length: int, ahead: int, finite: bool) -> Tensor:
+    """`_of_texts` with `ahead` more of what a mask leaves out.
 
     It is what lies there, which needs no copy, or zeros: where the tokens end, or some are not finite, as 0 times those is not 0.
     """
-    ahead = -length % VECTOR
-    if finite and start + texts * length + ahead <= states.shape[2]:
+    if not ahead or (finite and start + texts * length + ahead <= states.shape[2]):
         return _of_texts(states, start, texts, length, ahead)
     return F.pad(_of_texts(states, start, texts, length), (0, 0, 0, ahead))
 
