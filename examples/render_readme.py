@@ -30,6 +30,7 @@ def sections() -> dict[str, str]:
         "layers": timing(read_json(RESULTS / "layers.json")),
         "layers-same-length": timing(read_json(RESULTS / "layers-same-length.json")),
         "layers-avx512": shares(read_json(RESULTS / "layers-avx512.json")),
+        "layers-avx512-same-length": shares(read_json(RESULTS / "layers-avx512-same-length.json")),
         "benchmark": standing_benchmark(read_json(RESULTS / "benchmark.json")),
         "benchmark-avx512": standing_benchmark(read_json(RESULTS / "benchmark-avx512.json")),
         "benchmark-12": standing_benchmark(read_json(RESULTS / "benchmark-12-layers.json")),
