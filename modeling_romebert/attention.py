@@ -71,13 +71,12 @@ def _attend(
         for first in range(0, texts, at_once or texts):
             here = min(at_once or texts, texts - first)
             stop = start + here * length
-            q = _of_texts(query, start, here, length)
+            ahead = -length % VECTOR if in_vectors else 0
+            q = _of_texts(query, start, here, length)  # (here, heads, length, D)
+            k, v = (_filled_up(x, start, here, length, ahead, finite) for x in (key, value))  # (here, heads, S, D)
             if at_once:
-                k, v = (_of_texts(x, start, here, length) for x in (key, value))
                 attended = _by_products(q, k, v, size**-0.5 if scale is None else scale)  # (here, heads, length, D)
             else:
-                ahead = -length % VECTOR if in_vectors else 0
-                k, v = (_filled_up(x, start, here, length, ahead, finite) for x in (key, value))  # (here, heads, S, D)
                 mask = _only_first(length, length + ahead, q.dtype) if ahead else None  # (1, 1, 1, S)
                 attended = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal, scale=scale, **settings)
             found[start:stop].view(here, length, heads, size).copy_(attended.transpose(1, 2))
@@ -98,7 +97,8 @@ def _filled_up(states: Tensor, start: int, texts: int, length: int, ahead: int, 
     """
     if not ahead or (finite and start + texts * length + ahead <= states.shape[2]):
         return _of_texts(states, start, texts, length, ahead)
-    return F.pad(_of_texts(states, start, texts, length), (0, 0, 0, ahead))
+    tokens_first = _of_texts(states, start, texts, length).transpose(1, 2)  # as in memory: results are then the same bit for bit
+    return F.pad(tokens_first, (0, 0, 0, 0, 0, ahead)).transpose(1, 2)
 
 
 @cache

@@ -62,9 +62,7 @@ def test_a_text_that_is_not_finite_is_alone_with_that(bad, scores, dtype, monkey
     value[:, :, 5], key[:, :, 6] = bad, bad
     found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     assert not found[:, :, 4:8].isfinite().all()
-    bound = 1e-6 if dtype == torch.float32 else 0.02
-    for others in (slice(4), slice(8, None)):
-        torch.testing.assert_close(found[:, :, others], expected[:, :, others], rtol=0, atol=bound)
+    assert torch.equal(found[:, :, :4], expected[:, :, :4]) and torch.equal(found[:, :, 8:], expected[:, :, 8:])
 
 
 @settings(derandomize=True, deadline=None, max_examples=60, database=None)
@@ -74,7 +72,7 @@ def test_a_text_that_is_not_finite_is_alone_with_that(bad, scores, dtype, monkey
     behind=st.lists(st.integers(1, 20), max_size=3),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_what_lies_behind_texts_changes_nothing(length, texts, behind, dtype):
+def test_what_lies_behind_texts_changes_no_bit_of_them(length, texts, behind, dtype):
     """Keys are filled up with what lies there, which may be another text, less than a vector of it, or nothing."""
     lengths = [*[length] * texts, *[other for other in behind if other != length]]  # another run
     all_states = states(lengths, dtype)
@@ -84,7 +82,7 @@ def test_what_lies_behind_texts_changes_nothing(length, texts, behind, dtype):
         among_others = F.scaled_dot_product_attention(*all_states, attn_mask=BlockDiagonalMask.of(lengths))
         first = [x[:, :, :here].contiguous() for x in all_states]
         alone = F.scaled_dot_product_attention(*first, attn_mask=BlockDiagonalMask.of([length] * texts))
-    torch.testing.assert_close(among_others[:, :, :here], alone, rtol=0, atol=1e-6 if dtype == torch.float32 else 0.02)
+    assert torch.equal(among_others[:, :, :here], alone)
 
 
 def test_dropout_is_torch_s_own():
