@@ -15,11 +15,13 @@ The stock models are fine-tuned first, on the same sentences for as many epochs,
 after every round. `examples/benchmark_layers.py` times the layers alone.
 """
 
+import gc
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -168,17 +170,29 @@ def throughput(
     """Run all texts through every side, in turn, after one round that is not counted -> the figures so far, after every round."""
     texts = list(texts)
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
-    first: dict[str, Predictions] = {}
-    for turn in range(rounds + 1):
-        for side in tqdm(rotated(sides, turn), desc=f"round {turn} of {rounds}"):
-            start = time.perf_counter()
-            predictions = side.run(texts)
-            if turn == 0:
-                first[side.name] = predictions
-            else:
+    first = {side.name: side.run(texts) for side in tqdm(sides, desc=f"round 0 of {rounds}")}
+    with without_old_objects():
+        for turn in range(1, rounds + 1):
+            for side in tqdm(rotated(sides, turn), desc=f"round {turn} of {rounds}"):
+                start = time.perf_counter()
+                side.run(texts)
                 seconds[side.name].append(time.perf_counter() - start)
-        if turn > 0:
             yield [figures(side, sides, first, seconds, labels, lengths) for side in sides]
+
+
+@contextmanager
+def without_old_objects() -> Iterator[None]:
+    """Keep Python's garbage collector from what there is already, for the time of a `with`.
+
+    To look through all that torch.compile and the models of every side have made takes it half a second, now and then, while some
+    side is timed that has nothing to do with them, and in every round the same one.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def figures(

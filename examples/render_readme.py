@@ -12,6 +12,7 @@ import benchmark_layers
 import benchmark_training
 import check_families
 import compare_objectives
+import profile_scoring
 
 from modeling_romebert.results import read_json
 
@@ -34,6 +35,8 @@ def sections() -> dict[str, str]:
         "benchmark": standing_benchmark(read_json(RESULTS / "benchmark.json")),
         "benchmark-avx512": standing_benchmark(read_json(RESULTS / "benchmark-avx512.json")),
         "benchmark-12": standing_benchmark(read_json(RESULTS / "benchmark-12-layers.json")),
+        "profile-avx512": profiled(read_json(RESULTS / "profile-avx512.json")),
+        "profile-avx512-12-layers": profiled(read_json(RESULTS / "profile-avx512-12-layers.json")),
         "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
     }
 
@@ -76,6 +79,11 @@ def standing_benchmark(results: dict[str, Any]) -> str:
     rounds = len(results["throughput"][0]["seconds"])
     about = f"{results['texts']} texts, medians and quartiles of {rounds} rounds; {made_with(results)}."
     return "\n\n".join([*benchmark.tables(results), about])
+
+
+def profiled(results: dict[str, Any]) -> str:
+    about = f"{results['texts']} texts of {results['tokens_per_text']:.0f} tokens on average, medians of {results['rounds']} rounds"
+    return f"{profile_scoring.table(results)}\n\n{about}; {made_with(results)}."
 
 
 def training_cost(results: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The benchmarks run on a tiny model, say what they measured, and their arithmetic is right."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -102,6 +103,18 @@ def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
     assert row["saving_on_the_clock"] == 2 * 0.5  # twice as fast with half of the layers
     assert row["saving_on_the_clock_by_tokens"] == pytest.approx(2 * 0.45)  # (4 * 0.25 + 2 * 0.25 + 2 * 0.5 + 2 * 1) / 10
     assert benchmark.figures(sides[0], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])["saving_on_the_clock"] is None
+
+
+def test_old_objects_are_left_alone_while_sides_are_timed():
+    def run(texts):
+        frozen.append(gc.get_freeze_count())
+        return Predictions([0] * len(texts))
+
+    frozen: list[int] = []
+    names = (benchmark.REFERENCE, benchmark.SORTED.format("fp32"))
+    for _ in benchmark.throughput([Side(name, "stock", run) for name in names], ["a", "b"], [0, 1], [1, 1], rounds=1):
+        pass
+    assert frozen[:2] == [0, 0] and min(frozen[2:]) > 10_000 and gc.get_freeze_count() == 0
 
 
 def test_sorted_batches_give_the_predictions_of_single_texts(quick):
