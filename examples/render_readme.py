@@ -36,7 +36,7 @@ def sections() -> dict[str, str]:
         "benchmark-avx512": standing_benchmark(read_json(RESULTS / "benchmark-avx512.json")),
         "benchmark-12": standing_benchmark(read_json(RESULTS / "benchmark-12-layers.json")),
         "profile-avx512": profiled(read_json(RESULTS / "profile-avx512.json")),
-        "profile-avx512-12-layers": profiled(read_json(RESULTS / "profile-avx512-12-layers.json")),
+        "profile-12-layers": profiled(read_json(RESULTS / "profile-12-layers.json")),
         "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
     }
 
