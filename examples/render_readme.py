@@ -4,6 +4,7 @@ python examples/render_readme.py          # after examples/results/*.json change
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,15 @@ def sections() -> dict[str, str]:
         "families": families(read_json(RESULTS / "families.json")),
         "objectives": objectives(read_json(RESULTS / "objectives.json")["runs"]),
         "objectives-fp32": objectives(read_json(RESULTS / "objectives-fp32.json")["runs"]),
-        "layers": timing(read_json(RESULTS / "layers.json")),
-        "layers-same-length": timing(read_json(RESULTS / "layers-same-length.json")),
+        "layers": timing(benchmark_layers.table, read_json(RESULTS / "layers.json")),
+        "layers-same-length": timing(benchmark_layers.table, read_json(RESULTS / "layers-same-length.json")),
         "layers-avx512": shares(read_json(RESULTS / "layers-avx512.json")),
         "layers-avx512-same-length": shares(read_json(RESULTS / "layers-avx512-same-length.json")),
         "benchmark": standing_benchmark(read_json(RESULTS / "benchmark.json")),
         "benchmark-avx512": standing_benchmark(read_json(RESULTS / "benchmark-avx512.json")),
         "benchmark-12": standing_benchmark(read_json(RESULTS / "benchmark-12-layers.json")),
-        "profile-avx512": profiled(read_json(RESULTS / "profile-avx512.json")),
-        "profile-12-layers": profiled(read_json(RESULTS / "profile-12-layers.json")),
+        "profile-avx512": timing(profile_scoring.table, read_json(RESULTS / "profile-avx512.json")),
+        "profile-12-layers": timing(profile_scoring.table, read_json(RESULTS / "profile-12-layers.json")),
         "training-cost": training_cost(read_json(RESULTS / "benchmark-training.json")),
     }
 
@@ -60,9 +61,9 @@ def objectives(runs: list[dict[str, Any]]) -> str:
     return f"{compare_objectives.table(runs)}\n\n{about}; {made_with(runs[-1])}."
 
 
-def timing(run: dict[str, Any]) -> str:
+def timing(table: Callable[[dict[str, Any]], str], run: dict[str, Any]) -> str:
     about = f"{run['texts']} texts of {run['tokens_per_text']:.0f} tokens on average, medians of {run['rounds']} rounds"
-    return f"{benchmark_layers.table(run)}\n\n{about}; {made_with(run)}."
+    return f"{table(run)}\n\n{about}; {made_with(run)}."
 
 
 def shares(run: dict[str, Any]) -> str:
@@ -79,11 +80,6 @@ def standing_benchmark(results: dict[str, Any]) -> str:
     rounds = len(results["throughput"][0]["seconds"])
     about = f"{results['texts']} texts, medians and quartiles of {rounds} rounds; {made_with(results)}."
     return "\n\n".join([*benchmark.tables(results), about])
-
-
-def profiled(results: dict[str, Any]) -> str:
-    about = f"{results['texts']} texts of {results['tokens_per_text']:.0f} tokens on average, medians of {results['rounds']} rounds"
-    return f"{profile_scoring.table(results)}\n\n{about}; {made_with(results)}."
 
 
 def training_cost(results: dict[str, Any]) -> str:
