@@ -29,6 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from modeling_romebert.host_memory import keep_freed_memory
+from modeling_romebert.pools import walk_in_pools
+from modeling_romebert.walk import begin
 from reviews import load_splits
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -36,11 +39,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from modeling_romebert import RomeBertForSequenceClassification, make_policy, pack_linears
 from modeling_romebert.evaluation import METRICS, collect_exit_logits, sweep
-from modeling_romebert.host_memory import keep_freed_memory
-from modeling_romebert.pools import walk_in_pools
 from modeling_romebert.results import provenance, write_json
 from modeling_romebert.scoring import BATCH_TOKENS, POOLS_PAY
-from modeling_romebert.walk import begin
 
 Batch = dict[str, Tensor]
 

@@ -31,13 +31,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from benchmark_layers import policies, ratio, rotated
+from modeling_romebert.batching import TextBatcher, windows
 from quickstart import multiplies_bf16
 from reviews import load_splits
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, pipeline
 
 from modeling_romebert import modeling_romebert, pools, walk
-from modeling_romebert.batching import TextBatcher, windows
 from modeling_romebert.results import provenance, write_json
 from modeling_romebert.scoring import WINDOW
 

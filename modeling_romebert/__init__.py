@@ -13,7 +13,6 @@ from .evaluation import ExitReport, evaluate_exits
 from .losses import ExitLoss
 from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
 from .objectives import OBJECTIVES
-from .packing import pack_linears
 from .pipeline_romebert import EarlyExitPipeline
 from .policies import POLICIES, ExitPolicy, make_policy
 from .precision import compare_precision
@@ -39,7 +38,6 @@ __all__ = [
     "compare_precision",
     "evaluate_exits",
     "make_policy",
-    "pack_linears",
     "project",
     "score",
 ]

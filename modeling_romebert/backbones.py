@@ -7,7 +7,7 @@ How to add a family:
 
 1. Read `forward` of its model in transformers: what is done before the layers, to each layer, and after the last one.
 2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`. Where layers are given more than a
-   mask, or look at positions themselves, `unpads` is False.
+   mask, or look at positions themselves, `packs` is False.
 3. Enter its model type in `FAMILIES` of configuration_romebert.py, in the same place.
 4. Enter one row in `FAMILIES` of tests/families.py and run `python -m pytest tests/test_families*.py`. They hold the family
    against the stock model layer by layer, and try loading, training with the projection, early exit in batches and the Hub.
@@ -18,7 +18,7 @@ inside flash attention only; with eager and sdpa it runs on padded rows, which t
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -27,10 +27,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 
-from .attention import BlockDiagonalMask
-
-# A layer, and hidden states (B, T, H) of the rows that it was made for -> hidden states (B, T, H).
-RunLayer = Callable[[nn.Module, Tensor], Tensor]
+from .batch_layout import RunLayer
+from .packed_attention import BlockDiagonalMask
 
 _CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(masking_utils.create_bidirectional_mask).parameters
 
@@ -53,6 +51,11 @@ def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask
     return masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
 
 
+def _places_from(first: Tensor, tokens: int) -> Tensor:
+    """Where rows begin (B,) -> (B, T): places of their tokens, counted from there; 0 before."""
+    return (torch.arange(tokens, device=first.device) - first[:, None]).clamp(min=0)
+
+
 def _states(output: Any) -> Tensor:
     """What a layer returns -> its hidden states: alone or first in a tuple, by family and by version of transformers."""
     return output[0] if isinstance(output, tuple) else output
@@ -64,7 +67,7 @@ class Adapter:
     inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")  # that `embeddings` takes
     layer_list = "encoder.layer"
     others: tuple[str, ...] = ()  # what else the adapter reaches for in the backbone
-    unpads = True  # layers are given a mask and nothing else, so that texts can lie end to end (layouts.py)
+    packs = True  # layers are given a mask and nothing else, so that texts can be packed (batch_layout.py)
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         """Longest sequence that there are positions for, special tokens included; `None` where any length runs."""
@@ -74,9 +77,16 @@ class Adapter:
         """input_ids (B, T) or inputs_embeds (B, T, embedding size), with what goes with them -> (B, T, H)"""
         return backbone.embeddings(**{name: inputs[name] for name in self.inputs})
 
-    def position_ids(self, backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        """input_ids (B, T), padded on the right -> (B, T): the positions that `embeddings` would give them itself."""
-        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    def packed_positions(self, config: PreTrainedConfig, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Ids (T,) of packed texts, and their lengths -> (T,): the positions that `embeddings` would give each text alone."""
+        return torch.cat([torch.arange(length) for length in lengths])
+
+    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+        """Positions (B, T) of rows that begin at `first` (B,), such as those with padding on the left.
+
+        from_ids: whether there are token ids, by which some families count. `None` where `embeddings` gets them right itself.
+        """
+        return _places_from(first, tokens)
 
     def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
         """The L layers in the order in which they are applied; one that is applied n times is there n times."""
@@ -96,7 +106,7 @@ class Adapter:
         mask is known to mask something, so that nobody has to look, which would wait for the device.
         """
         mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
-        return lambda layer, hidden: _states(layer(hidden, attention_mask=mask))
+        return lambda number, layer, hidden: _states(layer(hidden, attention_mask=mask))
 
     def finish(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
         """What the stock model does to the output of its last layer, (B, T, H) -> (B, T, H); every exit sees its layer's so."""
@@ -117,10 +127,13 @@ class RobertaAdapter(Adapter):
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - config.pad_token_id - 1
 
-    def position_ids(self, backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        pad = backbone.config.pad_token_id
-        counts = input_ids != pad  # the padding token is not counted, not even within a text
-        return counts.cumsum(dim=1) * counts + pad
+    def packed_positions(self, config: PreTrainedConfig, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        counts = input_ids != config.pad_token_id  # the padding token is not counted, not even within a text
+        counted = torch.cat([of_text.cumsum(dim=0) for of_text in counts.split(list(lengths))])
+        return counted * counts + config.pad_token_id
+
+    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+        return None if from_ids else _places_from(first, tokens) + config.pad_token_id + 1
 
 
 class ElectraAdapter(Adapter):
@@ -143,10 +156,13 @@ class MPNetAdapter(Adapter):
 
     inputs = ("input_ids", "position_ids", "inputs_embeds")
     others = ("encoder.compute_position_bias",)
-    unpads = False
+    packs = False
 
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - 2  # its embeddings pad with position 1, whatever the config says
+
+    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+        return None if from_ids else _places_from(first, tokens) + 2
 
     def prepare(
         self,
@@ -158,17 +174,20 @@ class MPNetAdapter(Adapter):
     ) -> RunLayer:
         mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
         bias = backbone.encoder.compute_position_bias(hidden[:1])  # (1, heads, T, T): the same for every row
-        return lambda layer, hidden: _states(layer(hidden, attention_mask=mask, position_bias=bias))
+        return lambda number, layer, hidden: _states(layer(hidden, attention_mask=mask, position_bias=bias))
 
 
 class DebertaV2Adapter(Adapter):
     """DeBERTa v2 and v3: relative attention; padding is blanked in the embeddings; a convolution may go beside the first layer."""
 
     others = ("encoder.get_attention_mask", "encoder.get_rel_pos", "encoder.get_rel_embedding", "encoder.conv")
-    unpads = False
+    packs = False
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         return config.max_position_embeddings if config.position_biased_input else None
+
+    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+        return _places_from(first, tokens) if config.position_biased_input else None
 
     def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
         return backbone.embeddings(mask=attention_mask, **inputs)
@@ -190,9 +209,9 @@ class DebertaV2Adapter(Adapter):
             "rel_embeddings": encoder.get_rel_embedding(),
         }
 
-        def run(layer: nn.Module, hidden: Tensor) -> Tensor:
+        def run(number: int, layer: nn.Module, hidden: Tensor) -> Tensor:
             output = _states(layer(hidden, **arguments))
-            beside = encoder.conv if layer is encoder.layer[0] else None
+            beside = encoder.conv if number == 0 else None
             return output if beside is None else beside(hidden, output, attended)
 
         return run
@@ -228,10 +247,13 @@ class ModernBertAdapter(Adapter):
     inputs = ("input_ids", "inputs_embeds")
     layer_list = "layers"
     others = ("layers.0.attention_type", "rotary_emb", "final_norm")
-    unpads = False
+    packs = False
 
     def max_tokens(self, config: PreTrainedConfig) -> None:
         return None
+
+    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> None:
+        return None  # rotary: only distances count
 
     def prepare(
         self,
@@ -249,7 +271,7 @@ class ModernBertAdapter(Adapter):
             position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
         rotary = {kind: backbone.rotary_emb(hidden, position_ids, kind) for kind in set(backbone.config.layer_types)}
 
-        def run(layer: Any, hidden: Tensor) -> Tensor:
+        def run(number: int, layer: Any, hidden: Tensor) -> Tensor:
             kind = layer.attention_type
             return _states(layer(hidden, attention_mask=masks[kind], position_embeddings=rotary[kind]))
 
@@ -295,30 +317,6 @@ def check_layout(backbone: PreTrainedModel) -> None:
             ) from None
 
 
-def embed(
-    model: Any,
-    input_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    token_type_ids: Tensor | None,
-    position_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-) -> Tensor:
-    """Check the inputs of a forward pass of one of our models and embed them: ids (B, T) -> (B, T, H).
-
-    Raises:
-        ValueError: see `check_inputs`.
-    """
-    check_inputs(model, input_ids, attention_mask, inputs_embeds)
-    return model._adapter.embed(
-        model.backbone,
-        attention_mask,
-        input_ids=input_ids,
-        token_type_ids=token_type_ids,
-        position_ids=position_ids,
-        inputs_embeds=inputs_embeds,
-    )
-
-
 def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None) -> None:
     """Whether ids (B, T) or embeddings (B, T, H) and a mask fit one of our models.
 
@@ -338,9 +336,3 @@ def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | 
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows}, {tokens})."
         )
-
-
-def attended_lengths(attention_mask: Tensor) -> Tensor:
-    """attention_mask (B, T) -> (B,): tokens up to and including the last attended one, at least 1."""
-    positions = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
-    return (positions * (attention_mask != 0)).amax(dim=1).clamp(min=1)

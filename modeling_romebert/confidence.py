@@ -52,16 +52,3 @@ def margin(log_p: Tensor) -> Tensor:
 def all_finite(logits: Tensor) -> Tensor:
     """logits (B, C) -> (B,) bool: infinite or not a number minus itself is not a number."""
     return (logits - logits).sum(dim=-1) == 0
-
-
-def decisions(logits: list[float], problem_type: str) -> list[list[float]]:
-    """Finite logits of one row -> log-probabilities of each of its decisions: `log_probabilities` in plain numbers."""
-    if problem_type == "multi_label_classification":
-        return [_log_softmax([0.0, logit]) for logit in logits]
-    return [_log_softmax(logits)]
-
-
-def _log_softmax(logits: list[float]) -> list[float]:
-    highest = max(logits)
-    norm = highest + math.log(sum(math.exp(logit - highest) for logit in logits))
-    return [logit - norm for logit in logits]

@@ -1,4 +1,4 @@
-"""An exit: hidden states after some layer -> logits. Pools tokens, then classifies; decides nothing (policies.py does)."""
+"""An exit: what it sees of a row after some layer -> logits. It decides nothing; policies.py does."""
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ def mean_weights(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor
     return weights.to(hidden_states.dtype).unsqueeze(1)
 
 
-def _weighted_mean(weights: Tensor, hidden_states: Tensor) -> Tensor:
+def weighted_mean(weights: Tensor, hidden_states: Tensor) -> Tensor:
     """weights (B, 1, T), hidden_states (B, T, H) -> (B, H)"""
     if hidden_states.dtype in (torch.bfloat16, torch.float16) and hidden_states.is_cpu:
         # In half precision a CPU prepares code for every new shape first, which takes longer than the product.
@@ -31,21 +31,18 @@ def _weighted_mean(weights: Tensor, hidden_states: Tensor) -> Tensor:
 
 
 class Pooler(nn.Module):
-    """BERT's pooler: a dense layer and tanh on the first token. (B, T, H) -> (B, H)"""
+    """BERT's pooler: a dense layer and tanh. (B, H) -> (B, H)"""
 
     def __init__(self, hidden_size: int):
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+    def forward(self, first_token: Tensor) -> Tensor:
+        return torch.tanh(self.dense(first_token))
 
 
 class ExitHead(nn.Module):
-    """Pooling, dropout and a linear classifier. (B, T, H), and for a mean the weights (B, 1, T) -> (B, C)
-
-    Without weights a mean is taken as done: of (B, 1, H).
-    """
+    """A classifier at one exit: (B, H) -> (B, C), from the first token through a pooler of its own, or from the mean of a row."""
 
     def __init__(self, config: RomeBertConfig):
         super().__init__()
@@ -54,9 +51,7 @@ class ExitHead(nn.Module):
         self.dropout = nn.Dropout(next((dropout for dropout in dropouts if dropout is not None), 0.0))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, hidden_states: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, pooled: Tensor) -> Tensor:
         if self.pooler is not None:
-            pooled = self.pooler(hidden_states)  # (B, H)
-        else:
-            pooled = hidden_states.squeeze(1) if weights is None else _weighted_mean(weights, hidden_states)  # (B, H)
-        return self.classifier(self.dropout(pooled) if self.training else pooled)
+            pooled = self.pooler(pooled)
+        return self.classifier(self.dropout(pooled))

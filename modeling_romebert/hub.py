@@ -10,26 +10,26 @@ from typing import Any
 
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
-    "attention.py",
     "backbones.py",
-    "batching.py",
+    "batch_layout.py",
     "confidence.py",
     "configuration_romebert.py",
+    "early_exit.py",
+    "encoder.py",
     "exits.py",
-    "host_memory.py",
     "hub.py",
-    "layouts.py",
     "loading.py",
     "losses.py",
     "model_card.py",
     "modeling_romebert.py",
-    "packing.py",
+    "packed_attention.py",
     "pipeline_romebert.py",
     "policies.py",
-    "pools.py",
+    "prepacked.py",
+    "rebatching.py",
     "scoring.py",
-    "streams.py",
-    "walk.py",
+    "text_batcher.py",
+    "workers.py",
 )
 
 AUTO_MAP = {

@@ -1,13 +1,11 @@
-"""The walk: embeddings -> layer 1..L on the rows still active -> exits, and the models that take it.
+"""The models: a text encoder of the library with an exit after some of its layers.
 
-A row is one text of a batch. With no exit policy every row runs every layer and every exit speaks; with one, rows that are sure
-leave, the others are compacted, and deeper layers run on fewer rows and shorter padding. The backbone is the library's own
-model, reached through its adapter (backbones.py); pooling and classifying are in exits.py, deciding in policies.py, leaving in
-walk.py.
+A row is one text of a batch. Without an exit policy every row runs every layer and every exit is evaluated; with one, sure rows
+exit, and deeper layers run on fewer rows and shorter padding. The loop over the layers is in early_exit.py, what it runs in
+encoder.py, the exits in exits.py, the decision in policies.py.
 """
 
 import copy
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .backbones import Adapter, RunLayer, adapter_for, check_layout, embed
+from .backbones import Adapter, adapter_for, check_layout
+from .batch_layout import PaddedBatch
 from .configuration_romebert import VERSION, RomeBertConfig
-from .exits import ExitHead, mean_weights
+from .early_exit import all_exits, classify
+from .encoder import TorchEncoder
+from .exits import ExitHead
 from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
 from .loading import HUB_ARGUMENTS, MODEL_ARGUMENTS, check_exits, load_plain
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .model_card import write_model_card
 from .policies import ExitPolicy, as_policy
-from .walk import classify
+from .prepacked import PREPACKING_TOKENS, pays, prepacked
 
 
 @dataclass
@@ -51,18 +51,6 @@ class RomeBertClassifierOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
-    # These two do as the library's own, which list all fields for each that is set and once more in the end: for a single text that
-    # takes as long as an exit.
-
-    def __post_init__(self) -> None:
-        if self.loss is not None and self.logits is None:  # `loss` may be a dict with all fields
-            super().__post_init__()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if value is not None and name in type(self).__dataclass_fields__:
-            OrderedDict.__setitem__(self, name, value)
-        object.__setattr__(self, name, value)
-
 
 class RomeBertPreTrainedModel(PreTrainedModel):
     """A supported encoder as `backbone`, without its pooler, and how to load one from a plain checkpoint."""
@@ -82,9 +70,9 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
-        self._adapter: Adapter = adapter_for(config.backbone_config)  # how its family is walked
+        self.adapter: Adapter = adapter_for(config.backbone_config)  # how its family is walked
         # Longest text that there are positions for, in tokens; `None` where any length runs.
-        self.max_tokens: int | None = self._adapter.max_tokens(config.backbone_config)
+        self.max_tokens: int | None = self.adapter.max_tokens(config.backbone_config)
         check_layout(self.backbone)
         config._attn_implementation = self.backbone.config._attn_implementation  # not every family has every one
         if getattr(self.backbone, "pooler", None) is not None:
@@ -116,7 +104,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     @property
     def layers(self) -> Sequence[nn.Module]:
         """The backbone's layers in the order in which they are applied; one that is applied n times is there n times."""
-        return self._adapter.layers(self.backbone)
+        return self.adapter.layers(self.backbone)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -224,6 +212,16 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             as_policy(config.exit_policy)  # settings that mean nothing fail here, not at the first text
         self.post_init()
 
+    def encoder(self, pad_token_id: int | None = None, for_tokens: int = 0) -> TorchEncoder:
+        """Layers and exits as bulk scoring runs them, for one pass: weights may be prepacked, and are not looked at again.
+
+        Args:
+            pad_token_id: of the tokenizer.
+            for_tokens: tokens of the pass; prepacking has to pay for itself.
+        """
+        layers = prepacked(self.layers) if for_tokens >= PREPACKING_TOKENS and pays(self.backbone) else None
+        return TorchEncoder(self, layers, pad_token_id=pad_token_id)
+
     def _start_from(self, pooler: nn.Linear | None) -> None:
         for head in self.exits.values():
             assert isinstance(head, ExitHead)
@@ -257,29 +255,27 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         """
         if labels is not None:
             self._note_problem_type(labels)
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
         if exit_policy is not None:
             if output_hidden_states or output_attentions:
                 raise ValueError("output_hidden_states and output_attentions need every layer; leave exit_policy out.")
-            policy = as_policy(exit_policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
-            logits, exit_layer = classify(self, embed(self, *inputs), attention_mask, position_ids, policy)
-            loss = None
-            if labels is not None:
-                loss = task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
-            return RomeBertClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
+            return self._exit_early(inputs, as_policy(exit_policy), labels)
 
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        states: list[Tensor] | None = [] if wants_states else None
         attentions = None
         if wants_attentions:
-            states, attentions = self._stock_states(*inputs)
+            exit_logits, states, attentions = self._all_exits_of_stock_states(inputs)
         else:
-            states = self._walk(embed(self, *inputs), attention_mask, position_ids, keep_all=bool(wants_states))
-        weights = self._pooling_weights(next(iter(states.values())), attention_mask)
-        last = self.config.num_hidden_layers  # whose state is finished already, as in the stock model
-        seen = {depth: states[depth] if depth == last else self._finish(states[depth]) for depth in self.exit_layers}
-        exit_logits = torch.stack([self.exits[str(depth)](state, weights) for depth, state in seen.items()], dim=1)
+            encoder = TorchEncoder(self, states=states)
+            exit_logits = all_exits(encoder, encoder.embed(inputs))  # (B, E, C)
         loss = None
         if labels is not None:
             terms = self.exit_loss(exit_logits, labels, exit_layers=self.exit_layers, problem_type=self.problem_type)
@@ -289,9 +285,17 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             logits=exit_logits[:, -1],
             exit_logits=exit_logits,
             exit_layer=torch.full((exit_logits.shape[0],), self.config.num_hidden_layers, device=exit_logits.device),
-            hidden_states=tuple(states.values()) if wants_states else None,
+            hidden_states=tuple(states) if states is not None and wants_states else None,
             attentions=attentions,
         )
+
+    def _exit_early(self, inputs: dict[str, Tensor | None], policy: ExitPolicy, labels: Tensor | None) -> RomeBertClassifierOutput:
+        """A batch whose rows exit as the policy says."""
+        policy = policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
+        encoder = TorchEncoder(self)
+        logits, exit_layer = classify(encoder, encoder.embed(inputs).measure(), policy)  # (B, C), (B,)
+        loss = None if labels is None else task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
+        return RomeBertClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
 
     @property
     def problem_type(self) -> str:
@@ -308,50 +312,13 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         if labels.device.type == "cpu":  # elsewhere reading values would wait for the device
             check_labels(labels, self.config.problem_type, self.config.num_labels)
 
-    def _pooling_weights(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """hidden (B, T, H), attention_mask (B, T) -> what the exits pool with: (B, 1, T) for a mean."""
-        return mean_weights(hidden, attention_mask) if self.pools_mean else None
-
-    def _finish(self, hidden: Tensor) -> Tensor:
-        """(B, T, H) -> (B, T, H): what an exit sees of a layer's output."""
-        return self._adapter.finish(self.backbone, hidden)
-
-    def _step(self, run: RunLayer, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """(B, T, H) -> (B, T, H): one layer, checkpointed here where the family's layers do not do that themselves."""
-        if self.gradient_checkpointing and self.training and not isinstance(layer, GradientCheckpointingLayer):
-            return self._gradient_checkpointing_func(run, layer, hidden)
-        return run(layer, hidden)
-
-    def _walk(
-        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, keep_all: bool
-    ) -> dict[int, Tensor]:
-        """hidden (B, T, H) -> layers run: hidden states (B, T, H), where there is an exit or everywhere; the last one finished."""
-        run = self._adapter.prepare(self.backbone, hidden, attention_mask, position_ids)
-        kept = {0: hidden} if keep_all else {}
-        for depth, layer in enumerate(self.layers, start=1):
-            hidden = self._step(run, layer, hidden)
-            if keep_all or str(depth) in self.exits:
-                kept[depth] = hidden
-        kept[self.config.num_hidden_layers] = self._finish(hidden)
-        return kept
-
-    def _stock_states(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-    ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-        """Hidden states by layers run, and attentions, from the backbone's own forward: attentions are recorded there."""
-        outputs = self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=True,
-            output_attentions=True,
-        )
-        states = self._adapter.states_by_layer(self.backbone.config, outputs.hidden_states)
-        return dict(enumerate(states)), outputs.attentions
+    def _all_exits_of_stock_states(self, inputs: dict[str, Tensor | None]) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
+        """Exit logits (B, E, C), hidden states and attentions by the backbone's own forward: attentions are recorded there."""
+        encoder, last = TorchEncoder(self), self.exit_layers[-1]
+        outputs = self.backbone(**encoder.with_positions(inputs), output_hidden_states=True, output_attentions=True)
+        states = list(self.adapter.states_by_layer(self.backbone.config, outputs.hidden_states))
+        logits = []
+        for layer in self.exit_layers:
+            batch = PaddedBatch(states[layer], inputs["attention_mask"])
+            logits.append(encoder.exit_logits(batch, layer, is_finished=layer == last))
+        return torch.stack(logits, dim=1), states, outputs.attentions

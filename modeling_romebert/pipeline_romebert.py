@@ -1,7 +1,7 @@
 """`pipeline("early-exit-classification")`: text -> label, score, exit_layer.
 
 The stock text-classification pipeline with an exit policy handed to the model and the exit told in the results. One text takes the
-stock path; lists, datasets and generators are scored in bulk (scoring.py). Linear layers are packed (packing.py) on a CPU.
+stock path; lists, datasets and generators are scored in bulk (scoring.py). The model stays as it is.
 """
 
 from collections.abc import Iterator, Sequence, Sized
@@ -11,10 +11,9 @@ from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
-from .batching import text_and_pair, was_cut, with_truncation
-from .packing import pack_linears
 from .policies import as_policy
 from .scoring import ResultFormat, policy_for, score
+from .text_batcher import text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +29,7 @@ class EarlyExitPipeline(TextClassificationPipeline):
             the threshold of normalised entropy.
         ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; the last is always asked.
             Exits that are not asked are not computed.
-        batch_tokens, batch_size, window, on_error, progress, depth_pools: of bulk scoring, see `score`. `num_workers` has no
+        batch_tokens, batch_size, window, on_error, progress, rebatching: of bulk scoring, see `score`. `num_workers` has no
             effect there: one thread tokenises ahead of the model.
 
     Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False` makes it an error.
@@ -50,11 +49,6 @@ class EarlyExitPipeline(TextClassificationPipeline):
         [{'label': 'positive', 'score': 0.98, 'exit_layer': 2}, {'label': 'negative', 'score': 0.74, 'exit_layer': 6}]
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if self.device.type == "cpu":
-            pack_linears(self.model.backbone)
-
     def _sanitize_parameters(
         self,
         exit_policy: Any = None,
@@ -65,12 +59,12 @@ class EarlyExitPipeline(TextClassificationPipeline):
         window: int | None = None,
         on_error: str | None = None,
         progress: bool | None = None,
-        depth_pools: bool | None = None,
+        rebatching: bool | None = None,
         **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
-        bulk.update(progress=progress, depth_pools=depth_pools)
+        bulk.update(progress=progress, rebatching=rebatching)
         forward.update({name: value for name, value in bulk.items() if value is not None})
         if any(given is not None for given in (exit_policy, exit_threshold, ask_every, ask_exits)):
             forward["exit_policy"] = self._policy(exit_policy, exit_threshold, ask_every, ask_exits)
@@ -118,6 +112,7 @@ class EarlyExitPipeline(TextClassificationPipeline):
         return encoded
 
     def _forward(self, model_inputs: Any, exit_policy: Any = None, **_of_bulk_scoring: Any) -> Any:
+        self.model.eval()  # as for a list, whatever was done to the model since the pipeline was made
         outputs = self.model(**model_inputs, exit_policy=policy_for(self.model, exit_policy))
         return {"logits": outputs.logits, "exit_layer": outputs.exit_layer}
 

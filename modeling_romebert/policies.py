@@ -1,9 +1,7 @@
 """When a row leaves: the logits (B, C) of exit e -> which of the B rows are sure enough.
 
-A policy holds its settings and, between `start` and the last exit, what it remembers of the rows still in the walk.
-It never sees hidden states, and it does not move rows; the walk (walk.py) does.
-
-A text alone can be decided in plain numbers, `leaves_alone`: there an operator takes longer than all the arithmetic.
+A policy holds its settings and, between `start` and the last exit, what it remembers of the rows that have not exited.
+It never sees hidden states, and it does not move rows; the early-exit loop (early_exit.py) does.
 """
 
 import math
@@ -13,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from .confidence import all_finite, confidence, decisions, log_probabilities, margin, negative_entropy
+from .confidence import all_finite, confidence, log_probabilities, margin, negative_entropy
+
+logger = logging.get_logger(__name__)
 
 
 class _Agreement:
@@ -125,19 +126,37 @@ class ExitPolicy(ABC):
         A row with a logit that is not finite never leaves, and does not count as agreeing.
         """
 
-    def leaves_alone(self, exit_index: int, logits: Tensor) -> bool:
-        """`leaves` for a row that is alone in the walk: logits (1, C) -> whether it leaves."""
-        return bool(self.leaves(exit_index, logits))
-
     def keep(self, rows: Tensor | slice) -> None:
         """Forget all rows but these: indices (b,) into the rows of the last call, or a slice of them."""
         self._memory.keep(rows)
 
     def merge(self, policies: Sequence["ExitPolicy"]) -> "ExitPolicy":
-        """Of different rows at the same exit -> one for all of them, in order. A policy with memory of its own merges that too."""
+        """Of different rows at the same exit -> one for all of them, in order.
+
+        A policy with memory of its own merges that too.
+        """
         merged = self._copy()
         merged._memory = _Agreement.merge([policy._memory for policy in policies])
         return merged
+
+    def can_rebatch(self) -> bool:
+        """Whether rows under this policy can be split from a batch and merged with those of others.
+
+        What a policy remembers has to go with its rows. A class of a user's own that says in its own way when rows exit, or what is
+        kept of them, may remember things that an inherited `merge` would lose. It says how it merges: with a `merge` of its own, or
+        with `merge = ExitPolicy.merge` where it remembers nothing else. Where it does not, that is said once.
+        """
+        for kind in type(self).__mro__:
+            if "merge" in vars(kind) or kind.__module__ == __name__:
+                break
+            if own := sorted({"start", "leaves", "keep", "asks"} & vars(kind).keys()):
+                logger.warning_once(
+                    f"exit policy {type(self).__name__} has its own {', '.join(own)} and no merge, so what it remembers cannot"
+                    " follow rows into other batches: it runs without rebatching, which takes longer. Give it a merge, or"
+                    " merge = ExitPolicy.merge where it remembers nothing of its own."
+                )
+                return False
+        return True
 
     def _copy(self) -> "ExitPolicy":
         """As `copy.copy`, which for a single text takes as long as a layer's norm."""
@@ -182,25 +201,7 @@ class ThresholdPolicy(ExitPolicy):
         return self.threshold
 
 
-class ScorePolicy(ThresholdPolicy):
-    """Leaves when every decision's score passes the threshold of the exit; remembers nothing.
-
-    `leaves` and `is_sure` say the same, for rows and for one decision of a row that is alone.
-    """
-
-    @abstractmethod
-    def is_sure(self, log_p: list[float], threshold: float) -> bool:
-        """Finite log-probabilities of a decision's K outcomes -> whether its score passes the threshold."""
-
-    def leaves_alone(self, exit_index: int, logits: Tensor) -> bool:
-        row = logits.tolist()[0]
-        if not all(map(math.isfinite, row)):
-            return False
-        threshold = self.threshold_at(exit_index)
-        return all(self.is_sure(log_p, threshold) for log_p in decisions(row, self._problem_type))
-
-
-class EntropyPolicy(ScorePolicy):
+class EntropyPolicy(ThresholdPolicy):
     """Leaves when the entropy over ln K is below the threshold (DeeBERT, FastBERT)."""
 
     name = "entropy"
@@ -211,11 +212,8 @@ class EntropyPolicy(ScorePolicy):
         # threshold is brought to nats, not the entropy to 0..1, which saves a single text an operator.
         return negative_entropy(log_p) > -self.threshold_at(exit_index) * math.log(log_p.shape[-1])
 
-    def is_sure(self, log_p: list[float], threshold: float) -> bool:
-        return sum(math.exp(value) * value for value in log_p) > -threshold * math.log(len(log_p))
 
-
-class ConfidencePolicy(ScorePolicy):
+class ConfidencePolicy(ThresholdPolicy):
     """Leaves when the largest probability is above the threshold."""
 
     name = "confidence"
@@ -224,11 +222,8 @@ class ConfidencePolicy(ScorePolicy):
         sure = confidence(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
         return sure & all_finite(logits)
 
-    def is_sure(self, log_p: list[float], threshold: float) -> bool:
-        return math.exp(max(log_p)) > threshold
 
-
-class MarginPolicy(ScorePolicy):
+class MarginPolicy(ThresholdPolicy):
     """Leaves when the largest probability is above the second largest by more than the threshold."""
 
     name = "margin"
@@ -236,10 +231,6 @@ class MarginPolicy(ScorePolicy):
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         sure = margin(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
         return sure & all_finite(logits)
-
-    def is_sure(self, log_p: list[float], threshold: float) -> bool:
-        second, best = sorted(log_p)[-2:]
-        return math.exp(best) - math.exp(second) > threshold
 
 
 class PatiencePolicy(ExitPolicy):
@@ -297,6 +288,19 @@ class VotePolicy(ThresholdPolicy):
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
         return self._memory.add(confidence(log_p), log_p.argmax(dim=-1), all_finite(logits)) > self.threshold_at(exit_index)
+
+
+class FullDepth(ExitPolicy):
+    """Nobody exits early, and no exit but the last is evaluated."""
+
+    name = "full_depth"
+    reads_regression = True
+
+    def asks(self, exit_index: int) -> bool:
+        return False
+
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+        return torch.zeros(len(logits), dtype=torch.bool)
 
 
 POLICIES: dict[str, type[ExitPolicy]] = {

@@ -1,15 +1,14 @@
 """Bulk scoring: many texts -> label, score and exit layer of each, in order, with little padding and constant memory.
 
-    texts -> windows -> [thread: tokenise, sort by length, cut into batches (batching.py)] -> model -> results of the window
+    texts -> windows -> [thread: tokenise, sort by length] -> batches that run exit by exit -> results of the window
 
-While the model runs the batches of one window, a thread prepares those of the next; a window's results come in the order of its
-texts. The caller's thread reads the texts, so they may come from anything that belongs to it.
+While one window runs, a thread tokenises the next; a window's results come in the order of its texts. The caller's thread reads
+the texts, so they may come from anything that belongs to it.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,27 +16,21 @@ from torch import Tensor
 from transformers.pipelines.text_classification import ClassificationFunction, sigmoid, softmax
 from transformers.utils import logging
 
-from .batching import Batch, TextBatcher, Window, windows
-from .host_memory import give_back_memory, keep_freed_memory
-from .layouts import takes_unpadded
-from .policies import ExitPolicy, as_policy
-from .pools import walk_in_pools
-from .streams import open_streams, streams_for
-from .walk import Walk, begin
+from .early_exit import ActiveBatch, Exited, run_to_the_end
+from .policies import ExitPolicy, FullDepth, as_policy
+from .rebatching import Scheduler, batches_of
+from .text_batcher import TextBatcher, Window, windows
+from .workers import open_workers, workers_for
 
 logger = logging.get_logger(__name__)
 
 WINDOW = 4096
 # Of texts without a length the first windows are smaller, so that the first results come soon.
 FIRST_WINDOW = 512
-# Tokens of a full batch, and of a full depth pool. On a CPU half as many take 5 to 9 % more time, twice as many no less; that of a
-# GPU is a guess, not measured.
+# Tokens of a full batch. On a CPU half as many take 5 to 9 % more time, twice as many no less; that of a GPU is a guess.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-# Where depth pools were measured to pay.
-POOLS_PAY = ("cpu",)
-
-# Rows of a window, their logits (k, C), and the layers that each ran (k,).
-Found = tuple[list[int], Tensor, Tensor]
+# Devices on which rebatching was measured to pay.
+REBATCHING_PAYS = ("cpu",)
 
 
 def score(
@@ -53,13 +46,13 @@ def score(
     window: int = WINDOW,
     on_error: str = "raise",
     progress: bool = False,
-    depth_pools: bool | None = None,
+    rebatching: bool | None = None,
     **tokenizer_settings: Any,
 ) -> "Results":
     """Classify many texts, each as deep as it needs. What the pipeline does with lists, datasets and generators.
 
     Texts are read in windows, sorted by length within each, and cut into batches of equal size in tokens; the results do not depend
-    on that. On a CPU, windows of many tokens are run several batches at once, in threads (streams.py). Where texts do not fit the
+    on that. On a CPU, windows of many tokens are run several batches at once, in threads (workers.py). Where texts do not fit the
     model they are cut, and a warning at the end tells how many were.
 
     Args:
@@ -69,31 +62,33 @@ def score(
         exit_policy: a policy or its settings; that of the config when left out; `False` runs every layer.
         top_k: `"best"` gives one dict per text, a number a list of so many dicts, `None` a list with every label.
         function_to_apply: "sigmoid", "softmax" or "none"; by problem type when left out, as in the stock pipeline.
-        batch_tokens: tokens in a batch, padding included. 2,048 on a CPU when left out, unless `batch_size` is given.
-        batch_size: texts in a batch. 1 classifies texts one by one, each before the next is read.
+        batch_tokens: tokens that a layer runs on at once, padding included. 2,048 on a CPU when left out.
+        batch_size: texts that a layer runs on at most at once; any number when left out. 1 classifies texts one by one, each
+            before the next is read.
         window: texts that are sorted together; results come window by window, and the next one is read before. Of texts without a
             length, such as those of a generator, the first windows are smaller. 1 is as `batch_size=1`.
-        on_error: `"raise"` names the position of the text; `"skip"` gives for that text a result whose label, score and exit
-            layer are `None`, with the reason as `error`, and goes on.
+        on_error: `"raise"` names the position of the text; `"skip"` gives for a text that cannot be classified a result whose
+            label, score and exit layer are `None`, with the reason as `error`, and goes on. Faults that are not of one text, such
+            as a model that does not run, are raised as they are.
         progress: show a progress bar.
-        depth_pools: join small batches, and cut what is left of several at the same depth into batches anew (pools.py), without
-            padding where that can be done (layouts.py). Left out, it is done on a CPU, where it was measured to pay; on a GPU
-            nobody has measured it yet.
-        **tokenizer_settings: truncation, max_length and what else the tokenizer takes.
+        rebatching: let survivors of several batches at the same depth share one (rebatching.py). Left out, it is done on a CPU,
+            where it was measured to pay; on a GPU nobody has measured it yet.
+        **tokenizer_settings: truncation, max_length and what else the tokenizer takes; those for padding have no effect.
+
+    Where memory runs out, batches are made half as large, and a warning says so.
 
     Returns:
         An iterator over one result per text, in order: `{"label", "score", "exit_layer"}`. It has a length where `texts` has one.
 
     Raises:
         ValueError: a setting or a policy without meaning for the model, or a text that does not fit it.
-        TypeError: a text that is none.
-        RuntimeError: a text that the tokenizer or the model cannot take, from their error.
+        TypeError: a text that is not a string.
 
     Example:
         >>> list(score(model=None, tokenizer=None, texts=[], on_error="ignore"))
         Traceback (most recent call last):
         ValueError: on_error='ignore' is unknown; choose from raise, skip.
-        >>> for result in score(model, tokenizer, open("reviews.txt"), batch_tokens=4096):  # doctest: +SKIP
+        >>> for result in score(model, tokenizer, ["A delight.", "Dull."], batch_tokens=4096):  # doctest: +SKIP
         ...     print(result["label"], result["exit_layer"])
     """
     if on_error not in ("raise", "skip"):
@@ -104,37 +99,34 @@ def score(
     if isinstance(texts, (str, bytes, dict)):
         raise TypeError(f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them.")
     window = 1 if batch_size == 1 else window
-    model.eval()
-    if model.device.type == "cpu" and window > 1:
-        keep_freed_memory()
     policy = policy_for(model, exit_policy)
     as_results = ResultFormat(model.config, function_to_apply, top_k)
-    full_batch = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
-    if batch_size is None:
-        batch_tokens = full_batch
-    on_gpu = model.device.type == "cuda"
-    in_pools = model.device.type in POOLS_PAY if depth_pools is None else depth_pools
-    padded = not (in_pools and policy is not None and takes_unpadded(model) and tokenizer.padding_side == "right")
-    batcher = TextBatcher(tokenizer, model.max_tokens, batch_tokens, batch_size, tokenizer_settings, on_gpu, padded)
-    scorer = _Scorer(model, policy, as_results, full_batch if in_pools else None, on_error == "skip")
+    if rebatching is None:
+        rebatching = model.device.type in REBATCHING_PAYS
+    scorer = _Scorer(
+        model,
+        tokenizer.pad_token_id,
+        policy,
+        batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"]),
+        batch_size,
+        rebatching and policy.can_rebatch(),
+        on_error == "skip",
+    )
+    batcher = TextBatcher(tokenizer, model.max_tokens, model.config.vocab_size, tokenizer_settings)
     length = len(texts) if isinstance(texts, Sized) else None
 
     def results() -> Iterator[Any]:
         seen = cut = failed = 0
         read = windows(each(texts), FIRST_WINDOW if length is None else window, window)
-        prepared = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
+        tokenised = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
         # Not a disabled bar, which would start tqdm's thread.
         shown = logging.tqdm(total=length, desc="classifying", unit=" texts") if progress else logging.EmptyTqdm()
-        with closing(prepared), shown as bar:
-            for found in prepared:
-                scored = scorer(found, bar)
-                yield from scored
-                before, seen, cut, failed = seen, seen + found.size, cut + found.cut, failed + len(found.errors)
-                if seen // WINDOW > before // WINDOW:
-                    give_back_memory()
+        with closing(tokenised), shown as bar:
+            for here in tokenised:
+                yield from as_results.of_window(here, *scorer(here, bar))
+                seen, cut, failed = seen + here.size, cut + here.cut, failed + len(here.errors)
         if cut:
-            at = batcher.settings["max_length"]
-            logger.warning(f"{cut} of {seen} texts were longer than {at} tokens and were cut.")
+            logger.warning(f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were cut.")
         if failed:
             logger.warning(f"{failed} of {seen} texts could not be classified; their results say why, as 'error'.")
 
@@ -159,8 +151,8 @@ class Results(Iterator[Any]):
         self._results.close()
 
 
-def policy_for(model: Any, exit_policy: Any) -> ExitPolicy | None:
-    """What a caller asks for -> the policy, or `None` to run every layer; the config's when nothing is asked for.
+def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
+    """What a caller asks for -> the policy, the config's when nothing is asked for; that of full depth for `False`.
 
     Raises:
         ValueError: it has no meaning for the model.
@@ -172,9 +164,7 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy | None:
                 "The model has no calibrated exit policy, so every text runs every layer. Call"
                 " modeling_romebert.calibrate and save the model, or pass exit_threshold."
             )
-    if exit_policy is None or exit_policy is False:
-        return None
-    policy = as_policy(exit_policy)
+    policy = FullDepth() if exit_policy is None or exit_policy is False else as_policy(exit_policy)
     policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)  # or it would fail for every text
     return policy
 
@@ -216,10 +206,13 @@ class ResultFormat:
             for of_row, row, layer in zip(indices, values, layers, strict=True)
         ]
 
-    def error(self, error: Exception) -> Any:
-        """What stands for a text that could not be classified."""
-        result = {"label": None, "score": None, "exit_layer": None, "error": str(error)}
-        return result if self.top_k == "best" else [result]
+    def of_window(self, window: Window, logits: Tensor, exit_layer: Tensor) -> list[Any]:
+        """logits (N, C) and exit_layer (N,) of a window's rows -> N results, with what stands for rows that failed."""
+        results = self(logits, exit_layer)
+        for row, error in window.errors.items():
+            failed = {"label": None, "score": None, "exit_layer": None, "error": str(_error_at(window.start + row, error))}
+            results[row] = failed if self.top_k == "best" else [failed]
+        return results
 
 
 def each(texts: Any) -> Iterator[Any]:
@@ -231,7 +224,7 @@ def each(texts: Any) -> Iterator[Any]:
 
 
 def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> Generator[Window, None, None]:
-    """Windows of texts -> windows of batches, each made in a thread while the one before is in use; one alone needs no thread.
+    """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone needs no thread.
 
     Closing the iterator ends the thread, once it is through with its window.
     """
@@ -253,91 +246,121 @@ def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> G
         yield ahead.result()
 
 
-def error_at(position: int, error: Exception) -> Exception:
-    """What went wrong with one text, told with its position."""
-    for kind in (TypeError, ValueError):
-        if isinstance(error, kind):
-            return kind(f"text {position}: {error}")
-    return RuntimeError(f"text {position}: {type(error).__name__}: {error}")
+def _error_at(position: int, error: Exception) -> Exception:
+    """What is wrong with one text, told with its position."""
+    return type(error)(f"text {position}: {error}")
+
+
+class _OutOfMemory(Exception):
+    """There was not enough memory for a batch of these rows."""
+
+    def __init__(self, rows: list[int], reason: str):
+        super().__init__(reason)
+        self.rows = rows
 
 
 class _Scorer:
-    """A window of batches -> its results, in order. Holds what is the same for all windows; see `score`."""
+    """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; see `score`."""
 
-    def __init__(self, model: Any, policy: ExitPolicy | None, as_results: ResultFormat, pool_tokens: int | None, skip: bool):
-        self.model, self.policy, self.as_results = model, policy, as_results
-        self.pool_tokens, self.skip = pool_tokens, skip
+    def __init__(
+        self,
+        model: Any,
+        pad_token_id: int | None,
+        policy: ExitPolicy,
+        batch_tokens: int,
+        batch_rows: int | None,
+        rebatching: bool,
+        skips: bool,
+    ):
+        self.model, self.pad_token_id, self.policy = model, pad_token_id, policy
+        self.batch_tokens, self.batch_rows, self.rebatching, self.skips = batch_tokens, batch_rows, rebatching, skips
 
-    def __call__(self, window: Window, bar: Any) -> list[Any]:
-        logits = exit_layer = None  # (N, C) and (N,) of the window
-        errors = window.errors
-        bar.update(len(errors))
-        for rows, of_rows, layers in self._run(window):
-            if logits is None or exit_layer is None:
-                logits, exit_layer = torch.zeros(window.size, of_rows.shape[1]), torch.zeros(window.size, dtype=torch.long)
-            logits[rows], exit_layer[rows] = of_rows.float().cpu(), layers.cpu()
-            bar.update(len(rows))
-        if errors and not self.skip:
-            row = min(errors)
-            raise error_at(window.start + row, errors[row]) from errors[row]
-        results = [None] * window.size if logits is None or exit_layer is None else self.as_results(logits, exit_layer)
-        for row, error in errors.items():
-            results[row] = self.as_results.error(error_at(window.start + row, error))
-        return results
+    def __call__(self, window: Window, bar: Any) -> tuple[Tensor, Tensor]:
+        """-> logits (N, C) and exit_layer (N,), zeros for the rows with an error.
 
-    def _run(self, window: Window) -> Iterator[Found]:
-        """What the model says of the rows of a window, some rows at a time, up to the first error unless errors are skipped."""
-        several = window.size > 1  # one text alone has a shorter path, in the model
-        if several and self.policy is not None and self.pool_tokens is not None and (self.skip or not window.errors):
+        Raises:
+            TypeError, ValueError: what is wrong with a text, unless such texts are skipped.
+        """
+        logits = torch.zeros(window.size, self.model.num_labels)
+        exit_layer = torch.zeros(window.size, dtype=torch.long)
+        bar.update(len(window.errors))
+        self._raise_unless_skipped(window)
+        left = dict(zip(window.features, window.lengths, strict=True))  # rows to classify, and their tokens
+        while left:
             try:
-                yield from self._in_pools(window, self.policy, self.pool_tokens)
-                return
-            except Exception as error:
-                logger.warning(f"{window.size} texts failed in depth pools ({error}); they are classified batch by batch.")
-        if window.errors and not self.skip:
+                for exited in self._run(window, left):
+                    logits[exited.rows], exit_layer[exited.rows] = exited.logits.float().cpu(), exited.layer
+                    bar.update(len(exited.rows))
+                    for row in exited.rows:
+                        del left[row]
+            except _OutOfMemory as error:
+                self._shrink(error, window, left)
+        return logits, exit_layer
+
+    def _raise_unless_skipped(self, window: Window) -> None:
+        if window.errors and not self.skips:
+            row = min(window.errors)
+            raise _error_at(window.start + row, window.errors[row]) from window.errors[row]
+
+    def _shrink(self, error: _OutOfMemory, window: Window, left: dict[int, int]) -> None:
+        """Halve the batches after one was too large; a row that is too large alone is an error of that row."""
+        if len(error.rows) == 1:
+            (row,) = error.rows
+            window.errors[row] = MemoryError(f"there is not enough memory for its {left.pop(row)} tokens: {error}")
+            self._raise_unless_skipped(window)
             return
-        run_batch = partial(self._batch, errors=window.errors)
-        with (
-            open_streams(self._streams(window, len(window.batches))) as streams,
-            closing(streams.map(run_batch, window.batches)) as run,
-        ):
-            for _, found in run:
-                yield from found
-                if window.errors and not self.skip:
-                    return
+        tokens = sum(left[row] for row in error.rows)
+        self.batch_tokens = max(1, tokens // 2)
+        logger.warning(
+            f"There was not enough memory for a batch of {len(error.rows)} texts with {tokens} tokens. Batches hold"
+            f" {self.batch_tokens} tokens from now on; batch_tokens={self.batch_tokens} starts with that."
+        )
 
-    def _batch(self, batch: Batch, errors: dict[int, Exception]) -> list[Found]:
-        """Where a batch fails, row by row; the rows that fail alone are noted as errors."""
+    @torch.no_grad()
+    def _run(self, window: Window, left: dict[int, int]) -> Iterator[Exited]:
+        """Classify rows, given with their tokens: the rows of each step in which some exited."""
+        self.model.eval()
+        rows, lengths = list(left), list(left.values())
+        encoder = self.model.encoder(pad_token_id=self.pad_token_id, for_tokens=sum(lengths))
+        limits = (self.batch_tokens, self.batch_rows, not encoder.packs)
+
+        def begin(of_batch: list[int]) -> ActiveBatch:
+            policy = self.policy.start(len(self.model.exit_layers), self.model.problem_type, self.model.exit_layers)
+            return ActiveBatch(encoder, of_batch, [window.features[row] for row in of_batch], policy)
+
+        with open_workers(min(len(rows), workers_for(self.model.device, sum(lengths)))) as workers:
+            if self.rebatching:
+                scheduler = Scheduler(rows, lengths, begin, *limits, workers.count)
+                for batch, exited in workers.run(_or_out_of_memory(ActiveBatch.step), scheduler.schedule):
+                    scheduler.put_back(batch)
+                    if exited is not None:
+                        yield exited
+            else:
+                counts = iter(batches_of(lengths, *limits))
+                rest = iter(rows)
+                batches = (begin([next(rest) for _ in range(count)]) for count in counts)
+                for _, exited_here in workers.map(_or_out_of_memory(run_to_the_end), batches):
+                    yield from exited_here
+
+
+def _or_out_of_memory(function: Callable[[ActiveBatch], Any]) -> Callable[[ActiveBatch], Any]:
+    """The same function, which tells for which rows there was not enough memory."""
+
+    def run(batch: ActiveBatch) -> Any:
+        rows = batch.rows
         try:
-            return [(batch.rows, *self._forward(batch.inputs))]
-        except Exception as error:
-            if len(batch.rows) == 1:
-                errors[batch.rows[0]] = error
-                return []
-            logger.warning(f"A batch of {len(batch.rows)} texts failed ({error}); they are classified one by one.")
-        # Not in the handler, which would keep what the failed batch had in memory.
-        alone = (Batch([row], {k: v[at : at + 1] for k, v in batch.inputs.items()}) for at, row in enumerate(batch.rows))
-        return [found for one in alone for found in self._batch(one, errors)]
+            return function(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error)
+        raise _OutOfMemory(rows, reason)  # outside of the handler, which would keep what the batch has in memory
 
-    @torch.no_grad()
-    def _forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        outputs = self.model(**self._on_device(inputs), exit_policy=self.policy)
-        return outputs.logits, outputs.exit_layer
+    return run
 
-    @torch.no_grad()
-    def _in_pools(self, window: Window, policy: ExitPolicy, pool_tokens: int) -> list[Found]:
-        def beginning(batch: Batch) -> Callable[[], Walk]:
-            rows = torch.tensor(batch.rows, device=self.model.device)
-            return lambda: begin(self.model, rows, self._on_device(batch.inputs), policy)
 
-        with open_streams(self._streams(window, window.size)) as streams:
-            found = walk_in_pools(map(beginning, window.batches), pool_tokens, streams=streams)
-            return [(left.rows.tolist(), left.logits, torch.full_like(left.rows, left.depth)) for left in found]
-
-    def _streams(self, window: Window, most: int) -> int:
-        """How many streams share the window; `most`: batches that can be made of it."""
-        tokens = sum(batch.inputs["input_ids"].numel() for batch in window.batches)
-        return max(1, min(most, streams_for(self.model.device, tokens)))
-
-    def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self.model.device, non_blocking=True) for name, tensor in inputs.items()}
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's allocator on a CPU

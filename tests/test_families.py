@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from families import FAMILIES, families, with_attentions
+from modeling_romebert.layouts import lay_out
 from test_early_exit import LayerLog, assert_same, one_by_one
 from test_pools import run_in_pools
 from tiny import LAYERS, PAD, ROWS, TOKENS, build, padded_batch
@@ -14,7 +15,6 @@ from transformers import AutoModel
 
 from modeling_romebert import RomeBertConfig, RomeBertModel, pack_linears
 from modeling_romebert.backbones import ADAPTERS, check_layout, embed
-from modeling_romebert.layouts import lay_out
 
 poolings = pytest.mark.parametrize("pooling", ["cls", "mean"])
 

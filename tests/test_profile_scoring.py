@@ -13,7 +13,7 @@ from profile_scoring import Stopwatch
 from tiny import LAYERS, build, spread_exits, tiny_texts, tiny_tokenizer
 
 from modeling_romebert import EarlyExitPipeline
-from modeling_romebert.walk import Walk
+from modeling_romebert.early_exit import Walk
 
 PARTS = {"tokenising", "embedding", "results", "layers", "exits", "batches"}
 

@@ -11,8 +11,9 @@ from transformers import TextClassificationPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_romebert import score
-from modeling_romebert.batching import TextBatcher, pad, plan_batches, text_and_pair, windows
+from modeling_romebert.encoder import TorchEncoder
 from modeling_romebert.scoring import ResultFormat
+from modeling_romebert.text_batcher import TextBatcher, text_and_pair, windows
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(150, seed=3)
@@ -44,9 +45,9 @@ def tokenizer_threads() -> list[str]:
         {"batch_size": 3, "batch_tokens": 64},
         {"window": 10},
         {"window": 10, "batch_size": 4},
-        {"depth_pools": True},
-        {"depth_pools": True, "batch_tokens": 128, "window": 40},
-        {"depth_pools": True, "batch_size": 2},
+        {"rebatching": True},
+        {"rebatching": True, "batch_tokens": 128, "window": 40},
+        {"rebatching": True, "batch_size": 2},
     ],
     ids=str,
 )
@@ -86,33 +87,25 @@ def test_padding_to_max_length_and_to_a_multiple_change_nothing():
     assert_same_results(scored(TEXTS, padding=True, pad_to_multiple_of=8), expected)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("settings", [{}, {"pad_to_multiple_of": 8}, {"padding": "max_length", "max_length": 50}], ids=str)
-def test_padding_is_the_tokenizer_s(settings, side):
+@pytest.mark.parametrize("settings", [{}, {"rebatching": False}, {"exit_policy": False}, {"batch_size": 3}], ids=str)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # packed and padded batches
+def test_a_tokenizer_that_pads_on_the_left_changes_nothing(attention, pooling, settings):
+    model, tokenizer = spread_exits(build(attention=attention, exit_pooling=pooling, exit_policy=ENTROPY), TEXTS), tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    alone = [one for text in TEXTS for one in score(model, tokenizer, [text], **settings)]
+    assert_same_results(list(score(model, tokenizer, TEXTS, **settings)), alone)
+    assert_same_results(alone, scored(TEXTS, model, **settings))
+
+
+def test_a_tokenizer_without_a_padding_token():
     tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = side
-    encoded = tokenizer(TEXTS[:9], TEXTS[9:18], truncation=True, max_length=50)
-    features = [{name: encoded[name][row] for name in encoded} for row in range(9)]
-    expected = tokenizer.pad(features, **{"padding": True, **settings}, return_tensors="pt")
-    found = pad(features, tokenizer, settings.get("max_length", 0), settings.get("pad_to_multiple_of", 1))
-    assert expected["token_type_ids"].any() and not expected["attention_mask"].all()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-
-
-def test_a_tokenizer_without_a_padding_token_pads_nothing():
-    tokenizer, features = tiny_tokenizer(), [{"input_ids": [7, 8]}, {"input_ids": [9, 7]}]
     tokenizer.pad_token = None
-    assert pad(features, tokenizer)["input_ids"].tolist() == [[7, 8], [9, 7]]
-    assert pad([{"input_ids": []}], tokenizer)["input_ids"].shape == (1, 0)
+    assert list(score(MODEL, tokenizer, TEXTS)) == scored(TEXTS)  # nothing is padded
+    model = build(attention="eager", exit_policy=ENTROPY)
     with pytest.raises(ValueError, match=r"no padding token; set tokenizer\.pad_token, or give batch_size=1"):
-        pad([*features, {"input_ids": [7]}], tokenizer)
-
-
-def test_shapes_with_padding_to_max_length():
-    model, shapes = copy.deepcopy(MODEL), set()
-    model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.add(inputs[0].shape[1]))
-    scored(TEXTS, model, padding="max_length", max_length=40, batch_tokens=400, exit_policy=False)
-    assert shapes == {40}
+        list(score(model, tokenizer, TEXTS))
+    assert_same_results(list(score(model, tokenizer, TEXTS, batch_size=1)), scored(TEXTS, model))
 
 
 def test_model_in_training_mode_is_put_in_evaluation_mode():
@@ -165,7 +158,7 @@ def test_types_of_the_pipeline():
         len(classify(text for text in TEXTS))
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 1}, {"depth_pools": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 1}, {"rebatching": True}], ids=str)
 def test_nothing_gives_nothing(settings):
     assert scored([], **settings) == scored(iter([]), **settings) == []
     classify = classifier()
@@ -175,7 +168,7 @@ def test_nothing_gives_nothing(settings):
 
 
 def test_arguments_of_the_pipeline_and_of_a_call():
-    arguments = {"batch_tokens": 64, "window": 20, "on_error": "skip", "depth_pools": True, "progress": False}
+    arguments = {"batch_tokens": 64, "window": 20, "on_error": "skip", "rebatching": True, "progress": False}
     classify = classifier(**arguments)
     results = classify([*TEXTS, None])
     assert_same_results(results[:-1], scored(TEXTS))
@@ -216,19 +209,6 @@ def test_progress(capsys):
 # ---- windows and batches
 
 
-def test_plan_by_hand():
-    assert plan_batches([3, 40, 4, 38, 4], batch_tokens=80) == [[1, 3], [2, 4, 0]]
-    assert plan_batches([5, 5, 5, 5], batch_tokens=10) == [[0, 1], [2, 3]]
-    assert plan_batches([50, 60], batch_tokens=10) == [[1], [0]]  # longer than a batch, alone
-    assert plan_batches([9, 1, 8, 2, 7], batch_tokens=None, batch_size=2) == [[0, 2], [4, 3], [1]]
-    assert plan_batches([100, 97, 87], batch_tokens=300) == [[0, 1, 2]]  # 13 tokens of padding; a batch more would cost 15
-    assert plan_batches([100, 97, 83], batch_tokens=300) == [[0, 1], [2]]  # 17 would be more
-    assert plan_batches([10, 5, 1], batch_tokens=300) == [[0, 1, 2]]  # too little to mind
-    assert plan_batches([10] * 24, batch_tokens=230) == [list(range(16)), list(range(16, 24))]  # 23 fit; whole groups of eight
-    assert plan_batches([10] * 20, batch_tokens=None, batch_size=13) == [list(range(13)), list(range(13, 20))]  # as asked for
-    assert plan_batches([], batch_tokens=10) == []
-
-
 def test_windows_grow_and_long_texts_end_them():
     sizes = [(start, len(texts)) for start, texts in windows(["a"] * 100, 8, 32)]
     assert sizes == [(0, 8), (8, 16), (24, 32), (56, 32), (88, 12)]
@@ -237,11 +217,20 @@ def test_windows_grow_and_long_texts_end_them():
     assert [len(texts) for _, texts in windows([{"text": long, "text_pair": long}] * 5, 100, 100)] == [2, 2, 1]
 
 
-def test_padding_is_small_on_texts_of_mixed_length():
-    window = TextBatcher(tiny_tokenizer(), 64, 2048, None, {})(0, tiny_texts(4000, seed=5))
-    masks = [batch.inputs["attention_mask"] for batch in window.batches]
-    assert sum(mask.numel() - int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks) < 0.05
-    assert max(mask.numel() for mask in masks) <= 2048
+@pytest.mark.parametrize("settings", [{"batch_size": 3}, {"batch_tokens": 50}, {"batch_size": 4, "batch_tokens": 80}], ids=str)
+@pytest.mark.parametrize("rebatching", [True, False])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_batch_size_and_batch_tokens_bound_what_a_layer_runs(attention, rebatching, settings, monkeypatch):
+    model, seen = build(attention=attention, exit_pooling="mean", exit_policy=ENTROPY), []
+    run = TorchEncoder.run
+    watched = lambda self, batch, *layers: seen.append((len(batch), sum(batch.lengths), batch.tokens)) or run(self, batch, *layers)
+    monkeypatch.setattr(TorchEncoder, "run", watched)
+    scored(TEXTS, model, rebatching=rebatching, **settings)
+    rows, tokens = settings.get("batch_size", 10**6), settings.get("batch_tokens", 2048)
+    assert len(seen) > 20 and max(count for count, _, _ in seen) == min(rows, max(count for count, _, _ in seen))
+    for count, of_texts, with_padding in seen:
+        bound = of_texts if attention == "sdpa" else with_padding  # behind packed texts there are a few zeros
+        assert count <= rows and (bound <= tokens or count == 1)
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,11 @@ def unknown_to_the_model():
     ],
     ids=["no text", "tokenizer", "model"],
 )
-@pytest.mark.parametrize("pools", [False, True])
-def test_an_error_in_one_text(wrong, kind, message, pools, caplog):
+@pytest.mark.parametrize("rebatching", [False, True])
+def test_an_error_in_one_text(wrong, kind, message, rebatching, caplog):
     texts = [*TEXTS[:90], wrong, *TEXTS[90:]]
     tokenizer = unknown_to_the_model()
-    settings = {"window": 40, "depth_pools": pools, "batch_tokens": 100}
+    settings = {"window": 40, "rebatching": rebatching, "batch_tokens": 100}
     results = score(MODEL, tokenizer, texts, **settings)
     assert len([next(results) for _ in range(80)]) == 80
     with pytest.raises(kind, match=f"^text 90: {message}"):
@@ -96,12 +96,12 @@ def test_an_error_of_the_source_passes_as_it_is():
     assert not tokenizer_threads()
 
 
-@pytest.mark.parametrize("pools", [False, True])
-def test_rows_that_are_not_finite_run_every_layer_and_leave_others_alone(pools):
+@pytest.mark.parametrize("rebatching", [False, True])
+def test_rows_that_are_not_finite_run_every_layer_and_leave_others_alone(rebatching):
     model, tokenizer = build(exit_policy={"name": "confidence", "threshold": 0.0}), tiny_tokenizer()
     with torch.no_grad():
         model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("dull")] = float("nan")
-    results = scored(TEXTS, model, depth_pools=pools)
+    results = scored(TEXTS, model, rebatching=rebatching)
     bad = ["dull" in text.split() for text in TEXTS]
     assert any(bad) and not all(bad)
     assert [result["exit_layer"] for result in results] == [LAYERS if one else 1 for one in bad]

@@ -6,11 +6,11 @@ from unittest.mock import patch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modeling_romebert.batching import BATCH_COST, LEAST, cut, fill, level, plan_batches
 from tiny import assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 from transformers import RobertaConfig
 
 from modeling_romebert import score, scoring
-from modeling_romebert.batching import BATCH_COST, LEAST, cut, fill, level, plan_batches
 
 TOKENIZER = tiny_tokenizer()
 MODELS = [

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modeling_romebert.attention import BlockDiagonalMask
 
 from modeling_romebert import attention
-from modeling_romebert.attention import BlockDiagonalMask
 
 HEADS, SIZE = 3, 8
 

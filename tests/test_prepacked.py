@@ -8,12 +8,12 @@ import runpy
 import pytest
 import torch
 import torch.nn.functional as F
+from modeling_romebert.batching import GROUP
+from modeling_romebert.packing import PackedLinear
 from tiny import build, padded_batch
 from torch import nn
 
 from modeling_romebert import pack_linears, packing
-from modeling_romebert.batching import GROUP
-from modeling_romebert.packing import PackedLinear
 
 POLICY = {"name": "confidence", "threshold": 0.75}
 

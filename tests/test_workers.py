@@ -6,11 +6,11 @@ from contextlib import closing
 
 import pytest
 import torch
+from modeling_romebert.streams import open_streams, streams_for
 from tiny import build, spread_exits, tiny_texts, tiny_tokenizer
 
 from modeling_romebert import score, streams
-from modeling_romebert.streams import open_streams, streams_for
-from modeling_romebert.walk import Walk
+from modeling_romebert.early_exit import Walk
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(150, seed=3)

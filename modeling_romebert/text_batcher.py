@@ -1,0 +1,177 @@
+"""Texts -> windows of tokenised texts: read, checked, tokenised, cut to the positions that the model has, sorted by length.
+
+First step of bulk scoring (scoring.py), which runs it in a thread ahead of the model. Nothing here knows of batches or exits.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import BatchEncoding
+from transformers.tokenization_utils_base import LARGE_INTEGER
+
+from .batch_layout import Features
+
+# A window of long texts ends early: this bounds the memory that it takes.
+WINDOW_CHARACTERS = 2**20
+
+
+@dataclass
+class Window:
+    """Some thousand texts in a row, tokenised."""
+
+    start: int  # position of the first text among all texts
+    size: int
+    features: dict[int, Features] = field(default_factory=dict)  # by row, longest first; without those with an error
+    errors: dict[int, Exception] = field(default_factory=dict)  # by row
+    cut: int = 0  # texts that were too long
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each tokenised text."""
+        return [len(features["input_ids"]) for features in self.features.values()]
+
+
+def windows(texts: Iterable[Any], first: int, largest: int) -> Iterator[tuple[int, list[Any]]]:
+    """Texts -> position of the first and list, window by window: of `first` texts, then twice as many each, up to `largest`."""
+    size, start, texts_here, characters = min(first, largest), 0, [], 0
+    for text in texts:
+        texts_here.append(text)
+        characters += sum(len(part) for part in (text.values() if isinstance(text, dict) else [text]) if isinstance(part, str))
+        if len(texts_here) == size or characters >= WINDOW_CHARACTERS:
+            yield start, texts_here
+            start += len(texts_here)
+            size, texts_here, characters = min(2 * size, largest), [], 0
+    if texts_here:
+        yield start, texts_here
+
+
+def text_and_pair(item: Any) -> tuple[str, str | None]:
+    """A text, or `{"text", "text_pair"}` -> both, the second `None` where there is none.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    parts = item if isinstance(item, dict) else {"text": item}
+    if "text" in parts and parts.keys() <= {"text", "text_pair"} and all(isinstance(part, str) for part in parts.values()):
+        return parts["text"], parts.get("text_pair") or None  # as in the stock pipeline, an empty one is none
+    raise TypeError(
+        f"cannot classify {item!r} of type {type(item).__name__}: give a string, or for a pair of texts"
+        ' {"text": ..., "text_pair": ...}, or a list of either.'
+    )
+
+
+def with_truncation(tokenizer: Any, max_tokens: int | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for a tokenizer -> the same, with truncation to what model and tokenizer take where none is asked for.
+
+    max_tokens: positions that the model has; `None` where any length runs, and only what the tokenizer says counts.
+    """
+    settings = {"truncation": True, **settings}
+    if (settings["truncation"] or settings.get("padding") == "max_length") and settings.get("max_length") is None:
+        settings["max_length"] = min(max_tokens or LARGE_INTEGER, tokenizer.model_max_length)
+        if settings["max_length"] >= LARGE_INTEGER:  # what a tokenizer says that knows no limit
+            settings.update(truncation=False, max_length=None)
+    return settings
+
+
+def was_cut(tokenizer: Any, encoded: BatchEncoding, row: int, text: str, pair: str | None, settings: dict[str, Any]) -> bool:
+    """Whether truncation took tokens away from a row of what the tokenizer made with these settings."""
+    if not settings["truncation"] or len(encoded["input_ids"][row]) < settings["max_length"]:
+        return False
+    if encoded.encodings is not None:
+        return bool(encoded.encodings[row].overflowing)
+    whole = tokenizer(text, pair, **{**settings, "truncation": False, "padding": False}, verbose=False)
+    return len(whole["input_ids"]) > settings["max_length"]
+
+
+class TextBatcher:
+    """Windows of texts -> windows of tokenised texts, by calling it. Holds the settings.
+
+    Args:
+        tokenizer: of the model.
+        max_tokens: positions that the model has; `None` where any length runs.
+        vocab_size: token ids that the model has embeddings for.
+        settings: keyword arguments of the tokenizer. Those for padding have no effect: who makes batches pads, if anybody.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int | None, vocab_size: int, settings: dict[str, Any]):
+        self.tokenizer, self.max_tokens, self.vocab_size = tokenizer, max_tokens, vocab_size
+        self.settings = {
+            **with_truncation(tokenizer, max_tokens, settings),
+            "padding": False,
+            "return_attention_mask": False,  # all of a text is attended to
+        }
+        self.settings.pop("pad_to_multiple_of", None)
+
+    def on_its_own(self) -> "TextBatcher":
+        """The same with a tokenizer of its own: a fast one keeps truncation as state, which others may set meanwhile."""
+        other = copy.copy(self)
+        other.tokenizer = copy.deepcopy(self.tokenizer)
+        return other
+
+    def __call__(self, start: int, texts: list[Any]) -> Window:
+        window = Window(start, len(texts))
+        # A tokenizer takes texts or pairs in one call, not both.
+        single: list[tuple[int, str, str | None]] = []
+        pairs: list[tuple[int, str, str | None]] = []
+        for row, item in enumerate(texts):
+            try:
+                text, pair = text_and_pair(item)
+            except TypeError as error:
+                window.errors[row] = error
+            else:
+                (single if pair is None else pairs).append((row, text, pair))
+        found = {**self._tokenize(single, window), **self._tokenize(pairs, window)}
+        longest_first = sorted(found, key=lambda row: len(found[row]["input_ids"]), reverse=True)
+        window.features = {row: found[row] for row in longest_first}
+        return window
+
+    def _tokenize(self, texts: list[tuple[int, str, str | None]], window: Window) -> dict[int, Features]:
+        """Rows, texts and pairs, all with a pair or none -> what the model takes, by row. Notes errors and what was cut."""
+        if not texts:
+            return {}
+        second = None if texts[0][2] is None else [pair for _, _, pair in texts]
+        try:
+            encoded = self.tokenizer([text for _, text, _ in texts], second, **self.settings)
+        except TypeError:  # what a fast tokenizer makes of a text that is no Unicode
+            wrong = {row: flaw for row, text, pair in texts if (flaw := _not_unicode(f"{text}{pair or ''}")) is not None}
+            if not wrong:
+                raise
+            window.errors.update(wrong)
+            return self._tokenize([one for one in texts if one[0] not in wrong], window)
+        names = [name for name in self.tokenizer.model_input_names if name in encoded]
+        features: dict[int, Features] = {}
+        for index, (row, text, pair) in enumerate(texts):
+            error = self._misfit(encoded["input_ids"][index])
+            if error is not None:
+                window.errors[row] = error
+                continue
+            window.cut += was_cut(self.tokenizer, encoded, index, text, pair, self.settings)
+            features[row] = {name: encoded[name][index] for name in names}
+        return features
+
+    def _misfit(self, ids: list[int]) -> ValueError | None:
+        """Why the model cannot take these token ids; `None` where it can."""
+        if not ids:
+            return ValueError("it has no tokens: it is empty, and the tokenizer adds none of its own.")
+        if self.max_tokens is not None and len(ids) > self.max_tokens:
+            return ValueError(
+                f"it has {len(ids)} tokens, but the model has positions for {self.max_tokens}. Leave truncation and max_length"
+                f" out, or give truncation=True and max_length={self.max_tokens}."
+            )
+        if (largest := max(ids)) >= self.vocab_size:
+            return ValueError(
+                f"it has token id {largest}, but the model has embeddings for {self.vocab_size} ids. Call"
+                " model.resize_token_embeddings(len(tokenizer)) and fine-tune, or use the tokenizer that belongs to the model."
+            )
+        return None
+
+
+def _not_unicode(text: str) -> TypeError | None:
+    """Why a text has no UTF-8; `None` where it has one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return TypeError(f"it is not Unicode: {error.reason} at character {error.start}. Decode it with errors='replace'.")
+    return None

@@ -1,0 +1,126 @@
+"""Workers: several batches at once on a CPU, each on its share of the threads.
+
+Threads that work on one batch wait for the slowest of them after every operator, and most of them idle through what is too short
+to share. Batches need nothing of each other: run side by side, each on fewer threads, they take less time than one after the
+other.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+# Workers of one pass at most. Two, of one thread each, were measured to pay on two cores; more have not been measured.
+MOST_WORKERS = 4
+# Tokens of one worker that are worth starting it, which takes some 20 ms.
+WORKER_TOKENS = 8192
+
+_SETTING_THREADS = threading.Lock()
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """`count` threads that share the work of one; a single worker is the caller's own thread. See `open_workers`."""
+
+    def __init__(self, executor: ThreadPoolExecutor | None = None, count: int = 1):
+        self.count, self._executor = count, executor
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[Item, Result], None, None]:
+        """Each item, none of them `None`, and what the function makes of it, in order.
+
+        Items are read in the caller's thread, few of them ahead.
+        """
+        rest = iter(items)
+        return self.run(function, lambda: next(rest, None))
+
+    def run(
+        self, function: Callable[[Item], Result], next_item: Callable[[], Item | None]
+    ) -> Generator[tuple[Item, Result], None, None]:
+        """`map` for items that may depend on earlier results.
+
+        `next_item` gives `None` where there is nothing to do before it has seen one more result. When it gives that and nothing
+        is on its way, this ends. It is called in the caller's thread, at the same points every time: time plays no part in the
+        order.
+        """
+        if self._executor is None:
+            while (item := next_item()) is not None:
+                yield item, function(item)
+            return
+        work = _with_modes_of_this_thread(function)
+        ahead: deque[tuple[Item, Future[Result]]] = deque()
+        try:
+            while True:
+                item = next_item() if len(ahead) <= self.count else None
+                if item is not None:
+                    ahead.append((item, self._executor.submit(work, item)))
+                elif ahead:
+                    item, future = ahead.popleft()
+                    yield item, future.result()
+                else:
+                    return
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+
+def workers_for(device: torch.device, tokens: int) -> int:
+    """How many workers so many tokens are worth: on a CPU as many as it has threads, up to `MOST_WORKERS`.
+
+    One where torch is built without OpenMP: its threads could not be shared out then.
+    """
+    if device.type != "cpu" or not torch.backends.openmp.is_available():
+        return 1
+    return max(1, min(torch.get_num_threads(), MOST_WORKERS, tokens // WORKER_TOKENS))
+
+
+@contextmanager
+def open_workers(count: int) -> Iterator[Workers]:
+    """Share the threads of torch among `count` workers, for the time of a `with`.
+
+    Example:
+        >>> with open_workers(2) as workers:
+        ...     list(workers.map(lambda x: x * x, [1, 2, 3]))
+        [(1, 1), (2, 4), (3, 9)]
+    """
+    if count == 1:
+        yield Workers()
+        return
+    with ThreadPoolExecutor(count, "worker") as executor:
+        _share_threads(executor, count)
+        yield Workers(executor, count)
+
+
+def _share_threads(executor: ThreadPoolExecutor, count: int) -> None:
+    """Give each worker its share of torch's threads.
+
+    torch holds the number for each thread, but new threads begin with the one that any thread set last. So the caller sets
+    its own again, and nobody else may look meanwhile.
+    """
+    with _SETTING_THREADS:
+        whole, all_here = torch.get_num_threads(), threading.Barrier(count)
+
+        def begin() -> None:
+            all_here.wait()  # each worker takes one of these calls
+            torch.set_num_threads(max(1, whole // count))
+
+        for begun in [executor.submit(begin) for _ in range(count)]:
+            begun.result()
+        torch.set_num_threads(whole)
+
+
+def _with_modes_of_this_thread(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
+    """A function for other threads, which have gradients on and neither inference mode nor autocast, whatever this one has."""
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def run(item: Item) -> Result:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, autocast):
+            return function(item)
+
+    return run
