@@ -6,12 +6,11 @@
     python examples/benchmark_layers.py --model runs/mine/model --dataset reviews.csv --batch_sizes 1 64 --output_file mine.json
 
 1. Full depth, every exit computed, against the stock sequence classifier of the same backbone: time ours / time stock.
-2. Early exit against full depth, both with packed linear layers as in the pipeline, at each batch size:
-   (time full / time early) / (1 / cost), the share of the layer saving that becomes time saving; with the calibrated policy and
-   with entropy thresholds that bring the cost near each of `--costs`. Cost counts texts; time follows tokens. Where long texts
-   leave later than short ones, the cost by tokens is higher, and the share is told for both. Batches of more than one text run as
-   in bulk scoring: small ones, and what is left of several at the same depth, are merged, and nothing is padded where the family
-   allows it. Full depth is the model called batch by batch.
+2. Early exit against full depth at each batch size: (time full / time early) / (1 / cost), the share of the layer saving that
+   becomes time saving; with the calibrated policy and with entropy thresholds that bring the cost near each of `--costs`. Cost
+   counts texts; time follows tokens. Where long texts leave later than short ones, the cost by tokens is higher, and the share is
+   told for both. Batches of more than one text run as in bulk scoring: full batches, in which survivors at the same depth join,
+   packed where the family allows it. Full depth is the model called batch by batch.
 
 Batches are length-sorted, tokenised beforehand, and the same for all sides. The sides take turns within every round, after every
 hundred texts where nothing is merged; figures are medians over rounds. Thread count, versions and spread are in the JSON.
@@ -22,25 +21,23 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from modeling_romebert.host_memory import keep_freed_memory
-from modeling_romebert.pools import walk_in_pools
-from modeling_romebert.walk import begin
 from reviews import load_splits
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, HfArgumentParser
 
-from modeling_romebert import RomeBertForSequenceClassification, make_policy, pack_linears
+from modeling_romebert import RomeBertForSequenceClassification, make_policy
+from modeling_romebert.early_exit import ActiveBatch
 from modeling_romebert.evaluation import METRICS, collect_exit_logits, sweep
+from modeling_romebert.rebatching import Scheduler
 from modeling_romebert.results import provenance, write_json
-from modeling_romebert.scoring import BATCH_TOKENS, POOLS_PAY
+from modeling_romebert.scoring import BATCH_TOKENS, REBATCHING_PAYS
 
 Batch = dict[str, Tensor]
 
@@ -78,9 +75,6 @@ def main(argv: list[str] | None = None) -> None:
     rows = sorted(test, key=lambda row: len(row["input_ids"]))[:: math.ceil(len(test) / arguments.texts)]
 
     against = against_stock(model, make_batches(rows, tokenizer, 32), arguments.rounds)
-    if model.device.type == "cpu":
-        pack_linears(model.backbone)  # as the pipeline does, both
-        keep_freed_memory()
     results = {
         "model": Path(arguments.model).name,
         "sentences_per_text": arguments.sentences,
@@ -155,15 +149,25 @@ def one_by_one(model: Any, **settings: Any) -> Callable[[list[Batch]], Any]:
     return run
 
 
-def in_pools(model: Any, policy: dict[str, Any]) -> Callable[[list[Batch]], Any]:
-    """Early exit as bulk scoring runs it: batches, and survivors at the same depth, are merged."""
+def rebatched(model: Any, tokenizer: Any, policy: dict[str, Any]) -> Callable[[list[Batch]], Any]:
+    """Early exit as bulk scoring runs it: full batches, and survivors at the same depth share one."""
     exit_policy = make_policy(**policy)
 
     def run(batches: list[Batch]) -> None:
-        rows = [torch.arange(len(batch["input_ids"])) for batch in batches]
-        walks = (partial(begin, model, of_batch, batch, exit_policy) for of_batch, batch in zip(rows, batches, strict=True))
-        for _ in walk_in_pools(walks, BATCH_TOKENS[model.device.type]):
-            pass
+        lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(dim=1)]
+        ids = [row for batch in batches for row in batch["input_ids"]]
+        texts = [{"input_ids": row[:length].tolist()} for row, length in zip(ids, lengths, strict=True)]
+        encoder = model.encoder(pad_token_id=tokenizer.pad_token_id, for_tokens=sum(lengths))
+
+        def begin(rows: list[int]) -> ActiveBatch:
+            started = exit_policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
+            return ActiveBatch(encoder, rows, [texts[row] for row in rows], started)
+
+        batch_tokens = BATCH_TOKENS[model.device.type]
+        scheduler = Scheduler(range(len(texts)), lengths, begin, batch_tokens, padded=not encoder.packs)
+        while (active := scheduler.schedule()) is not None:
+            active.step()
+            scheduler.put_back(active)
 
     return run
 
@@ -209,10 +213,10 @@ def early_exit(
     for batch_size in arguments.batch_sizes:
         batches = make_batches(rows, tokenizer, batch_size)
         sides: dict[str, Callable[[list[Batch]], Any]] = {"full depth": one_by_one(model)}
-        pools = model.device.type in POOLS_PAY and batch_size > 1  # one text at a time waits for no other
+        shares = model.device.type in REBATCHING_PAYS and batch_size > 1  # one text at a time waits for no other
         for name, policy in policies.items():
-            sides[name] = in_pools(model, policy) if pools else one_by_one(model, exit_policy=make_policy(**policy))
-        turn = None if pools else max(1, TURN // batch_size)  # pools need all batches
+            sides[name] = rebatched(model, tokenizer, policy) if shares else one_by_one(model, exit_policy=make_policy(**policy))
+        turn = None if shares else max(1, TURN // batch_size)  # rebatching needs all batches
         seconds = seconds_of(sides, batches, arguments.rounds, f"early exit, batch {batch_size}", turn)
         for name, policy in policies.items():
             cost, by_tokens = cost_of(model, batches, policy)

@@ -31,15 +31,17 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from benchmark_layers import policies, ratio, rotated
-from modeling_romebert.batching import TextBatcher, windows
 from quickstart import multiplies_bf16
 from reviews import load_splits
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, pipeline
 
-from modeling_romebert import modeling_romebert, pools, walk
+from modeling_romebert.early_exit import ActiveBatch
+from modeling_romebert.encoder import TorchEncoder
+from modeling_romebert.rebatching import Scheduler
 from modeling_romebert.results import provenance, write_json
 from modeling_romebert.scoring import WINDOW
+from modeling_romebert.text_batcher import TextBatcher, windows
 
 FULL_DEPTH = "full depth"
 # What takes as long however few layers run, and what depends on them.
@@ -127,24 +129,17 @@ class Stopwatch:
 
 
 @contextmanager
-def in_parts(model: Any, stopwatch: Stopwatch) -> Iterator[None]:
-    """Time the parts of bulk scoring with this model, for the time of a `with`."""
-    prepare = model._adapter.prepare
-
-    def prepare_timed(*args: Any, **kwargs: Any) -> Callable[..., Any]:
-        return stopwatch.timed("layers", prepare(*args, **kwargs))
-
+def in_parts(stopwatch: Stopwatch) -> Iterator[None]:
+    """Time the parts of bulk scoring for the time of a `with`."""
     parts = [
         ("tokenising", TextBatcher, "__call__"),
-        ("embedding", walk, "lay_out"),
-        ("embedding", modeling_romebert, "embed"),  # at full depth
-        ("exits", walk.Walk, "advance"),
-        ("exits", type(model), "forward"),  # at full depth
-        ("batches", pools._Pools, "next_batch"),
-        ("batches", pools._Pools, "put_back"),
+        ("embedding", TorchEncoder, "embed_texts"),
+        ("layers", TorchEncoder, "run"),
+        ("exits", ActiveBatch, "step"),
+        ("batches", Scheduler, "schedule"),
+        ("batches", Scheduler, "put_back"),
     ]
     with ExitStack() as patches:
-        patches.enter_context(patch.object(model._adapter, "prepare", prepare_timed))
         for part, owner, name in parts:
             patches.enter_context(patch.object(owner, name, stopwatch.timed(part, getattr(owner, name))))
         yield
@@ -159,7 +154,7 @@ def profile(
     for turn in tqdm(range(rounds + 1), desc=precision):
         for name in rotated(list(settings), turn):
             stopwatch = Stopwatch()
-            with in_parts(classify.model, stopwatch):
+            with in_parts(stopwatch):
                 run = stopwatch.timed("results", classify)  # what is no other part
                 found = run(texts, exit_policy=settings[name])
             shares = [result["exit_layer"] / classify.model.config.num_hidden_layers for result in found]

@@ -29,7 +29,6 @@ from modeling_romebert import (
     RomeBertTrainingArguments,
     calibrate,
     evaluate_exits,
-    pack_linears,
     score,
 )
 from modeling_romebert.results import provenance, read_json, write_json
@@ -186,8 +185,6 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
 
 def compare(model: Any, dataset: Dataset, tokenizer: Any, turn: int = 500) -> dict[str, Any]:
     """Full depth and the calibrated policy on the same texts, in turns of so many: accuracy, cost, and seconds with tokenising."""
-    if model.device.type == "cpu":
-        pack_linears(model.backbone)  # as the pipeline does
     texts, labels = list(dataset["text"]), list(dataset["label"])
     sides = {"full_depth": False, "early_exit": model.config.exit_policy}
     for policy in sides.values():

@@ -108,6 +108,7 @@ def _share_threads(executor: ThreadPoolExecutor, count: int) -> None:
         def begin() -> None:
             all_here.wait()  # each worker takes one of these calls
             torch.set_num_threads(max(1, whole // count))
+            torch.get_num_threads()  # a thread takes the number over when it first looks: now, not after the caller set its own
 
         for begun in [executor.submit(begin) for _ in range(count)]:
             begun.result()

@@ -57,7 +57,7 @@ class Family(NamedTuple):
         return tiny_backbone(self.class_of("Config"), attention or self.attentions[-1], **self.settings | settings)
 
     @property
-    def unpads(self) -> bool:
+    def packs(self) -> bool:
         """Whether its layers are given a mask and nothing else."""
         return self.stem not in ("MPNet", "DebertaV2", "ModernBert")
 

@@ -1,4 +1,4 @@
-"""Every family behind the walk: the stock model layer by layer, early exit in batches, the config."""
+"""Every family behind the early-exit loop: the stock model layer by layer, early exit in batches, the config."""
 
 import copy
 import re
@@ -6,15 +6,17 @@ import re
 import pytest
 import torch
 from families import FAMILIES, families, with_attentions
-from modeling_romebert.layouts import lay_out
 from test_early_exit import LayerLog, assert_same, one_by_one
-from test_pools import run_in_pools
+from test_rebatching import run, texts_of
 from tiny import LAYERS, PAD, ROWS, TOKENS, build, padded_batch
 from torch import Tensor
 from transformers import AutoModel
 
-from modeling_romebert import RomeBertConfig, RomeBertModel, pack_linears
-from modeling_romebert.backbones import ADAPTERS, check_layout, embed
+from modeling_romebert import RomeBertConfig, RomeBertModel
+from modeling_romebert.backbones import ADAPTERS, check_layout
+from modeling_romebert.early_exit import all_exits
+from modeling_romebert.encoder import INPUTS, TorchEncoder
+from modeling_romebert.prepacked import prepacked
 
 poolings = pytest.mark.parametrize("pooling", ["cls", "mean"])
 
@@ -158,30 +160,35 @@ def test_batch_equals_rows_one_by_one(family, attention, pooling):
 @poolings
 @with_attentions
 @torch.no_grad()
-def test_pools_give_what_a_batch_gives_without_padding_where_the_family_allows(family, attention, pooling):
+def test_padding_on_the_left_is_padding_on_the_right(family, attention, pooling):
     model, (ids, mask) = build(backbone=family.backbone(attention), exit_pooling=pooling), padded_batch()
+    rolls = [TOKENS - int(length) for length in mask.sum(dim=1)]
+    left = torch.stack([row.roll(by) for row, by in zip(ids, rolls, strict=True)])
+    policy, types = halving_policy(model, ids, mask), (left > 50).long()
+    types_alone = torch.stack([row.roll(-by) for row, by in zip(types, rolls, strict=True)])
+    expected = model(ids, mask, token_type_ids=types_alone)
+    for embedded in (False, True):
+        inputs = {"inputs_embeds": model.get_input_embeddings()(left)} if embedded else {"input_ids": left}
+        inputs |= {"attention_mask": mask.flip(1), "token_type_ids": types}
+        if not embedded or family.stem not in ("Roberta", "XLMRoberta", "Camembert", "MPNet"):  # count positions by ids
+            torch.testing.assert_close(model(**inputs).exit_logits, expected.exit_logits, rtol=0, atol=2e-5)
+        early = model(**inputs, exit_policy=policy)
+        full = model(**inputs).exit_logits[torch.arange(ROWS), early.exit_layer - 1]
+        torch.testing.assert_close(early.logits, full, rtol=0, atol=2e-5)
+        assert early.exit_layer.unique().numel() >= 2
+
+
+@poolings
+@with_attentions
+@torch.no_grad()
+def test_rebatching_gives_what_a_batch_gives_packed_where_the_family_allows(family, attention, pooling):
+    model, (ids, mask) = build(backbone=family.backbone(attention), exit_pooling=pooling), padded_batch()
+    ids[0, 5], ids[0, 7] = PAD, PAD  # within a text, where some families do not count it
     policy = halving_policy(model, ids, mask)
     expected, log = model(ids, mask, exit_policy=policy), LayerLog(model)
-    logits, exit_layer = run_in_pools(model, ids, mask, policy, size=8, batch_tokens=200)
+    logits, exit_layer = run(model, texts_of(ids, mask), policy, batch_tokens=200)
     assert_same(expected, logits, exit_layer)
-    end_to_end = attention == "sdpa" and family.unpads
-    assert all((rows == 1) == end_to_end for rows, _ in log.seen[:4])
-
-
-@pytest.mark.parametrize("given", [(), ("token_type_ids",), ("position_ids",), ("token_type_ids", "position_ids")], ids=str)
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family.unpads], ids=lambda family: family.name)
-@torch.no_grad()
-def test_rows_end_to_end_are_embedded_as_padded_ones(family, given):
-    model, (ids, mask) = build(backbone=family.backbone()), padded_batch()
-    ids[0, 5], ids[0, 7] = PAD, PAD  # within a text
-    more = {"token_type_ids": (ids > 50).long(), "position_ids": torch.arange(TOKENS).flip(0).expand_as(ids)}
-    inputs = {"input_ids": ids, "attention_mask": mask, **{name: more[name] for name in given}}
-    batch = lay_out(model, inputs)
-    expected = embed(model, *(inputs.get(name) for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")), None)
-    lengths = mask.sum(dim=1).tolist()
-    *rows, _ = batch.hidden[0].split([*lengths, batch.cells - sum(lengths)])
-    for row, other, length in zip(rows, expected, lengths, strict=True):
-        assert torch.equal(row, other[:length])
+    assert all((rows == 1) == (attention == "sdpa" and family.packs) for rows, _ in log.seen[:4])
 
 
 @families
@@ -201,15 +208,11 @@ def test_positions_of_one_s_own_follow_the_rows(family):
 
 @families
 @torch.no_grad()
-def test_packed_linears_change_nothing(family):
+def test_prepacked_layers_change_nothing(family):
     model, (ids, mask) = build(backbone=family.backbone()), padded_batch()
-    policy = halving_policy(model, ids, mask)
-    before, weights = model(ids, mask, exit_policy=policy), model.state_dict()
-    pack_linears(model)
-    assert sum(type(module) is torch.nn.Linear for module in model.modules()) == 0
-    after = model(ids, mask, exit_policy=policy)
-    assert_same(after, before.logits, before.exit_layer)
-    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    encoder = TorchEncoder(model, prepacked(model.layers))
+    found = all_exits(encoder, encoder.embed({**dict.fromkeys(INPUTS), "input_ids": ids, "attention_mask": mask}))
+    torch.testing.assert_close(found, model(ids, mask).exit_logits, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

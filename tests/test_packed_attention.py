@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modeling_romebert.attention import BlockDiagonalMask
 
-from modeling_romebert import attention
+from modeling_romebert.packed_attention import BlockDiagonalMask
 
 HEADS, SIZE = 3, 8
 
@@ -27,15 +26,12 @@ def written_out(lengths):
 @settings(derandomize=True, deadline=None, max_examples=100, database=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 40)), min_size=1, max_size=6),
-    scores=st.sampled_from([0, 300, 5000, 2**18]),
     scale=st.sampled_from([None, 0.7]),
 )
-def test_is_the_mask_written_out(lengths, scores, scale):
+def test_is_the_mask_written_out(lengths, scale):
     lengths = [length for count, length in lengths for _ in range(count)]
     query, key, value = states(lengths)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SCORES", scores)  # so many at once: none, some texts, all
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=BlockDiagonalMask.of(lengths), scale=scale)
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=BlockDiagonalMask.of(lengths), scale=scale)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=written_out(lengths), scale=scale)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -51,11 +47,10 @@ def test_other_precisions(dtype, bound):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize(("scores", "dtype"), [(0, torch.float32), (2**18, torch.float32), (0, torch.bfloat16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_text_that_is_not_finite_is_alone_with_that(bad, scores, dtype, monkeypatch):
-    monkeypatch.setattr(attention, "SCORES", scores)
-    lengths = [4, 4, 4, 6, 40]  # so many that keys are filled up with what lies there
+def test_a_text_that_is_not_finite_is_alone_with_that(bad, dtype):
+    lengths = [4, 4, 4, 6, 40]
     query, key, value = states(lengths, dtype)
     mask = BlockDiagonalMask.of(lengths)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -63,26 +58,6 @@ def test_a_text_that_is_not_finite_is_alone_with_that(bad, scores, dtype, monkey
     found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     assert not found[:, :, 4:8].isfinite().all()
     assert torch.equal(found[:, :, :4], expected[:, :, :4]) and torch.equal(found[:, :, 8:], expected[:, :, 8:])
-
-
-@settings(derandomize=True, deadline=None, max_examples=60, database=None)
-@given(
-    length=st.integers(1, 40),
-    texts=st.integers(1, 4),
-    behind=st.lists(st.integers(1, 20), max_size=3),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-)
-def test_what_lies_behind_texts_changes_no_bit_of_them(length, texts, behind, dtype):
-    """Keys are filled up with what lies there, which may be another text, less than a vector of it, or nothing."""
-    lengths = [*[length] * texts, *[other for other in behind if other != length]]  # another run
-    all_states = states(lengths, dtype)
-    here = length * texts
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SCORES", 0)
-        among_others = F.scaled_dot_product_attention(*all_states, attn_mask=BlockDiagonalMask.of(lengths))
-        first = [x[:, :, :here].contiguous() for x in all_states]
-        alone = F.scaled_dot_product_attention(*first, attn_mask=BlockDiagonalMask.of([length] * texts))
-    assert torch.equal(among_others[:, :, :here], alone)
 
 
 def test_dropout_is_torch_s_own():

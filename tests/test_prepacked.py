@@ -1,152 +1,152 @@
-"""Packed linear layers give what nn.Linear gives, follow their weights, and stay out of everything but inference on a CPU."""
+"""Prepacked layers give what the model's own give, live for one pass, and never answer with old weights."""
 
 import copy
-import math
-import pickle
-import runpy
 
 import pytest
 import torch
-import torch.nn.functional as F
-from modeling_romebert.batching import GROUP
-from modeling_romebert.packing import PackedLinear
-from tiny import build, padded_batch
+from tiny import assert_same_results, build, spread_exits, tiny_rows, tiny_texts, tiny_tokenizer
 from torch import nn
+from transformers import AlbertConfig, BertConfig, RobertaConfig, pipeline
 
-from modeling_romebert import pack_linears, packing
+from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments, evaluate_exits, modeling_romebert, prepacked, score
+from modeling_romebert.prepacked import PrepackedLinear, can_prepack
 
-POLICY = {"name": "confidence", "threshold": 0.75}
-
-
-def packed(bias=True) -> PackedLinear:
-    torch.manual_seed(0)
-    return PackedLinear(nn.Linear(48, 96, bias=bias))
-
-
-def uses_copy(layer: PackedLinear) -> bool:
-    return layer._packed is not None
+ENTROPY = {"name": "entropy", "threshold": 0.6}
+TEXTS = tiny_texts(60, seed=3)
+TOKENIZER = tiny_tokenizer()
 
 
+@pytest.fixture(autouse=True)
+def on_this_processor(monkeypatch):
+    """Weights are prepacked here, for however few tokens."""
+    monkeypatch.setattr(prepacked, "PAYS_ON", (torch.backends.cpu.get_cpu_capability(),))
+    monkeypatch.setattr(modeling_romebert, "PREPACKING_TOKENS", 0)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How many linear layers were prepacked."""
+    counted, make = [], PrepackedLinear.__init__
+    monkeypatch.setattr(PrepackedLinear, "__init__", lambda self, linear: counted.append(1) or make(self, linear))
+    return counted
+
+
+def fresh():
+    return spread_exits(build(exit_pooling="mean", exit_policy=ENTROPY), TEXTS)
+
+
+def scored(model):
+    return list(score(model, TOKENIZER, TEXTS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(1, 48), (7, 48), (3, 5, 48), (48,), (5, 13, 48), (513, 48), (8, 72, 48)])
-@torch.no_grad()
-def test_gives_what_linear_gives(shape, bias, monkeypatch):
-    monkeypatch.setattr(packing, "PAYS_UP_TO", 1000)
-    layer, x = packed(bias), torch.randn(*shape)
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
-    assert uses_copy(layer)
-
-
-@pytest.mark.parametrize("capability", ["AVX2", "AVX512", "DEFAULT"])
-def test_many_rows_are_packed_unless_there_is_only_avx2(capability, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    most = runpy.run_path(packing.__file__)["PAYS_UP_TO"]
-    assert most == (512 if capability == "AVX2" else math.inf)
-
-
-@torch.no_grad()
-def test_beyond_the_rows_that_packing_pays_for_it_is_a_linear(monkeypatch):
-    monkeypatch.setattr(packing, "PAYS_UP_TO", 6)
-    layer, x = packed(), torch.randn(7, 48)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)) and not uses_copy(layer)
-    layer(x[:6])
-    assert uses_copy(layer)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_half_precision_is_packed_where_the_processor_has_it(dtype):
-    layer, x = packed().to(dtype), torch.randn(67, 48).to(dtype)
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=2e-2, atol=2e-2)
-    assert uses_copy(layer) == packing.packs(dtype)
-
-
-def test_few_numbers_of_rows_and_few_rows_more():
-    numbers = range(1, 4097)
-    assert all(0 <= packing.rounded_up(rows) - rows <= rows / 8 for rows in numbers)
-    assert len({packing.rounded_up(rows) for rows in range(1, 2049)}) == 64 + 56 + 96
-    assert all(packing.rounded_up(tokens) == tokens for tokens in range(2 * GROUP, 2049, 2 * GROUP))  # a group of even length fits
-
-
-@torch.no_grad()
-def test_copy_follows_the_weight():
-    layer, x = packed(), torch.randn(3, 48)
-    layer(x)
-    layer.weight.mul_(2)
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
-    layer.load_state_dict({"weight": torch.ones(96, 48), "bias": torch.zeros(96)})
-    torch.testing.assert_close(layer(x), x.sum(1, keepdim=True).expand(3, 96), rtol=1e-5, atol=1e-5)
-    layer.weight = nn.Parameter(torch.zeros(96, 48))
-    assert torch.equal(layer(x), torch.zeros(3, 96))
-
-
-@torch.no_grad()
-def test_copy_is_never_of_a_weight_that_is_gone():
-    layer, x = packed(), torch.randn(3, 48)
-    for _ in range(20):  # memory that was freed is given out again
-        layer(x)
-        layer.load_state_dict(packed().state_dict())
-        layer.to(torch.bfloat16).to(torch.float32)
-        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
-
-
-def test_optimizer_steps_are_seen():
-    layer, x = packed(), torch.randn(3, 48)
+def test_a_product_is_torch_s(bias, dtype):
+    if not can_prepack(dtype):
+        dtype = torch.float32  # a processor without bfloat16
+    torch.manual_seed(0)
+    linear, states = nn.Linear(48, 96, bias=bias, dtype=dtype), torch.randn(2, 5, 48, dtype=dtype)
     with torch.no_grad():
-        layer(x)
-    layer(x).square().sum().backward()
-    torch.optim.SGD(layer.parameters(), lr=0.1).step()
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-4)
+        found = PrepackedLinear(linear)(states)
+        torch.testing.assert_close(found, linear(states), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
 
-def test_gradients_are_those_of_linear():
-    layer, x = packed(), torch.randn(3, 48)
-    layer(x).square().sum().backward()
-    weight = layer.weight.detach().clone().requires_grad_()
-    F.linear(x, weight, layer.bias.detach()).square().sum().backward()
-    assert torch.equal(layer.weight.grad, weight.grad) and not uses_copy(layer)
+@pytest.mark.parametrize("family", [BertConfig, RobertaConfig, AlbertConfig])
+def test_scoring_gives_the_same_and_leaves_the_model_as_it_is(family, made, monkeypatch):
+    model = spread_exits(build(family, exit_pooling="mean", exit_policy=ENTROPY), TEXTS)
+    modules, state = list(model.modules()), copy.deepcopy(model.state_dict())
+    found = scored(model)
+    linears = sum(type(module) is nn.Linear for module in model.backbone.encoder.modules())
+    # Layers only; one that is applied several times once.
+    assert len(made) == linears - (family is AlbertConfig)
+    assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
+    assert all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
+    monkeypatch.setattr(prepacked, "PAYS_ON", ())
+    assert_same_results(found, scored(model))
 
 
-@pytest.mark.parametrize("why", ["fp64", "autocast", "empty"])
-@torch.no_grad()
-def test_elsewhere_it_is_a_linear(why):
-    layer, x = packed(), torch.randn(3, 48)
-    if why == "fp64":
-        layer, x = layer.double(), x.double()
-    x = x[:0] if why == "empty" else x
-    with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
-        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
-    assert not uses_copy(layer)
+def test_hooks_of_layers_run_and_watched_linears_stay():
+    model, seen = fresh(), []
+    model.layers[0].register_forward_pre_hook(lambda *_: seen.append("layer"))
+    model.layers[1].output.dense.register_forward_hook(lambda *_: seen.append("linear"))
+    scored(model)
+    assert {"layer", "linear"} == set(seen)
 
 
-@torch.no_grad()
-def test_can_be_copied_and_pickled_after_use():
-    layer, x = packed(), torch.randn(3, 48)
-    expected = layer(x)
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert not uses_copy(again) and torch.equal(again(x), expected)
+# ---- weights that change
 
 
-@torch.no_grad()
-def test_packed_model_leaves_at_the_same_exits_and_saves_the_same_weights(tmp_path):
-    model, (ids, mask) = build(), padded_batch()
-    before, weights = model(ids, mask, exit_policy=POLICY), model.state_dict()
-    assert pack_linears(model) is model
-    after = model(ids, mask, exit_policy=POLICY)
-    assert torch.equal(after.exit_layer, before.exit_layer)
-    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=1e-5)
-    assert all(type(module) is not nn.Linear for module in model.modules())
-    assert model.state_dict().keys() == weights.keys()
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path)
-    assert torch.equal(loaded(ids, mask).logits, build()(ids, mask).logits)
+def fused_adamw(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    model(**TOKENIZER(TEXTS[0], return_tensors="pt"), labels=torch.tensor([0])).loss.backward()
+    optimizer.step()
 
 
-def test_subclasses_stay_and_torch_without_the_operators_is_left_alone(monkeypatch):
-    class Other(nn.Linear):
-        pass
+def trainer(model, tmp_path):
+    arguments = RomeBertTrainingArguments(str(tmp_path), max_steps=4, learning_rate=0.02, report_to="none", use_cpu=True)
+    RomeBertTrainer(model, arguments, train_dataset=tiny_rows(32, classes=3), processing_class=TOKENIZER).train()
 
-    assert type(pack_linears(nn.Sequential(Other(2, 2)))[0]) is Other
-    monkeypatch.setattr(packing, "can_pack", lambda: False)
-    assert type(pack_linears(nn.Sequential(nn.Linear(2, 2)))[0]) is nn.Linear
+
+def data_of_an_average(model):
+    for weight in model.parameters():
+        weight.data.mul_(0.5).add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=0.2)
+
+
+def new_storage(model):
+    for weight in model.parameters():
+        weight.data = weight.data * 1.5 + 0.05
+
+
+def one_element(model):
+    model.layers[0].output.dense.weight.data[3, 5] += 50.0
+
+
+def state_dict(model):
+    model.load_state_dict({name: weight * 1.5 + 0.05 for name, weight in model.state_dict().items()})
+
+
+def other_module(model):
+    torch.manual_seed(7)
+    model.layers[1].intermediate.dense = nn.Linear(32, 64)
+    model.layers[1].intermediate.dense.weight.data.mul_(20)
+
+
+def lora(model):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(target_modules=["query", "value"], init_lora_weights=False))
+    for name, weight in adapted.named_parameters():
+        if "lora" in name:
+            weight.data.mul_(5)
+    adapted.merge_adapter()
+
+
+@pytest.mark.parametrize(
+    "change", [fused_adamw, trainer, data_of_an_average, new_storage, one_element, state_dict, other_module, lora]
+)
+def test_no_pass_answers_with_old_weights(change, made, tmp_path, monkeypatch):
+    model = fresh()
+    classify = pipeline("early-exit-classification", model=model, tokenizer=TOKENIZER)
+    before = classify(TEXTS)
+    assert made
+    change(model, tmp_path) if change is trainer else change(model)
+    found, alone = classify(TEXTS), [classify(text)[0] for text in TEXTS]
+    rows = [{"text": text, "label": 0} for text in TEXTS]
+    accuracy = evaluate_exits(model, rows, TOKENIZER, progress=False).exits[-1]
+    monkeypatch.setattr(prepacked, "PAYS_ON", ())
+    expected = scored(copy.deepcopy(model))
+    assert found != before
+    assert_same_results(found, expected)
+    assert_same_results(alone, expected)
+    full_depth = [one["label"] == model.config.id2label[0] for one in score(model, TOKENIZER, TEXTS, exit_policy=False)]
+    assert accuracy == pytest.approx(sum(full_depth) / len(TEXTS))
+
+
+def test_a_pipeline_leaves_layers_that_can_be_quantized():
+    model = fresh()
+    pipeline("early-exit-classification", model=model, tokenizer=TOKENIZER)(TEXTS)
+    linears = sum(type(module) is nn.Linear for module in model.modules())
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    int8 = [module for module in quantized.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
+    assert len(int8) == linears
+    assert len(scored(quantized)) == len(TEXTS)

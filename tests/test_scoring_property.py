@@ -1,12 +1,10 @@
 """Whatever the texts, the policy, the exits and the batches: bulk scoring says of a text what the model says of it alone."""
 
-from itertools import accumulate, pairwise
 from unittest.mock import patch
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modeling_romebert.batching import BATCH_COST, LEAST, cut, fill, level, plan_batches
 from tiny import assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 from transformers import RobertaConfig
 
@@ -48,7 +46,7 @@ batching = st.fixed_dictionaries(
         "batch_size": st.integers(1, 20),
         "batch_tokens": st.integers(1, 600),
         "window": st.integers(1, 40),
-        "depth_pools": st.booleans(),
+        "rebatching": st.booleans(),
     },
 )
 
@@ -70,77 +68,12 @@ def alone(model, items, policy) -> list[dict]:
 
 @settings(derandomize=True, deadline=None, max_examples=150, database=None)
 @given(
-    model=st.sampled_from(MODELS), items=items, policy=policy, ask=st.integers(1, 3), batching=batching, streams=st.integers(1, 3)
+    model=st.sampled_from(MODELS), items=items, policy=policy, ask=st.integers(1, 3), batching=batching, workers=st.integers(1, 3)
 )
 @torch.no_grad()
-def test_bulk_scoring_is_one_by_one(model, items, policy, ask, batching, streams):
+def test_bulk_scoring_is_one_by_one(model, items, policy, ask, batching, workers):
     if policy is not None and ask > 1:
         policy = {**policy, "ask_every": ask}
-    with patch.object(scoring, "streams_for", lambda device, tokens: streams):
+    with patch.object(scoring, "workers_for", lambda device, tokens: workers):
         found = list(score(model, TOKENIZER, iter(items), exit_policy=policy or False, **batching))
     assert_same_results(found, alone(model, items, policy))
-
-
-@settings(derandomize=True, deadline=None, max_examples=300, database=None)
-@given(
-    lengths=st.lists(st.integers(1, 512), max_size=200),
-    batch_tokens=st.one_of(st.none(), st.integers(1, 4096)),
-    batch_size=st.one_of(st.none(), st.integers(1, 64)),
-)
-def test_plan_holds_every_row_once_within_the_bounds(lengths, batch_tokens, batch_size):
-    plan = plan_batches(lengths, batch_tokens, batch_size)
-    assert sorted(row for rows in plan for row in rows) == list(range(len(lengths)))
-    in_order = [lengths[row] for rows in plan for row in rows]
-    assert in_order == sorted(lengths, reverse=True)
-    for rows in plan:
-        assert rows and (batch_size is None or len(rows) <= batch_size)
-        assert batch_tokens is None or len(rows) == 1 or len(rows) * lengths[rows[0]] <= batch_tokens
-    assert batch_size is not None or batch_tokens is not None or len(plan) <= 1
-
-
-@settings(derandomize=True, deadline=None, max_examples=300, database=None)
-@given(lengths=st.lists(st.integers(1, 512), max_size=200), batch_tokens=st.integers(1, 4096), streams=st.integers(1, 4))
-def test_batches_of_the_last_turn_are_level(lengths, batch_tokens, streams):
-    filled, levelled = fill(lengths, batch_tokens), level(lengths, batch_tokens, streams)
-    assert sum(levelled) == len(lengths) and all(levelled)
-    ends = [0, *accumulate(levelled)]
-    tokens = [sum(lengths[start:stop]) for start, stop in pairwise(ends)]
-    assert all(of_one <= batch_tokens or count == 1 for of_one, count in zip(tokens, levelled, strict=True))
-    if levelled != filled:
-        turns = (len(filled) - 1) // streams  # all but the last one
-        assert levelled[: turns * streams] == filled[: turns * streams]
-        last = tokens[turns * streams :]
-        assert len(last) <= streams
-        mean = sum(last) / len(last)
-        assert all(abs(of_one - mean) <= 2 * max(lengths) for of_one in last)
-        assert mean >= LEAST or len(levelled) <= len(filled)
-    if streams == 1:
-        assert levelled == filled
-
-
-def every_cut(rows: int):
-    """All ways to cut so many rows into batches."""
-    if rows == 0:
-        yield []
-    for first in range(1, rows + 1):
-        for others in every_cut(rows - first):
-            yield [first, *others]
-
-
-def cost_of(lengths: list[int], counts: list[int], batch_tokens: int) -> float:
-    """What a layer takes for rows in these batches, in tokens; infinite where a batch of several rows holds too many."""
-    total, start = 0.0, 0
-    for count in counts:
-        tokens = count * max(lengths[start : start + count])
-        total += BATCH_COST * batch_tokens + (tokens if count == 1 or tokens <= batch_tokens else float("inf"))
-        start += count
-    return total
-
-
-@settings(derandomize=True, deadline=None, max_examples=200, database=None)
-@given(lengths=st.lists(st.integers(26, 120), max_size=9))
-def test_no_cut_takes_less_time(lengths):
-    counts = cut(lengths, batch_tokens=100)  # of rows so long that each is a group
-    assert sum(counts) == len(lengths)
-    least = min(cost_of(lengths, other, 100) for other in every_cut(len(lengths)))
-    assert abs(cost_of(lengths, counts, 100) - least) < 1e-9
