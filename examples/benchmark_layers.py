@@ -35,8 +35,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, HfArgumentParser
 
 from modeling_romebert import RomeBertForSequenceClassification, make_policy, pack_linears
-from modeling_romebert.evaluation import METRICS, collect_exit_logits, sweep
+from modeling_romebert.evaluation import sweep
+from modeling_romebert.exit_logits import collect_exit_logits
 from modeling_romebert.host_memory import keep_freed_memory
+from modeling_romebert.metrics import METRICS
 from modeling_romebert.pools import walk_in_pools
 from modeling_romebert.results import provenance, write_json
 from modeling_romebert.scoring import BATCH_TOKENS, POOLS_PAY
@@ -191,7 +193,7 @@ def against_stock(model: Any, batches: list[Batch], rounds: int) -> dict[str, An
 def policies(model: Any, dataset: Any, tokenizer: Any, costs: list[float]) -> dict[str, dict[str, Any]]:
     """The calibrated policy, where the model has one, and the entropy threshold whose cost is nearest to each of `costs`."""
     found = {"calibrated": model.config.exit_policy} if model.config.exit_policy is not None else {}
-    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer)
+    exit_logits, labels, _ = collect_exit_logits(model, dataset, tokenizer)
     thresholds = np.linspace(0, 1, 401).tolist()
     entropy = {"name": "entropy"}
     points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, METRICS["accuracy"], entropy, thresholds)

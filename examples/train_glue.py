@@ -31,7 +31,8 @@ from modeling_romebert import (
     calibrate,
     evaluate_exits,
 )
-from modeling_romebert.evaluation import SWEEPS, compute_metrics
+from modeling_romebert.evaluation import SWEEPS
+from modeling_romebert.metrics import compute_metrics
 from modeling_romebert.results import provenance, read_json, write_json
 
 METRICS = "metrics.json"

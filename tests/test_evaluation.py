@@ -14,16 +14,9 @@ from tiny import LAYERS, build, padded_batch, tiny_tokenizer
 
 from modeling_romebert import ExitReport, calibrate, evaluate_exits, make_policy
 from modeling_romebert.calibration import cheapest
-from modeling_romebert.evaluation import (
-    METRICS,
-    SWEEPS,
-    CurvePoint,
-    area_under_curve,
-    collect_exit_logits,
-    compute_metrics,
-    default_metric,
-    replay,
-)
+from modeling_romebert.evaluation import SWEEPS, CurvePoint, area_under_curve, replay
+from modeling_romebert.exit_logits import collect_exit_logits
+from modeling_romebert.metrics import METRICS, compute_metrics, default_metric
 from modeling_romebert.results import read_json, write_json
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -59,7 +52,7 @@ def alone(model, rows):
 def test_logits_and_labels_come_in_the_order_of_the_dataset_and_without_dropout():
     model, rows = model_and_rows()
     expected = alone(model, rows)
-    exit_logits, labels = collect_exit_logits(model.train(), rows, QUIET["tokenizer"], batch_size=7, progress=False)
+    exit_logits, labels, _ = collect_exit_logits(model.train(), rows, QUIET["tokenizer"], batch_size=7, progress=False)
     assert exit_logits.shape == (20, LAYERS, 3) and exit_logits.dtype == torch.float32
     torch.testing.assert_close(exit_logits, expected, rtol=0, atol=1e-5)
     assert labels.tolist() == [row["label"] for row in rows]
@@ -73,7 +66,7 @@ def test_rows_may_be_text_pairs_or_tokens_and_the_dataset_a_generator():
         {"text": "a film", "text_pair": "was bad", "label": 0},
         {**{name: value[0].tolist() for name, value in pair.items()}, "labels": 1, "idx": 7},
     ]
-    exit_logits, labels = collect_exit_logits(model, (row for row in dataset), **QUIET)
+    exit_logits, labels, _ = collect_exit_logits(model, (row for row in dataset), **QUIET)
     expected = model(**pair).exit_logits
     torch.testing.assert_close(exit_logits, expected.expand(2, -1, -1), rtol=0, atol=1e-5)
     assert labels.tolist() == [0, 1]
