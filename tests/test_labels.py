@@ -208,7 +208,7 @@ def test_two_columns_that_agree(place, tmp_path):
 def classes(labels, names):
     features = Features({"input_ids": Sequence(Value("int64")), "attention_mask": Sequence(Value("int64"))})
     rows = [{name: value for name, value in row.items() if name != "token_type_ids"} for row in rows_of(labels)]
-    return Dataset.from_list(rows, features=features | {"label": ClassLabel(names=names)})
+    return Dataset.from_list(rows, features=Features({**features, "label": ClassLabel(names=names)}))
 
 
 @everywhere
