@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorWithPadding, DefaultDataCollator, default_data_collator
@@ -155,10 +156,14 @@ class LabelCollator:
 
 
 def check_length(input_ids: Any, max_tokens: int | None, where: str) -> None:
-    """Refuse a row of no tokens, or of more than there are positions for."""
+    """Refuse what is no list of token ids, and a row of no tokens, or of more than there are positions for."""
+    if input_ids is None or len(input_ids) == 0:
+        raise ValueError(f"{where} has no tokens: its input_ids are {input_ids}. Leave such rows out with dataset.filter.")
+    if isinstance(input_ids, str) or np.ndim(input_ids[0]) > 0:
+        raise ValueError(
+            f"{where} has input_ids of another shape than a list of token ids: {str(input_ids)[:60]}. Tokenise one text per row."
+        )
     tokens = len(input_ids)
-    if tokens == 0:
-        raise ValueError(f"{where} has no tokens: its input_ids are empty. Leave such rows out with dataset.filter.")
     if max_tokens is not None and tokens > max_tokens:
         raise ValueError(
             f"{where} has {tokens} tokens, and the model has positions for {max_tokens}. Tokenise with truncation=True,"

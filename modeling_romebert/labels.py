@@ -135,7 +135,10 @@ class LabelReader:
         if self.problem_type == "regression":
             return ""
         if isinstance(value, int | float) and value == -1:
-            return " -1 is the mark of GLUE's test rows, whose labels are not public: use a split that has labels."
+            return (
+                " -1 is the mark of GLUE's test rows, whose labels are not public: use a split that has labels, or leave the column"
+                " out to predict them."
+            )
         if isinstance(value, float) and math.isnan(value):
             return f" Leave such rows out with dataset.filter{self._or_ignored()}."
         if isinstance(value, list) and not value:

@@ -134,7 +134,7 @@ def test_one_class_trains_and_is_told(tmp_path, kind, caplog, monkeypatch):
 def test_one_row_is_learned_by_heart(tmp_path, kind, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     rows = KINDS[kind](tiny_rows(1))
-    trainer = trainer_of(tmp_path, rows, max_steps=20, learning_rate=1e-2, lr_scheduler_type="constant")
+    trainer = trainer_of(tmp_path, rows, max_steps=8, learning_rate=1e-2, lr_scheduler_type="constant")
     trainer.train()
     assert trainer.evaluate(rows)["eval_accuracy_mean"] == 1
     assert "every row is of class" not in caplog.text

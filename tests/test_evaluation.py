@@ -327,7 +327,10 @@ def test_settings_that_mean_nothing_fail_before_the_model_runs(function, setting
         ([{"text": 7, "label": 0}], "row 0 has the text 7, which is no string; leave such rows out"),
         ([{"text": None, "label": 0}], "row 0 has the text None, which is no string"),
         ([{"text": "a", "text_pair": 7, "label": 0}], "row 0 has the text 7, which is no string"),
-        ([{"input_ids": [], "label": 0}], "row 0 has no tokens: its input_ids are empty"),
+        ([{"input_ids": [], "label": 0}], r"row 0 has no tokens: its input_ids are \[\]\. Leave such rows out"),
+        ([{"input_ids": None, "label": 0}], "row 0 has no tokens: its input_ids are None"),
+        ([{"input_ids": [[2, 3]], "label": 0}], r"row 0 has input_ids of another shape than a list of token ids: \[\[2, 3\]\]"),
+        ([{"input_ids": "a film", "label": 0}], "row 0 has input_ids of another shape .*: a film"),
         (
             [{"input_ids": [5] * 65, "label": 0}],
             r"row 0 has 65 tokens, .* positions for 64\. Tokenise with truncation=True, max_length=64",
