@@ -34,7 +34,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from modeling_romebert import RomeBertForSequenceClassification, make_policy
 from modeling_romebert.early_exit import ActiveBatch
-from modeling_romebert.evaluation import METRICS, collect_exit_logits, sweep
+from modeling_romebert.evaluation import sweep
+from modeling_romebert.exit_logits import collect_exit_logits
+from modeling_romebert.metrics import METRICS
 from modeling_romebert.rebatching import Scheduler
 from modeling_romebert.results import provenance, write_json
 from modeling_romebert.scoring import BATCH_TOKENS, REBATCHING_PAYS
@@ -195,7 +197,7 @@ def against_stock(model: Any, batches: list[Batch], rounds: int) -> dict[str, An
 def policies(model: Any, dataset: Any, tokenizer: Any, costs: list[float]) -> dict[str, dict[str, Any]]:
     """The calibrated policy, where the model has one, and the entropy threshold whose cost is nearest to each of `costs`."""
     found = {"calibrated": model.config.exit_policy} if model.config.exit_policy is not None else {}
-    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer)
+    exit_logits, labels, _ = collect_exit_logits(model, dataset, tokenizer)
     thresholds = np.linspace(0, 1, 401).tolist()
     entropy = {"name": "entropy"}
     points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, METRICS["accuracy"], entropy, thresholds)

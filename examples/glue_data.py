@@ -1,18 +1,15 @@
 """Data for train_glue.py: a GLUE task or own files -> rows of `text`[, `text_pair`] and `label`, checked, with label ids.
 
-Every flaw of a file (a missing column, an empty cell, a label that training does not have) is said here, before any model loads.
+Every flaw of a file (here and in table_files.py) is said before any model loads.
 """
 
-import csv
 import hashlib
-import io
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
+from table_files import Table, check_file, read_table
 
 HUB = "nyu-mll/glue"
 SHUFFLE_SEED = 0  # of the samples that --max_train_samples and --max_eval_samples take: the same in every run
@@ -59,13 +56,6 @@ class GlueData(NamedTuple):
         return self._replace(train=mapped(self.train), held_out=held_out, evaluation=evaluation)
 
 
-class Source(NamedTuple):
-    """Rows as they were found, and where: for error messages."""
-
-    origin: str
-    rows: list[dict[str, Any]]
-
-
 # ---- which data
 
 
@@ -84,8 +74,7 @@ def data_files(data: Any) -> dict[str, str]:
     if "validation_mismatched_file" in files and data.task_name != "mnli":
         raise SystemExit("--validation_mismatched_file is for --task_name mnli; give other labelled rows as --test_file.")
     for name, path in files.items():
-        if Path(path).suffix not in (".csv", ".json", ".jsonl") or not Path(path).is_file():
-            raise SystemExit(f"--{name} {path}: give an existing .csv, .json or .jsonl file.")
+        check_file(f"--{name}", path)
     return files
 
 
@@ -114,7 +103,7 @@ def load_glue(data: Any) -> GlueData:
     return GlueData(rows, held_out, evaluation, names, metrics, label_range)
 
 
-def _from_hub(task_name: str) -> dict[str, Source]:
+def _from_hub(task_name: str) -> dict[str, Table]:
     splits = {"train": "train", "eval": "validation"}
     if task_name == "mnli":
         splits = {"train": "train", "eval_matched": "validation_matched", "eval_mismatched": "validation_mismatched"}
@@ -125,61 +114,41 @@ def _from_hub(task_name: str) -> dict[str, Source]:
             f"--task_name {task_name}: {HUB} cannot be loaded from the Hub ({error}). To train on files, give --train_file and"
             " --validation_file."
         ) from error
-    return {name: Source(f"{HUB} {task_name} {split}", found[split].to_list()) for name, split in splits.items()}
+    return {
+        name: Table(f"{HUB} {task_name} {split}", found[split].column_names, found[split].to_list())
+        for name, split in splits.items()
+    }
 
 
-def _from_files(files: dict[str, str], task_name: str | None) -> dict[str, Source]:
+def _from_files(files: dict[str, str], task_name: str | None) -> dict[str, Table]:
     names = {"train_file": "train", "validation_file": "eval", "test_file": "test"}
     if task_name == "mnli":
         names |= {"validation_file": "eval_matched", "validation_mismatched_file": "eval_mismatched"}
-    return {names[argument]: _read(f"--{argument} {path}", Path(path)) for argument, path in files.items()}
-
-
-def _read(origin: str, path: Path) -> Source:
-    """CSV with a header, JSON with a list of objects, or JSONL. Nothing in it is guessed: a CSV cell `NA` is the text NA."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text)))
-        elif text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise SystemExit(f"{origin} cannot be read: {error}.") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise SystemExit(f"{origin} holds no rows, or rows that are no objects with named columns.")
-    return Source(origin, rows)
+    return {names[argument]: read_table(f"--{argument}", path) for argument, path in files.items()}
 
 
 # ---- columns and labels
 
 
-def _text_columns(train: Source, task: Task | None) -> tuple[str, ...]:
+def _text_columns(train: Table, task: Task | None) -> tuple[str, ...]:
     """Where the texts of train are: in the Hub's columns of a named task, or in `text` and `text_pair`."""
-    found = train.rows[0].keys()
     plain = ("text", "text_pair")
     choices = (plain, plain[:1]) if task is None else (task.columns, plain[: len(task.columns)])
     for columns in choices:
-        if {*columns, "label"} <= found:
+        if {*columns, "label"} <= set(train.columns):
             return columns
     needed = "text (and text_pair for pairs)" if task is None else " and ".join(task.columns)
-    raise SystemExit(f"{train.origin} needs the columns {needed}, and label; it has {', '.join(map(str, found))}.")
+    raise SystemExit(f"{train.origin} needs the columns {needed}, and label; {train.what_it_has()}")
 
 
-def _labels(source: Source, task: Task | None) -> list[Any]:
+def _labels(table: Table, task: Task | None) -> list[Any]:
     """Labels as they stand in the file, none of them missing."""
-    labels = [row.get("label") for row in source.rows]
-    for number, label in enumerate(labels, start=1):
-        if label is None or label == "" or label != label:
-            raise SystemExit(f"{source.origin}: row {number} has no label.")
-        if isinstance(label, (list, dict)):
-            raise SystemExit(f"{source.origin}: row {number} has label {label}; give one label per row.")
+    labels = table.labels()
     unlabelled = [str(label) in ("-1", "-1.0") for label in labels]
     if all(unlabelled) or (task is not None and any(unlabelled)):
         raise SystemExit(
-            f"{source.origin}: row {unlabelled.index(True) + 1} has label -1, the mark of GLUE's test rows, whose labels"
-            " are not public. Train and evaluate on rows with labels."
+            f"{table.place(unlabelled.index(True))} has label -1, the mark of GLUE's test rows, whose labels are not public."
+            " Train and evaluate on rows with labels."
         )
     return labels
 
@@ -203,36 +172,33 @@ def _is(kind: type, value: str) -> bool:
     return True
 
 
-def _encoded(source: Source, columns: tuple[str, ...], names: list[str], task: Task | None) -> Dataset:
-    """A source -> `text`, `text_pair` and `label`: the id of a class, or a number."""
-    if missing := [name for name in (*columns, "label") if name not in source.rows[0]]:
-        raise SystemExit(f"{source.origin} has no column {', '.join(missing)}; it has {', '.join(map(str, source.rows[0]))}.")
-    texts: dict[str, list[str]] = {}
-    for name, column in zip(("text", "text_pair"), columns, strict=False):
-        texts[name] = [row.get(column) for row in source.rows]
-        if None in texts[name]:
-            raise SystemExit(f"{source.origin}: row {texts[name].index(None) + 1} has no {column}.")
-        texts[name] = [str(text) for text in texts[name]]
-    labels = _labels(source, task)
-    return Dataset.from_dict(
-        {**texts, "label": _ids(source.origin, labels, names, task) if names else _numbers(source.origin, labels)}
-    )
+def _encoded(table: Table, columns: tuple[str, ...], names: list[str], task: Task | None) -> Dataset:
+    """A table -> `text`, `text_pair` and `label`: the id of a class, or a number."""
+    if missing := [name for name in (*columns, "label") if name not in table.columns]:
+        raise SystemExit(f"{table.origin} has no column {', '.join(missing)}; {table.what_it_has()}")
+    texts = {name: table.texts(column) for name, column in zip(("text", "text_pair"), columns, strict=False)}
+    labels = _labels(table, task)
+    return Dataset.from_dict({**texts, "label": _ids(table, labels, names, task) if names else _numbers(table, labels)})
 
 
-def _ids(origin: str, labels: list[Any], names: list[str], task: Task | None) -> list[int]:
+def _ids(table: Table, labels: list[Any], names: list[str], task: Task | None) -> list[int]:
     """Labels -> ids. A named task's may be ids or names; own files' are names."""
     ids = {name: index for index, name in enumerate(names)}
     if task is not None:
         ids |= {str(index): index for index in range(len(names))}
-    if unknown := sorted({str(label) for label in labels} - ids.keys()):
-        raise SystemExit(f"{origin} has labels that training does not know: {', '.join(unknown)}. Known are {', '.join(ids)}.")
+    if unknown := [index for index, label in enumerate(labels) if str(label) not in ids]:
+        listed = ", ".join(sorted({str(labels[index]) for index in unknown}))
+        raise SystemExit(
+            f"{table.origin} has labels that training does not know: {listed}. Known are {', '.join(ids)}. The first is in"
+            f" {table.place(unknown[0]).removeprefix(table.origin + ': ')}."
+        )
     return [ids[str(label)] for label in labels]
 
 
-def _numbers(origin: str, labels: list[Any]) -> list[float]:
-    for number, label in enumerate(labels, start=1):
+def _numbers(table: Table, labels: list[Any]) -> list[float]:
+    for index, label in enumerate(labels):
         if not _is(float, str(label)) or not math.isfinite(float(label)):
-            raise SystemExit(f"{origin}: row {number} has label {label!r}; regression needs finite numbers.")
+            raise SystemExit(f"{table.place(index)} has label {label!r}; regression needs finite numbers.")
     return [float(label) for label in labels]
 
 

@@ -5,7 +5,8 @@
 
 Fine-tunes a 6-layer MiniLM the RomeBERT way on movie-review sentences, prints how good each exit is, picks on validation the
 threshold that loses at most a point, and shows on test what that saves, in layers and on the clock. A second run with the same
-settings continues where the first stopped, or shows what it found. `--dataset` takes a CSV or JSONL file with `text` and `label`.
+settings continues where the first stopped, or shows what it found. `--dataset` takes a CSV, TSV or JSONL file with columns
+`text` and `label`.
 """
 
 import shutil
@@ -46,7 +47,7 @@ class QuickstartArguments:
     """What a user may want to change; `examples/train_glue.py` has every training argument."""
 
     model: str | None = field(default=None, metadata={"help": "Encoder to start from, folder or id; MiniLM-L6 when left out."})
-    dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
+    dataset: str | None = field(default=None, metadata={"help": "CSV, TSV or JSONL with `text` and `label`; else movie reviews."})
     output_dir: str = field(default="runs/quickstart", metadata={"help": "Folder of the run: checkpoints, model, results, curve."})
     epochs: float | None = field(
         default=None,

@@ -1,11 +1,12 @@
 """The texts of the quickstart and the benchmark: movie reviews or a file of one's own, split by a hash of the text."""
 
 import hashlib
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
 from assets import movie_reviews
-from datasets import Dataset, load_dataset
+from datasets import Dataset
+from table_files import read_table
 
 NEUTRAL = 0.5  # sentences rated closer to 0 than this are left out
 
@@ -27,17 +28,34 @@ def load_reviews() -> tuple[dict[str, Dataset], list[str]]:
 
 
 def load_file(path: str) -> tuple[dict[str, Dataset], list[str]]:
-    """A CSV or JSONL file with `text` and `label` -> splits and label names, in sorted order."""
-    kind = {".csv": "csv", ".json": "json", ".jsonl": "json"}.get(Path(path).suffix)
-    if kind is None or not Path(path).is_file():
-        raise SystemExit(f"--dataset {path}: give an existing .csv, .json or .jsonl file with columns text and label.")
-    rows = load_dataset(kind, data_files=path, split="train")
-    if missing := {"text", "label"} - set(rows.column_names):
-        raise SystemExit(f"--dataset {path} has no column {', '.join(sorted(missing))}; it has {', '.join(rows.column_names)}.")
-    names = sorted({str(label) for label in rows["label"]})
+    """A CSV, TSV, JSON or JSONL file with `text` and `label` -> splits and label names, in sorted order.
+
+    Raises:
+        SystemExit: the file cannot be read (table_files.py), or does not hold classes.
+    """
+    table = read_table("--dataset", path)
+    if missing := [column for column in ("text", "label") if column not in table.columns]:
+        raise SystemExit(f"{table.origin} has no column {', '.join(missing)}; {table.what_it_has()}")
+    texts, labels = table.texts("text"), [str(label) for label in table.labels()]
+    rows_of = Counter(labels)
+    names = sorted(rows_of)
     if len(names) < 2:
-        raise SystemExit(f"--dataset {path}: the column label holds {names}; classification needs at least two labels.")
-    return split_by_hash([{"text": str(row["text"]), "label": names.index(str(row["label"]))} for row in rows]), names
+        raise SystemExit(f"{table.origin}: the column label holds {names}; classification needs at least two labels.")
+    if fraction := _first_fraction(labels):
+        raise SystemExit(
+            f"{table.origin}: the column label holds numbers such as {fraction}, and this trains a classifier. For a regression use"
+            " examples/train_glue.py."
+        )
+    print(f"{len(table.rows)} rows: {', '.join(f'{rows_of[name]} {name!r}' for name in names)}")
+    return split_by_hash([{"text": text, "label": names.index(label)} for text, label in zip(texts, labels, strict=True)]), names
+
+
+def _first_fraction(labels: list[str]) -> str | None:
+    """The first label that is no whole number, where all are numbers."""
+    try:
+        return next((label for label, number in [(label, float(label)) for label in labels] if number % 1 != 0), None)
+    except ValueError:
+        return None
 
 
 def split_by_hash(rows: list[dict[str, Any]]) -> dict[str, Dataset]:

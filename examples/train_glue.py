@@ -4,7 +4,7 @@
     python examples/train_glue.py --train_file train.csv --validation_file dev.csv --output_dir runs/mine
     torchrun --nproc_per_node 2 examples/train_glue.py --recipe mnli --per_device_train_batch_size 4 --output_dir runs/mnli
 
-Files are CSV, JSON or JSONL with `text`, `label` and for pairs `text_pair`; with --task_name also with the Hub's column names.
+Files are CSV, TSV, JSON or JSONL with `text`, `label` and for pairs `text_pair`; with --task_name also with the Hub's column names.
 A recipe is a YAML file of arguments, read before those of the command line. The same command again continues from the last
 checkpoint, or reports the finished run. --output_dir receives metrics.json, exits.json (cost and metric of an exit policy) and
 model/, which `pipeline("early-exit-classification")` loads.
@@ -31,7 +31,8 @@ from modeling_romebert import (
     calibrate,
     evaluate_exits,
 )
-from modeling_romebert.evaluation import SWEEPS, compute_metrics
+from modeling_romebert.evaluation import SWEEPS
+from modeling_romebert.metrics import compute_metrics
 from modeling_romebert.results import provenance, read_json, write_json
 
 METRICS = "metrics.json"
@@ -78,7 +79,7 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "CSV, JSON or JSONL with text[, text_pair] and label. Labels with a decimal point (4.0) make it a regression."
+            "help": "CSV, TSV, JSON, JSONL with text[, text_pair], label. Labels with a decimal point (4.0) make it a regression."
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on; for mnli, matched."})

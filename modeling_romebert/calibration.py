@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from .evaluation import DEFAULT_METRIC, SWEEPS, CurvePoint, Metric, collect_exit_logits, find_metric, policy_to_sweep, sweep
+from .evaluation import SWEEPS, CurvePoint, judge, sweep
+from .exit_logits import collect_exit_logits
+from .metrics import Metric
 from .policies import ExitPolicy, make_policy
 
 
@@ -35,9 +37,9 @@ def calibrate(
     """
     if not max_loss >= 0:
         raise ValueError(f"max_loss={max_loss} is not 0 or more: it says how far the metric may fall below full depth.")
-    settings = policy_to_sweep(policy, model.config.exit_layers, model.problem_type)
-    _, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
-    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
+    judge(model, metric, policy)  # what has no meaning fails here, before the model runs
+    exit_logits, labels, _ = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
+    _, score, settings = judge(model, metric, policy)  # labels may have settled the problem type
     coarse = SWEEPS[settings["name"]](len(model.config.exit_layers))
     whole_numbers = settings["name"] == "patience"
     # from "nobody leaves" on, so that of equal thresholds the most careful is taken

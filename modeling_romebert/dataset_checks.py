@@ -1,84 +1,85 @@
-"""What is wrong with a dataset's labels, said before the first step instead of in the middle of an epoch.
+"""What is wrong with a dataset, said before the first step instead of in the middle of an epoch; and labels, read for the model.
 
 All labels are read where that is cheap: a column of a `datasets.Dataset`, a list of dicts. Of any other dataset one row is looked
-at, and the loss checks every batch (losses.py).
+at, and every batch as it is made.
 """
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
-from numbers import Real
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from torch import Tensor
+import pyarrow as pa
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorWithPadding, DefaultDataCollator, default_data_collator
+from transformers.utils import logging
 
-from .losses import IGNORED_LABEL, check_labels, infer_problem_type
+from .labels import LABEL_COLUMNS, Label, LabelReader, say_ignored, take_class_names
+from .losses import IGNORED_LABEL
 
-LABEL_COLUMNS = ("labels", "label", "label_ids")  # as the collators of transformers know them
+logger = logging.get_logger(__name__)
 
 
 def check_dataset(
-    dataset: Any, name: str, num_labels: int, problem_type: str | None = None, collator: Any = None, trains: bool = True
+    dataset: Any, name: str, config: Any, collator: Any = None, trains: bool = True, needs_labels: bool = True
 ) -> None:
-    """Refuse a dataset that cannot be trained, or evaluated, on.
+    """Refuse a dataset that cannot be trained, or evaluated, on; and take the names of its classes where the model has none.
 
     Args:
         dataset: of any kind that a `Trainer` takes.
         name: of the argument, for the message.
-        num_labels: how many classes the model has.
-        problem_type: of the model; `None` leaves it to the labels.
+        config: of the model.
         collator: what makes a batch. One that is not of transformers may make the labels itself: they are not looked for.
-        trains: whether classes are to be learned from it, which takes two.
+        trains: whether classes are to be learned from it: of one class only is then worth a word.
+        needs_labels: whether it is of no use without labels.
 
     Raises:
-        ValueError: no rows, no labels, labels that are not numbers or out of range, or one class only.
+        ValueError: no rows, no labels, or labels without exactly one meaning (labels.py).
 
     Example:
-        >>> check_dataset([{"labels": 0}, {"labels": 1}], "train_dataset", num_labels=2)
-        >>> check_dataset([], "train_dataset", num_labels=2)
+        >>> from modeling_romebert import RomeBertConfig
+        >>> check_dataset([{"labels": 0}, {"labels": 1}], "train_dataset", RomeBertConfig(num_labels=2))
+        >>> check_dataset([], "train_dataset", RomeBertConfig(num_labels=2))
         Traceback (most recent call last):
             ...
         ValueError: train_dataset has no rows; check the split, and the filters that made it.
     """
     if isinstance(dataset, Sized) and len(dataset) == 0:
         raise ValueError(f"{name} has no rows; check the split, and the filters that made it.")
-    if not (collator in (None, default_data_collator) or isinstance(collator, DataCollatorWithPadding | DefaultDataCollator)):
+    if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise ValueError(f"{name} is a {type(dataset).__name__}; give one of its splits: {', '.join(dataset)}.")
+    if not is_stock(collator):
         return
-    values, whole = _label_values(dataset, name)
-    if not values:
+    take_class_names(config, dataset, name)
+    in_columns = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"  # a transform may make the labels
+    whole = in_columns or isinstance(dataset, list | tuple)
+    rows = [] if in_columns else dataset if whole else _first_row(dataset)
+    rows = [row for row in rows if isinstance(row, Mapping)]
+    columns = dataset.column_names if in_columns else list(rows[0]) if rows else None
+    if columns is None:
         return
-    for value in values:
-        _check_is_number(value, name, num_labels)
-    labels = _stacked(values, name)
-    problem_type = problem_type or infer_problem_type(num_labels, labels)
-    try:
-        check_labels(labels, problem_type, num_labels)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    if whole and trains and problem_type == "single_label_classification":
-        _check_two_classes(labels, name)
+    if not any(column in columns for column in LABEL_COLUMNS):
+        if not needs_labels:
+            return
+        raise ValueError(
+            f"{name} has no labels: its columns are {', '.join(map(str, columns))}. Name the one with the labels `labels` or"
+            " `label`, with dataset.rename_column where it is a datasets.Dataset."
+        )
+    read = LabelReader(config)
+    labels = _labels_of_columns(dataset, read, name) if in_columns else _labels_of_rows(rows, read, name)
+    if whole and read.problem_type == "single_label_classification":
+        ignored = sum(count for label, count in labels if label == IGNORED_LABEL)
+        _check_classes({label for label, _ in labels if label != IGNORED_LABEL}, len(dataset), name, trains)
+        say_ignored(ignored, len(dataset), name)
 
 
-def _label_values(dataset: Any, name: str) -> tuple[list[Any], bool]:
-    """Labels, and whether they are all that the dataset has; of a column of numbers each value once."""
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":  # a transform may make the labels
-        column = _label_column(dataset.column_names, name)
-        values = dataset.with_format("arrow", columns=[column])[:][column]
-        nested = str(values.type).startswith(("list", "large_list", "fixed_size_list"))
-        return (values if nested else values.unique()).to_pylist(), True
-    whole = isinstance(dataset, list | tuple)
-    rows = dataset if whole else _first_row(dataset)
-    if not all(isinstance(row, Mapping) for row in rows):
-        return [], False
-    column = _label_column(rows[0], name) if rows else ""
-    return [row.get(column) for row in rows], whole
+def is_stock(collator: Any) -> bool:
+    """Whether a collator is one of transformers that takes labels as they stand in the rows."""
+    return collator in (None, default_data_collator) or isinstance(collator, DataCollatorWithPadding | DefaultDataCollator)
 
 
-def _first_row(dataset: Any) -> list[Any]:
+def _first_row(dataset: Any) -> Sequence[Any]:
     """The first row, or none where it could be looked at once only."""
     if not isinstance(dataset, IterableDataset | datasets.IterableDataset):
         return [dataset[0]]
@@ -86,44 +87,85 @@ def _first_row(dataset: Any) -> list[Any]:
     return [] if rows is iter(dataset) else list(islice(rows, 1))
 
 
-def _label_column(columns: Iterable[str], name: str) -> str:
-    found = [column for column in LABEL_COLUMNS if column in columns]
-    if not found:
-        raise ValueError(
-            f"{name} has no labels: its columns are {', '.join(columns)}. Name the one with the labels `labels` or `label`, with"
-            " dataset.rename_column where it is a datasets.Dataset."
+# Labels, each with how often it was found.
+Counted = list[tuple[Label, int]]
+
+
+def _labels_of_columns(dataset: datasets.Dataset, read: LabelReader, name: str) -> Counted:
+    """Of one column of plain values each value is read once."""
+    columns = [column for column in LABEL_COLUMNS if column in dataset.column_names]
+    table = dataset.with_format("arrow", columns=columns)[:]
+    values = table[columns[0]]
+    if len(columns) == 1 and not pa.types.is_nested(values.type):
+        found = [(entry["values"], entry["counts"]) for entry in values.value_counts().to_pylist()]
+        try:
+            return [(read(value, name), count) for value, count in found]
+        except ValueError:
+            pass  # which row it is, is found below
+    return _labels_of_rows(table.to_pylist(), read, name)
+
+
+def _labels_of_rows(rows: Sequence[Any], read: LabelReader, name: str) -> Counted:
+    return [(read.of_row(row, f"{name}: row {number}")[1], 1) for number, row in enumerate(rows)]
+
+
+def _check_classes(classes: set[Any], rows: int, name: str, trains: bool) -> None:
+    if not classes:
+        raise ValueError(f"{name}: every row has the label {IGNORED_LABEL}, which is none; there is nothing to learn or to judge.")
+    if trains and len(classes) == 1 and rows > 1:
+        logger.warning(
+            f"{name}: every row is of class {classes.pop()}, so a model learns to say nothing else. Where rows are sorted by class,"
+            " shuffle before taking a part of them, or split with train_test_split(stratify_by_column=...)."
         )
-    return found[0]
 
 
-def _check_is_number(label: Any, name: str, num_labels: int) -> None:
-    if label is None:
-        raise ValueError(f"{name} has rows whose label is None; leave them out with dataset.filter, or label them {IGNORED_LABEL}.")
-    value = label[0] if isinstance(label, list | tuple) and label else label
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real | np.ndarray | Tensor):
+# ---- batches
+
+
+class LabelCollator:
+    """Makes batches with a collator of transformers, after reading the label of each row (labels.py).
+
+    Args:
+        collator: see `is_stock`.
+        config: of the model.
+        max_tokens: positions that the model has; `None` where any length runs.
+        name: of the dataset, for messages.
+
+    Raises:
+        ValueError: on making a batch: a label without exactly one meaning, or a row without tokens or with too many.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], config: Any, max_tokens: int | None, name: str):
+        self.collator, self.read, self.max_tokens, self.name = collator, LabelReader(config), max_tokens, name
+
+    def __call__(self, rows: list[Any]) -> Any:
+        return self.collator(list(self._rows(rows)))
+
+    def _rows(self, rows: list[Any]) -> Iterator[Any]:
+        for number, row in enumerate(rows):
+            where = f"{self.name}: row {number} of a batch"
+            if not isinstance(row, Mapping):
+                yield row
+                continue
+            if "input_ids" in row:
+                check_length(row["input_ids"], self.max_tokens, where)
+            if any(row.get(column) is not None for column in LABEL_COLUMNS):
+                column, label = self.read.of_row(row, where)
+                row = {key: value for key, value in row.items() if key not in LABEL_COLUMNS} | {column: label}
+            yield row
+
+
+def check_length(input_ids: Any, max_tokens: int | None, where: str) -> None:
+    """Refuse what is no list of token ids, and a row of no tokens, or of more than there are positions for."""
+    if input_ids is None or len(input_ids) == 0:
+        raise ValueError(f"{where} has no tokens: its input_ids are {input_ids}. Leave such rows out with dataset.filter.")
+    if isinstance(input_ids, str) or np.ndim(input_ids[0]) > 0:
         raise ValueError(
-            f"{name} has labels of type {type(value).__name__}, such as {value!r}; training takes class ids 0..{num_labels - 1}."
-            " Map them with dataset.class_encode_column, or row by row with config.label2id."
+            f"{where} has input_ids of another shape than a list of token ids: {str(input_ids)[:60]}. Tokenise one text per row."
         )
-
-
-def _stacked(labels: list[Any], name: str) -> Tensor:
-    """Labels (N,), or (N, C) where each is a list."""
-    try:
-        return torch.stack([torch.as_tensor(label) for label in labels]) if _nested(labels[0]) else torch.tensor(labels)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} has labels that differ in length; every row takes one entry per label.") from error
-
-
-def _nested(label: Any) -> bool:
-    return isinstance(label, list | tuple | np.ndarray | Tensor)
-
-
-def _check_two_classes(labels: Tensor, name: str) -> None:
-    classes = labels[labels != IGNORED_LABEL].unique().tolist()
-    if len(classes) < 2:
-        found = f"is of class {classes[0]}" if classes else f"has the label {IGNORED_LABEL}, which is none"
+    tokens = len(input_ids)
+    if max_tokens is not None and tokens > max_tokens:
         raise ValueError(
-            f"{name}: every row {found}; there is nothing to tell apart. Where rows are sorted by class, shuffle before taking a"
-            " part of them, or split with train_test_split(stratify_by_column=...)."
+            f"{where} has {tokens} tokens, and the model has positions for {max_tokens}. Tokenise with truncation=True,"
+            f" max_length={max_tokens}."
         )

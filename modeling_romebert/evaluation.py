@@ -13,62 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, EvalPrediction
 
+from .exit_logits import collect_exit_logits
+from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .policies import ExitPolicy, as_policy, make_policy
 from .results import provenance, read_json, write_json
 
-Metric = Callable[[np.ndarray, np.ndarray], float]
-
-
-def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
-    return float(np.mean(predictions == references))
-
-
-def _f1(predictions: np.ndarray, references: np.ndarray) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(references, predictions, zero_division=0))
-
-
-def _f1_micro(predictions: np.ndarray, references: np.ndarray) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(references, predictions, average="micro", zero_division=0))
-
-
-def _matthews(predictions: np.ndarray, references: np.ndarray) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(references, predictions))
-
-
-def _correlation(name: str) -> Metric:
-    def correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-        from scipy import stats
-
-        if np.ptp(predictions) == 0 or np.ptp(references) == 0:
-            return 0.0  # undefined for a constant; a model that says the same of everything correlates with nothing
-        return float(getattr(stats, name)(predictions, references).statistic)
-
-    return correlation
-
-
-# Higher is better in all of them. predictions and references: (N,) class ids or numbers, (N, C) of 0 and 1 for several labels.
-METRICS: dict[str, Metric] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "f1_micro": _f1_micro,
-    "matthews_correlation": _matthews,
-    "pearson": _correlation("pearsonr"),
-    "spearmanr": _correlation("spearmanr"),
-}
-DEFAULT_METRIC = {
-    "single_label_classification": "accuracy",
-    "multi_label_classification": "f1_micro",
-    "regression": "pearson",
-}
 # Thresholds that draw a curve, from "nobody leaves" towards "everybody leaves".
 _SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 SWEEPS: dict[str, Callable[[int], list[float]]] = {
@@ -79,40 +29,6 @@ SWEEPS: dict[str, Callable[[int], list[float]]] = {
     "patience": lambda exits: list(range(exits, 0, -1)),
     "vote": lambda exits: [exits * step / 20 for step in range(20, -1, -1)],
 }
-
-
-def find_metric(metric: str | Metric) -> tuple[str, Metric]:
-    """A name in `METRICS`, or a function (predictions, references) -> number of which higher is better -> its name and itself."""
-    if callable(metric):
-        return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric not in METRICS:
-        raise ValueError(
-            f"metric={metric!r} is unknown; choose from {', '.join(METRICS)}, or give a function of predictions and references."
-        )
-    return metric, METRICS[metric]
-
-
-def predictions_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """logits (N, C) -> class ids (N,), 0/1 per label (N, C), or numbers (N,)."""
-    if problem_type == "single_label_classification":
-        return logits.argmax(axis=-1)
-    return (logits > 0).astype(int) if problem_type == "multi_label_classification" else logits[:, 0]
-
-
-def default_metric(problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A `compute_metrics` for `Trainer`: accuracy for a single label, micro F1 for several, Pearson's r for regression."""
-    return compute_metrics([DEFAULT_METRIC[problem_type]], problem_type)
-
-
-def compute_metrics(names: Sequence[str], problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Names in `METRICS` -> a `compute_metrics` for `Trainer` that reports them."""
-    metrics = dict(find_metric(name) for name in names)
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predicted = predictions_of(prediction.predictions, problem_type)
-        return {name: metric(predicted, prediction.label_ids) for name, metric in metrics.items()}
-
-    return compute
 
 
 @dataclass
@@ -140,13 +56,14 @@ class ExitReport:
     """What `evaluate_exits` found. `to_json` and `from_json` keep it; `plot` draws it."""
 
     metric: str
-    num_examples: int
+    num_examples: int  # rows with a label
     num_layers: int
     exit_layers: list[int]
     exits: list[float]  # the metric at each exit, all rows leaving there
     policy: dict[str, Any]
     curve: list[CurvePoint]
     model: str = ""
+    ignored: int = 0  # rows that were left out: their label is -100
     provenance: dict[str, Any] = field(default_factory=provenance)
 
     @property
@@ -169,7 +86,8 @@ class ExitReport:
         columns = (f"{self.policy['name']} threshold", "cost", "speedup (layers)", self.metric, "same as full depth")
         lines += [f"| {' | '.join(columns)} |", "|---|---|---|---|---|"]
         lines += [f"| {p.threshold:g} | {p.cost:.3f} | {p.speedup:.2f} | {p.metric:.4f} | {p.agreement:.4f} |" for p in self.curve]
-        return "\n".join([*lines, "", f"area under the curve: {self.area:.4f}, on {self.num_examples} examples"])
+        left_out = f" ({self.ignored} without a label left out)" if self.ignored else ""
+        return "\n".join([*lines, "", f"area under the curve: {self.area:.4f}, on {self.num_examples} examples{left_out}"])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as data, for JSON and for the model card."""
@@ -241,54 +159,6 @@ def replay(
     return left_at
 
 
-@torch.no_grad()
-def collect_exit_logits(
-    model: Any, dataset: Iterable[dict[str, Any]], tokenizer: Any, batch_size: int = 64, progress: bool = True
-) -> tuple[Tensor, np.ndarray]:
-    """Run every row through every layer once.
-
-    Args:
-        model: a `RomeBertForSequenceClassification`; it is put in evaluation mode.
-        dataset: rows with `labels` (or `label`) and either `input_ids` (and what else the tokenizer gives) or `text` (and
-            `text_pair`), which is tokenised with truncation.
-        tokenizer: pads, and tokenises where that is needed.
-
-    Returns:
-        exit_logits (N, E, C) in fp32 on the CPU, and labels, in the order of the dataset.
-
-    Raises:
-        ValueError: no rows, or rows without labels or inputs.
-    """
-    inputs, labels = [], []
-    for index, row in enumerate(dataset):
-        label = row.get("labels", row.get("label"))
-        if label is None:
-            raise ValueError(f"row {index} has no 'labels' (or 'label'); it has {', '.join(row)}.")
-        if "input_ids" in row:
-            inputs.append({name: row[name] for name in tokenizer.model_input_names if name in row})
-        elif "text" in row:
-            inputs.append(tokenizer(row["text"], row.get("text_pair"), truncation=True))
-        else:
-            raise ValueError(f"row {index} has neither 'input_ids' nor 'text'; it has {', '.join(row)}.")
-        labels.append(label)
-    if not inputs:
-        raise ValueError("the dataset has no rows, so there is nothing to evaluate.")
-    model.eval()
-    collate = DataCollatorWithPadding(tokenizer)
-    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))  # little padding
-    collected = torch.empty(0)
-    for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
-        rows = order[start : start + batch_size]
-        batch = collate([inputs[row] for row in rows]).to(model.device)
-        exit_logits = model(**batch).exit_logits.float().cpu()  # (b, E, C)
-        if start == 0:
-            collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
-        collected[rows] = exit_logits
-    if model.problem_type == "regression":
-        return collected, np.asarray(labels).reshape(-1)  # one number per row, in a list or not
-    return collected, np.asarray(labels)
-
-
 def evaluate_exits(
     model: Any,
     dataset: Iterable[dict[str, Any]],
@@ -306,8 +176,8 @@ def evaluate_exits(
 
     Args:
         model, dataset, tokenizer, batch_size: see `collect_exit_logits`.
-        metric: a name in `METRICS` or a function (predictions, references) -> number, higher is better. Accuracy, micro F1 or
-            Pearson's r by problem type when left out.
+        metric: a name in `METRICS` (metrics.py) or a function (predictions, references) -> one finite number, higher is better.
+            Accuracy, micro F1 or Pearson's r by problem type when left out.
         policy: name of a policy, or its settings without the threshold, e.g. `{"name": "patient_confidence", "patience": 2}` or
             `{"name": "entropy", "ask_every": 2}`.
         thresholds: what to sweep; a range that fits the policy when left out.
@@ -316,14 +186,15 @@ def evaluate_exits(
         The metric per exit; cost, metric and agreement per threshold; the area under the curve.
 
     Raises:
-        ValueError: an unknown metric or policy, or rows that cannot be evaluated.
+        ValueError: an unknown metric or policy, one without meaning for the model, a metric that gives no number, or rows that
+            cannot be evaluated. Rows whose label is -100 are left out, and counted in `ignored`.
     """
     config = model.config
-    name, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
-    settings = policy_to_sweep(policy, config.exit_layers, model.problem_type)
+    judge(model, metric, policy)  # what has no meaning fails here, before the model runs
+    exit_logits, labels, ignored = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
+    name, score, settings = judge(model, metric, policy)  # labels may have settled the problem type
     if thresholds is None:
         thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
-    exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     report = ExitReport(
         metric=name,
         num_examples=len(labels),
@@ -333,9 +204,21 @@ def evaluate_exits(
         policy=settings,
         curve=sweep(exit_logits, labels, config.exit_layers, model.problem_type, score, settings, thresholds),
         model=str(config._name_or_path),
+        ignored=ignored,
     )
     model.evaluation = report.to_dict()
     return report
+
+
+def judge(model: Any, metric: str | Metric | None, policy: str | dict[str, Any]) -> tuple[str, Metric, dict[str, Any]]:
+    """What is asked for -> the metric's name, the metric, and the settings of the policy to sweep.
+
+    Raises:
+        ValueError: see `find_metric` and `policy_to_sweep`.
+    """
+    config, problem_type = model.config, model.problem_type
+    name, score = find_metric(metric or DEFAULT_METRIC[problem_type], problem_type, config.num_labels)
+    return name, score, policy_to_sweep(policy, config.exit_layers, problem_type)
 
 
 def policy_to_sweep(policy: str | dict[str, Any], exit_layers: Sequence[int], problem_type: str) -> dict[str, Any]:
@@ -373,7 +256,7 @@ def sweep(
                 threshold=threshold,
                 cost=(layers[left_at].double().mean() / layers[-1]).item(),
                 metric=score(predicted, labels),
-                agreement=_accuracy(predicted, full_depth),
+                agreement=float(np.mean(predicted == full_depth)),
                 exit_shares=(torch.bincount(left_at, minlength=len(layers)) / len(left_at)).tolist(),
             )
         )

@@ -20,10 +20,14 @@ IGNORED_LABEL = -100
 
 
 def infer_problem_type(num_labels: int, labels: Tensor) -> str:
-    """The rule of transformers: one label is regression, whole-number labels name a class, others are multi-label targets."""
+    """The rule of transformers: one label is regression, whole-number labels name a class, others are multi-label targets.
+
+    Whole numbers are targets too where each row has one per label (B, C), which transformers cannot train on.
+    """
     if num_labels == 1:
         return "regression"
-    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    per_label = labels.ndim == 2 and labels.shape[1] == num_labels
+    return "multi_label_classification" if labels.is_floating_point() or per_label else "single_label_classification"
 
 
 def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
@@ -38,16 +42,17 @@ def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; a single label needs ({rows},) class ids."
             )
-        wrong = labels[(labels < 0) & (labels != IGNORED_LABEL) | (labels >= num_labels)]
+        wrong = (labels < 0) & (labels != IGNORED_LABEL) | (labels >= num_labels)
         allowed = f"class ids 0..{num_labels - 1}, or {IGNORED_LABEL} for none; the number of classes is config.num_labels"
     elif labels.numel() != rows * num_labels:
         raise ValueError(f"labels have shape {tuple(labels.shape)}; problem_type={problem_type!r} needs ({rows}, {num_labels}).")
     elif problem_type == "multi_label_classification":
-        wrong, allowed = labels[~((labels >= 0) & (labels <= 1))], "targets in 0..1"
+        wrong, allowed = ~((labels >= 0) & (labels <= 1)), "targets in 0..1"
     else:
-        wrong, allowed = labels[~torch.isfinite(labels)], "finite numbers"
-    if wrong.numel():
-        raise ValueError(f"labels hold {wrong[0].item()}; {problem_type} takes {allowed}.")
+        wrong, allowed = ~torch.isfinite(labels), "finite numbers"
+    if wrong.any():
+        row, value = wrong.nonzero()[0, 0].item(), labels[wrong][0].item()
+        raise ValueError(f"labels hold {value}; {problem_type} takes {allowed}. It is of row {row} of the batch.")
 
 
 def task_losses(exit_logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0) -> Tensor:

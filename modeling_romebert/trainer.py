@@ -5,7 +5,8 @@ loop, accumulation, clipping, schedules, checkpoints and launchers are the libra
 """
 
 import copy
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SchedulerType
 from transformers.utils import logging
 
 from .checkpoints import TRAINER_STATE, checkpoint_to_resume
-from .dataset_checks import check_dataset
-from .evaluation import default_metric
+from .dataset_checks import LabelCollator, check_dataset, is_stock
 from .losses import check_labels, infer_problem_type
+from .metrics import default_metric
 from .model_card import write_model_card
 from .modeling_romebert import RomeBertForSequenceClassification
 from .objectives import BOTH, EXITS, OBJECTIVES, Terms
@@ -55,6 +57,7 @@ class RomeBertTrainer(Trainer):
     args: RomeBertTrainingArguments
     model: Any
     compute_metrics: Any
+    data_collator: Any
     lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -203,17 +206,47 @@ class RomeBertTrainer(Trainer):
         if self.args.eval_strategy != "no":
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
             named |= {f"eval_dataset[{key!r}]" if key else "eval_dataset": dataset for key, dataset in several.items()}
-        config = self.model.config
         for name, dataset in named.items():
             if dataset is not None:
-                trains = name == "train_dataset"
-                check_dataset(dataset, name, config.num_labels, config.problem_type, self.data_collator, trains)
+                check_dataset(dataset, name, self.model.config, self.data_collator, trains=name == "train_dataset")
         batch = self.args.train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < batch:
             raise ValueError(
                 f"train_dataset has {len(self.train_dataset)} rows, less than one batch of {batch}, which"
                 " dataloader_drop_last=True drops. Set it to False, or use a smaller per_device_train_batch_size."
             )
+
+    @contextmanager
+    def _labels_read(self, dataset: Any, name: str) -> Iterator[None]:
+        """While a data loader is made: its collator reads the labels of each row first, by the rule of labels.py."""
+        collator = self.data_collator
+        if dataset is not None and not self.is_in_train:  # else `_check_datasets` did that
+            check_dataset(dataset, name, self.model.config, collator, trains=False, needs_labels=False)
+        if is_stock(collator):
+            self.data_collator = LabelCollator(collator, self.model.config, self.model.max_tokens, name)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer.get_train_dataloader`; class names become ids."""
+        with self._labels_read(None, "train_dataset"):
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer.get_eval_dataloader`; class names become ids."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        name = "eval_dataset"
+        if isinstance(dataset, str):
+            dataset, name = self.eval_dataset[dataset], f"eval_dataset[{dataset!r}]"
+        with self._labels_read(dataset, name):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `Trainer.get_test_dataloader`; class names become ids."""
+        with self._labels_read(test_dataset, "test_dataset"):
+            return super().get_test_dataloader(test_dataset)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its trainer_state.json is there."""

@@ -1,6 +1,7 @@
 """Replayed policies are the walk, reported figures are those counted by hand, and calibration finds the cheapest point."""
 
 import dataclasses
+import logging
 import os
 import sys
 from unittest.mock import Mock
@@ -8,22 +9,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from tiny import LAYERS, build, padded_batch, tiny_tokenizer
 
-from modeling_romebert import ExitReport, calibrate, evaluate_exits, make_policy
+from modeling_romebert import ExitReport, calibrate, evaluate_exits, make_policy, score
 from modeling_romebert.calibration import cheapest
-from modeling_romebert.evaluation import (
-    METRICS,
-    SWEEPS,
-    CurvePoint,
-    area_under_curve,
-    collect_exit_logits,
-    compute_metrics,
-    default_metric,
-    replay,
-)
+from modeling_romebert.evaluation import SWEEPS, CurvePoint, area_under_curve, replay
+from modeling_romebert.exit_logits import collect_exit_logits
 from modeling_romebert.results import read_json, write_json
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -59,7 +51,7 @@ def alone(model, rows):
 def test_logits_and_labels_come_in_the_order_of_the_dataset_and_without_dropout():
     model, rows = model_and_rows()
     expected = alone(model, rows)
-    exit_logits, labels = collect_exit_logits(model.train(), rows, QUIET["tokenizer"], batch_size=7, progress=False)
+    exit_logits, labels, _ = collect_exit_logits(model.train(), rows, QUIET["tokenizer"], batch_size=7, progress=False)
     assert exit_logits.shape == (20, LAYERS, 3) and exit_logits.dtype == torch.float32
     torch.testing.assert_close(exit_logits, expected, rtol=0, atol=1e-5)
     assert labels.tolist() == [row["label"] for row in rows]
@@ -73,7 +65,7 @@ def test_rows_may_be_text_pairs_or_tokens_and_the_dataset_a_generator():
         {"text": "a film", "text_pair": "was bad", "label": 0},
         {**{name: value[0].tolist() for name, value in pair.items()}, "labels": 1, "idx": 7},
     ]
-    exit_logits, labels = collect_exit_logits(model, (row for row in dataset), **QUIET)
+    exit_logits, labels, _ = collect_exit_logits(model, (row for row in dataset), **QUIET)
     expected = model(**pair).exit_logits
     torch.testing.assert_close(exit_logits, expected.expand(2, -1, -1), rtol=0, atol=1e-5)
     assert labels.tolist() == [0, 1]
@@ -222,43 +214,16 @@ def test_plot_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
     assert not (tmp_path / "curve.png").exists()
 
 
-# ---- metrics
-
-
-def test_classification_metrics_are_their_definitions():
-    predictions, references = np.array([1, 1, 1, 0, 0, 0, 1, 0]), np.array([1, 1, 0, 0, 0, 1, 0, 0])
-    # Of 4 said to be 1, 2 are; of 3 that are 1, 2 were found; tn = 3, fp = 2, fn = 1.
-    assert METRICS["accuracy"](predictions, references) == 5 / 8
-    assert METRICS["f1"](predictions, references) == pytest.approx(2 * 2 / (2 * 2 + 2 + 1))
-    assert METRICS["matthews_correlation"](predictions, references) == pytest.approx((2 * 3 - 2 * 1) / np.sqrt(4 * 3 * 5 * 4))
-    assert METRICS["f1"](np.zeros(4, int), np.array([1, 0, 1, 1])) == 0
-    several = np.array([[1, 0], [1, 1], [0, 0]]), np.array([[1, 1], [0, 1], [0, 0]])  # tp 2, fp 1, fn 1
-    assert METRICS["f1_micro"](*several) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    assert METRICS["accuracy"](*several) == pytest.approx(4 / 6)
-
-
-def test_correlations_are_scipy_s_and_0_for_a_constant():
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=20)
-    y = x + generator.normal(size=20)
-    assert METRICS["pearson"](x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
-    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
-    assert METRICS["spearmanr"](x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert METRICS["spearmanr"](x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-    for name in ("pearson", "spearmanr"):
-        assert METRICS[name](np.ones(20), y) == METRICS[name](x, np.ones(20)) == 0
-
-
-def test_metrics_for_a_trainer():
-    class Prediction:
-        predictions, label_ids = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 1, 1])
-
-    assert default_metric(SINGLE)(Prediction) == {"accuracy": 0.75}
-    assert compute_metrics(["accuracy", "f1"], SINGLE)(Prediction) == {"accuracy": 0.75, "f1": pytest.approx(0.8)}
-    Prediction.label_ids = np.array([[1, 1], [0, 1], [1, 1], [0, 1]])
-    assert default_metric(MULTI)(Prediction) == {"f1_micro": pytest.approx(10 / 11)}  # tp 5, fn 1
-    Prediction.label_ids = np.array([2.0, 0.0, 1.0, 0.0])
-    assert default_metric(REGRESSION)(Prediction) == {"pearson": pytest.approx(1)}
+def test_regression_of_several_numbers():
+    """Against a mean over the numbers, which were cut to the first."""
+    model = build(num_labels=2, problem_type=REGRESSION)
+    ids, _ = padded_batch(8)
+    rows = [{"input_ids": row.tolist()} for row in ids]
+    last = alone(model, rows)[:, -1]  # (N, 2)
+    labels = last + torch.randn(last.shape, generator=torch.Generator().manual_seed(0))
+    rows = [row | {"label": label} for row, label in zip(rows, labels.tolist(), strict=True)]
+    report = evaluate_exits(model, rows, policy={"name": "patience", "tolerance": 1.0}, **QUIET)
+    assert report.exits[-1] == pytest.approx(np.mean([np.corrcoef(last[:, k], labels[:, k])[0, 1] for k in range(2)]), abs=1e-5)
 
 
 # ---- calibration
@@ -331,7 +296,10 @@ def test_cheapest_by_hand():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"metric": "bleu"}, "metric='bleu' is unknown; choose from accuracy, f1, f1_micro, .*, or give a function"),
+        (
+            {"metric": "bleu"},
+            "metric='bleu' is unknown; choose from accuracy, f1, f1_macro, f1_micro, f1_weighted, .*, or give a function",
+        ),
         ({"policy": "oracle"}, "exit policy 'oracle' is unknown; choose from entropy, confidence"),
         ({"policy": {"name": "entropy", "patience": 2}}, "'entropy': got an unexpected keyword argument 'patience'"),
         ({"policy": "patient_confidence"}, "patience=None: give the number of exits"),
@@ -355,11 +323,39 @@ def test_settings_that_mean_nothing_fail_before_the_model_runs(function, setting
         ([], "the dataset has no rows"),
         ([{"text": "a film", "label": 0}, {"text": "a film", "idx": 1}], r"row 1 has no 'labels' \(or 'label'\); it has text, idx"),
         ([{"sentence": "a film", "label": 0}], "row 0 has neither 'input_ids' nor 'text'; it has sentence, label"),
+        ([{"text": "a film", "label": 0}, {"text": " ", "label": 0}], "row 1 has an empty text, ' '; leave such rows out"),
+        ([{"text": 7, "label": 0}], "row 0 has the text 7, which is no string; leave such rows out"),
+        ([{"text": None, "label": 0}], "row 0 has the text None, which is no string"),
+        ([{"text": "a", "text_pair": 7, "label": 0}], "row 0 has the text 7, which is no string"),
+        ([{"input_ids": [], "label": 0}], r"row 0 has no tokens: its input_ids are \[\]\. Leave such rows out"),
+        ([{"input_ids": None, "label": 0}], "row 0 has no tokens: its input_ids are None"),
+        ([{"input_ids": [[2, 3]], "label": 0}], r"row 0 has input_ids of another shape than a list of token ids: \[\[2, 3\]\]"),
+        ([{"input_ids": "a film", "label": 0}], "row 0 has input_ids of another shape .*: a film"),
+        (
+            [{"input_ids": [5] * 65, "label": 0}],
+            r"row 0 has 65 tokens, .* positions for 64\. Tokenise with truncation=True, max_length=64",
+        ),
+        (["a film"], "row 0 is a str; give dicts with labels, and input_ids or text"),
+        ({"train": [], "test": []}, "the dataset is a dict; give one of its splits: train, test"),
     ],
 )
 def test_rows_that_cannot_be_evaluated(function, rows, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         function(build(), rows, **QUIET)
+
+
+def test_texts_longer_than_the_positions_are_cut_as_score_does(caplog, monkeypatch):
+    """To the positions of the model, also where the tokenizer would let more through."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer, model = tiny_tokenizer(), build()
+    tokenizer.model_max_length = 10**6
+    texts = ["good " * 100, "a film", "bad film " * 31]  # the last has 62 words, and two special tokens
+    rows = [{"text": text, "label": 0} for text in texts]
+    exit_logits, _, _ = collect_exit_logits(model, rows, tokenizer, progress=False)
+    assert "1 of 3 texts were longer than 64 tokens and were cut" in caplog.text
+    scored = list(score(model, tokenizer, texts, exit_policy=False, top_k=None, function_to_apply="none"))
+    for row, results in zip(exit_logits[:, -1], scored, strict=True):
+        assert sorted(row.tolist(), reverse=True) == pytest.approx([result["score"] for result in results], abs=1e-5)
 
 
 @pytest.mark.parametrize("function", [evaluate_exits, calibrate])

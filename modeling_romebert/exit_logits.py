@@ -1,0 +1,120 @@
+"""One pass of a model over a dataset: the logits of every exit, and the labels. What evaluation and calibration start from."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding
+from transformers.utils import logging
+
+from .text_batcher import text_and_pair, was_cut, with_truncation
+from .dataset_checks import check_length
+from .labels import LabelReader, say_ignored, take_class_names
+from .losses import IGNORED_LABEL
+from .scoring import each
+
+logger = logging.get_logger(__name__)
+
+
+class ExitLogits(NamedTuple):
+    """Of the N rows that have a label, in the order of the dataset."""
+
+    exit_logits: Tensor  # (N, E, C), fp32, on the CPU
+    labels: np.ndarray  # (N,) class ids or numbers, (N, C) targets
+    ignored: int  # rows that were left out: their label is -100
+
+
+@torch.no_grad()
+def collect_exit_logits(
+    model: Any, dataset: Iterable[dict[str, Any]], tokenizer: Any, batch_size: int = 64, progress: bool = True
+) -> ExitLogits:
+    """Run every row that has a label through every layer once.
+
+    Args:
+        model: a `RomeBertForSequenceClassification`; it is put in evaluation mode. Where it has no names for its classes it takes
+            those of a `ClassLabel` column.
+        dataset: rows with `labels` (or `label`), read as in training (labels.py), and either `input_ids` (and what else the
+            tokenizer gives) or `text` (and `text_pair`), which is tokenised, and cut to the positions of the model as in `score`.
+        tokenizer: pads, and tokenises where that is needed.
+
+    Raises:
+        ValueError: no rows, or rows without labels or inputs, or with labels or inputs that the model cannot take.
+        TypeError: a text that is not a string.
+    """
+    if isinstance(dataset, Mapping):
+        raise ValueError(f"the dataset is a {type(dataset).__name__}; give one of its splits: {', '.join(map(str, dataset))}.")
+    take_class_names(model.config, dataset, "the dataset")
+    read, tokenize = LabelReader(model.config), _Tokenizer(tokenizer, model.max_tokens)
+    inputs, labels, rows = [], [], 0
+    for index, row in enumerate(each(dataset)):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {index} is a {type(row).__name__}; give dicts with labels, and input_ids or text.")
+        rows += 1
+        _, label = read.of_row(row, f"row {index}")
+        if read.problem_type == "single_label_classification" and label == IGNORED_LABEL:
+            continue
+        inputs.append(tokenize(row, f"row {index}"))
+        labels.append(label)
+    if not inputs:
+        found = f"in every row the label is {IGNORED_LABEL}" if rows else "the dataset has no rows"
+        raise ValueError(f"{found}, so there is nothing to evaluate.")
+    say_ignored(rows - len(labels), rows, "the dataset")
+    if tokenize.cut:
+        logger.warning(
+            f"{tokenize.cut} of {len(labels)} texts were longer than {tokenize.settings['max_length']} tokens and were cut."
+        )
+    if read.problem_type != model.problem_type:  # it was left open, and the labels settle it, as in training
+        model.config.problem_type = read.problem_type
+    return ExitLogits(_run(model, inputs, tokenizer, batch_size, progress), np.asarray(labels), rows - len(labels))
+
+
+class _Tokenizer:
+    """A row -> what the model takes. Counts the texts that were cut."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int | None):
+        self.tokenizer, self.max_tokens, self.cut = tokenizer, max_tokens, 0
+        self.settings = with_truncation(tokenizer, max_tokens, {})
+
+    def __call__(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        if "input_ids" in row:
+            encoded = {name: row[name] for name in self.tokenizer.model_input_names if name in row}
+        elif "text" in row:
+            encoded = self._tokenized(row, where)
+        else:
+            raise ValueError(f"{where} has neither 'input_ids' nor 'text'; it has {', '.join(map(str, row))}.")
+        check_length(encoded["input_ids"], self.max_tokens, where)
+        return encoded
+
+    def _tokenized(self, row: Mapping[str, Any], where: str) -> Any:
+        parts = {name: row[name] for name in ("text", "text_pair") if row.get(name) is not None}
+        try:
+            text, pair = text_and_pair(parts)
+        except TypeError:
+            wrong = next((value for value in parts.values() if not isinstance(value, str)), row["text"])
+            raise TypeError(
+                f"{where} has the text {wrong!r}, which is no string; leave such rows out with dataset.filter."
+            ) from None
+        if not text.strip():
+            raise ValueError(f"{where} has an empty text, {text!r}; leave such rows out with dataset.filter.")
+        encoded = self.tokenizer([text], None if pair is None else [pair], **self.settings)
+        self.cut += was_cut(self.tokenizer, encoded, 0, text, pair, self.settings)
+        return {name: encoded[name][0] for name in self.tokenizer.model_input_names if name in encoded}
+
+
+def _run(model: Any, inputs: list[dict[str, Any]], tokenizer: Any, batch_size: int, progress: bool) -> Tensor:
+    """What the model takes of each row -> exit_logits (N, E, C), in their order."""
+    model.eval()
+    collate = DataCollatorWithPadding(tokenizer)
+    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))  # little padding
+    collected = torch.empty(0)
+    for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
+        rows = order[start : start + batch_size]
+        batch = collate([inputs[row] for row in rows]).to(model.device)
+        exit_logits = model(**batch).exit_logits.float().cpu()  # (b, E, C)
+        if start == 0:
+            collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
+        collected[rows] = exit_logits
+    return collected
