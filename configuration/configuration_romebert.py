@@ -145,6 +145,13 @@ class RomeBertConfig(PreTrainedConfig):
         kwargs.setdefault("attn_implementation", backbone_config._attn_implementation)
         super().__init__(**kwargs)
 
+    def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
+        """A class that a user derives has this constructor unless it brings one: that of the library's dataclass builds nothing."""
+        brings_its_own = "__init__" in cls.__dict__
+        super().__init_subclass__(*args, **kwargs)
+        if not brings_its_own:
+            del cls.__init__
+
     @classmethod
     def from_backbone(cls, backbone: Any, **settings: Any) -> Any:
         """Configuration for exits on an encoder that there is.
