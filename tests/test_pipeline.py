@@ -191,6 +191,11 @@ def test_policy_of_the_call(of_config, arguments, policy):
 CONFIDENT = {"name": "confidence", "threshold": 0.7}
 
 
+@pytest.fixture(scope="module")
+def model():
+    return build(exit_policy=ENTROPY)
+
+
 @pytest.mark.parametrize(
     ("of_constructor", "of_call", "policy"),
     [
@@ -235,8 +240,7 @@ CONFIDENT = {"name": "confidence", "threshold": 0.7}
         ),
     ],
 )
-def test_constructor_and_call_add_up(of_constructor, of_call, policy):
-    model = build(exit_policy=ENTROPY)
+def test_constructor_and_call_add_up(model, of_constructor, of_call, policy):
     classify = pipeline("early-exit-classification", model=model, tokenizer=tiny_tokenizer(), **of_constructor)
     before = classify._forward_params
     given = classify._sanitize_parameters(**of_call)[1]
