@@ -8,7 +8,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:  # before anything is imported that is not there
+    raise ImportError(
+        f"A RomeBERT model needs transformers 5 or newer, and {transformers.__version__} is installed here:"
+        " pip install --upgrade transformers."
+    )
+
 from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
 
 # Model types of the encoders that can be a backbone: those with an adapter in backbones.py, which tells how to add one.
 FAMILIES = (
@@ -27,9 +36,25 @@ VERSION = "0.1.0"  # of this package
 EXIT_POOLINGS = ("cls", "mean")
 # Settings that the library writes on any model's config, whether or not they say something about it.
 WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
-# Ends this file in a saved model's folder. transformers finds a model's class by that of its config, and tells two folders' configs
-# apart by the text of this file and of those that it imports: without this line, two versions of the other files would mix.
-NAMES_THE_MODEL = "\nif False:\n    from .modeling_romebert import RomeBertPreTrainedModel  # noqa: F401\n"
+# Ends this file in a saved model's folder, followed by an import of each other file of the model. transformers finds a model's
+# class by that of its config, and tells the configs of two folders apart by this file and those that it imports: without it, two
+# versions of the other files would mix. All are named, as some versions (4.57 and 5.0 among them) copy only what this file imports.
+NAMES_THE_MODEL = "\nif False:  # for transformers, which reads the imports of this file to know what belongs to it\n"
+# Whether this is the package, not a copy of it in a saved model's folder.
+INSTALLED = not __name__.startswith("transformers_modules.")
+# Files that hold a class which config.json may name.
+ENTRY_FILES = ("configuration_romebert", "modeling_romebert", "pipeline_romebert")
+
+
+class CustomPipelines(dict[str, Any]):
+    """`custom_pipelines` of a config: task -> its entry. Ours is listed, so that `pipeline(model=FOLDER)` finds the task.
+
+    Where this package is installed, ours is listed and yet not `in` here: the library then takes the pipeline that is registered
+    for the task, runs no code of the folder, and needs no `trust_remote_code`. A user's own is in here as in any dict.
+    """
+
+    def __contains__(self, task: Any) -> bool:
+        return super().__contains__(task) and not (INSTALLED and is_own(self[task]["impl"]))
 
 
 class RomeBertConfig(PreTrainedConfig):
@@ -120,6 +145,13 @@ class RomeBertConfig(PreTrainedConfig):
         kwargs.setdefault("attn_implementation", backbone_config._attn_implementation)
         super().__init__(**kwargs)
 
+    def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
+        """A class that a user derives has this constructor unless it brings one: that of the library's dataclass builds nothing."""
+        brings_its_own = "__init__" in cls.__dict__
+        super().__init_subclass__(*args, **kwargs)
+        if not brings_its_own:
+            del cls.__init__
+
     @classmethod
     def from_backbone(cls, backbone: Any, **settings: Any) -> Any:
         """Configuration for exits on an encoder that there is.
@@ -175,23 +207,28 @@ class RomeBertConfig(PreTrainedConfig):
         """As in `PreTrainedConfig`; beside the code of a model, this file's copy names it."""
         super().save_pretrained(save_directory, *args, **kwargs)
         here, model = (Path(save_directory, f"{name}_romebert.py") for name in ("configuration", "modeling"))
-        if model.exists() and not here.read_text(encoding="utf-8").endswith(NAMES_THE_MODEL):
-            with open(here, "a", encoding="utf-8") as file:
-                file.write(NAMES_THE_MODEL)
+        if model.exists():
+            source = here.read_text(encoding="utf-8").partition(NAMES_THE_MODEL)[0]
+            siblings = {model.stem, *(Path(file).stem for file in get_relative_import_files(model))} - {here.stem}
+            imports = "".join(f"    from .{name} import *  # noqa: F403\n" for name in sorted(siblings))
+            here.write_text(source + NAMES_THE_MODEL + imports, encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `PreTrainedConfig`; an exit policy is its settings, in plain numbers."""
+        return super().to_dict() | {"exit_policy": plain(self.exit_policy)}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in `PreTrainedConfig`; the config of a plain encoder comes back nested as `backbone_config`."""
         config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _nest_plain_config(config_dict), unused
+        return _nest_plain_config(config_dict, cls.model_type), unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config from a dict of ours or of a plain encoder; keyword arguments of either level override it."""
-        config_dict = _nest_plain_config(config_dict)
-        if not cls.__module__.startswith("transformers_modules."):  # the code that it points to is installed: this one
-            for entry in ("auto_map", "custom_pipelines"):
-                config_dict.pop(entry, None)
+        config_dict = _nest_plain_config(config_dict, cls.model_type)
+        if INSTALLED:
+            _leave_to_what_is_installed(config_dict)
         config_dict.update({name: kwargs.pop(name) for name in _own_fields(cls) & kwargs.keys()})
         backbone = config_dict.get("backbone_config")
         if backbone is None:  # as in __init__, what belongs to BERT describes the backbone
@@ -236,9 +273,38 @@ def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
     return (vars(config_class()).keys() | config_class.attribute_map.keys()) - vars(PreTrainedConfig()).keys()
 
 
-def _nest_plain_config(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """{"model_type": "bert", ...} -> {"model_type": "romebert", "backbone_config": {...}, labels}; ours are copied as they are."""
-    if config_dict.get("model_type", "romebert") == "romebert":
+def is_own(reference: Any) -> bool:
+    """Whether what config.json names, `[REPOSITORY--]module.Class`, is a class of this package."""
+    return isinstance(reference, str) and reference.rpartition("--")[2].partition(".")[0] in ENTRY_FILES
+
+
+def plain(value: Any) -> Any:
+    """What numpy and torch have for numbers and lists, also within lists and dicts, and a policy -> what JSON can hold."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [plain(one) for one in value]
+    for convert in ("tolist", "to_dict"):
+        if hasattr(value, convert):
+            return getattr(value, convert)()
+    return value
+
+
+def _leave_to_what_is_installed(config_dict: dict[str, Any]) -> None:
+    """Take out what names classes of this package; what names a user's own stays, and asks for `trust_remote_code` as anywhere."""
+    auto_map, tasks = config_dict.pop("auto_map", None), config_dict.pop("custom_pipelines", None)
+    if users := {auto_class: reference for auto_class, reference in (auto_map or {}).items() if not is_own(reference)}:
+        config_dict["auto_map"] = users
+    if tasks:
+        config_dict["custom_pipelines"] = CustomPipelines(tasks)
+
+
+def _nest_plain_config(config_dict: dict[str, Any], own_type: str) -> dict[str, Any]:
+    """{"model_type": "bert", ...} -> {"model_type": "romebert", "backbone_config": {...}, labels}; ours are copied as they are.
+
+    own_type: the model type of the config class, which is another one when a user derived it from ours.
+    """
+    if config_dict.get("model_type", own_type) in (own_type, RomeBertConfig.model_type):
         return dict(config_dict)
     task = {name: config_dict[name] for name in ("id2label", "label2id", "problem_type") if config_dict.get(name) is not None}
     own_entries = ("auto_map", "custom_pipelines", "architectures", *task)

@@ -31,6 +31,14 @@ TEXTS = [
 POLICY = {"name": "entropy", "threshold": 0.75}  # where the config has none
 REGRESSION_POLICY = {"name": "patience", "patience": 1, "tolerance": 0.1}
 REPOSITORY = "user/name"
+USERS_PIPELINE = """
+from transformers import TextClassificationPipeline
+
+
+class ShoutingPipeline(TextClassificationPipeline):
+    def postprocess(self, model_outputs, **settings):
+        return {"label": super().postprocess(model_outputs)["label"] + "!"}
+"""
 # Appended to the code of a folder: a version of the code that differs where it shows, in the logits and in the pipeline's results.
 OTHER_VERSION = {
     "exits.py": "\n_forward = ExitHead.forward\nExitHead.forward = lambda self, *given: _forward(self, *given) + 1.0\n",
@@ -210,6 +218,25 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         same_results(
             classify(TEXTS, exit_policy=usual_policy(classify.model)), expected["results_by_policy"], "results by a policy"
         )
+        by_folder = pipeline(model=folder, trust_remote_code=True)
+        same((type(by_folder), by_folder.task), (type(classify), TASK), "pipelines without a task")
+
+    def users_pipeline() -> None:
+        shutil.copytree(folder, work / "users")
+        (work / "users" / "shouting.py").write_text(USERS_PIPELINE)
+        config = json.loads((work / "users" / "config.json").read_text())
+        config["custom_pipelines"]["shout"] = {"impl": "shouting.ShoutingPipeline", "pt": ["AutoModelForSequenceClassification"]}
+        (work / "users" / "config.json").write_text(json.dumps(config))
+        load(work / "users").save_pretrained(work / "users_again")
+        tokenizer.save_pretrained(work / "users_again")
+        pipeline(TASK, model=str(work / "users_again"), trust_remote_code=True).save_pretrained(work / "users_third")
+        shout = pipeline("shout", model=str(work / "users_third"), trust_remote_code=True)
+        assert shout(TEXTS[0])[0]["label"].endswith("!"), "it does not shout"
+        shout.save_pretrained(work / "users_fourth")
+        for name in ("users_again", "users_third", "users_fourth"):
+            saved = json.loads((work / name / "config.json").read_text())
+            same(saved["custom_pipelines"], config["custom_pipelines"], "pipelines")
+            same(code_files(work / name), code_files(work / "users"), "code files")
 
     def saved_again() -> None:
         load().save_pretrained(work / "once")
@@ -273,6 +300,7 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         "AutoModelForSequenceClassification: logits bit-equal, same exits": classifier,
         "AutoModel: hidden states bit-equal": encoder,
         "pipeline: same labels, scores and exits": pipe,
+        "a user's own pipeline stays, with its file": users_pipeline,
         "save, load, save, load: bit-equal, all code files": saved_again,
         "Pipeline.save_pretrained: same results, all code files": pipeline_saved_again,
         'dtype="bfloat16"': bfloat16,
@@ -352,6 +380,8 @@ def with_package(given: Any) -> dict[str, Callable[[], None]]:
             classify = pipeline(TASK, model=folder, **trust)
             is_installed(classify, "EarlyExitPipeline")
             same_results(classify(TEXTS), expected["results"])
+            if trust.get("trust_remote_code") is not False:  # with that the library asks the Hub for the task
+                is_installed(pipeline(model=folder, **trust), "EarlyExitPipeline")
 
         return check
 

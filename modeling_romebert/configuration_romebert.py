@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from configuration.configuration_romebert import VERSION, RomeBertConfig
+    from configuration.configuration_romebert import VERSION, CustomPipelines, RomeBertConfig, is_own, plain
 else:
     _real = import_module("modeling_romebert.configuration.configuration_romebert")
-    VERSION, RomeBertConfig = _real.VERSION, _real.RomeBertConfig
+    VERSION, CustomPipelines, RomeBertConfig = _real.VERSION, _real.CustomPipelines, _real.RomeBertConfig
+    is_own, plain = _real.is_own, _real.plain
 
-__all__ = ["VERSION", "RomeBertConfig"]
+__all__ = ["VERSION", "CustomPipelines", "RomeBertConfig", "is_own", "plain"]

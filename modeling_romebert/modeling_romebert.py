@@ -23,7 +23,7 @@ from .configuration_romebert import VERSION, RomeBertConfig
 from .early_exit import all_exits, classify
 from .encoder import TorchEncoder
 from .exits import ExitHead
-from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
+from .hub import check_code, copy_code, name_code, safetensors_only
 from .loading import HUB_ARGUMENTS, MODEL_ARGUMENTS, check_exits, load_plain
 from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
 from .model_card import write_model_card
@@ -86,14 +86,18 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         # Named here, the pipeline's file goes wherever this one goes.
         from .pipeline_romebert import EarlyExitPipeline  # noqa: F401
 
-        self.config.auto_map = dict(AUTO_MAP)
-        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+        name_code(self.config)
         self.config.romebert_version = VERSION
         folder = Path(save_directory)
-        new = self.evaluation is not None or self.training_settings is not None or not (folder / "README.md").exists()
-        if new and kwargs.get("is_main_process", True) and not folder.is_file():
-            write_model_card(folder, self.config, self.evaluation, self.training_settings)
+        writes = kwargs.get("is_main_process", True) and not folder.is_file()
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            copy_code(self.config, folder)
+            if self.evaluation is not None or self.training_settings is not None or not (folder / "README.md").exists():
+                write_model_card(folder, self.config, self.evaluation, self.training_settings)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if writes:
+            check_code(self.config, folder)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -133,7 +137,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **at_hub)
         kwargs["use_safetensors"] = True  # whatever is asked: never a pickle
         with safetensors_only(pretrained_model_name_or_path):
-            if stored.get("model_type") == cls.config_class.model_type:
+            if stored.get("model_type") in (cls.config_class.model_type, RomeBertConfig.model_type):
                 return cls._from_own_checkpoint(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
             return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
 

@@ -11,11 +11,14 @@ from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
-from .policies import as_policy
-from .scoring import ResultFormat, policy_for, score
+from .policies import ExitPolicy, as_policy, threshold_settings
+from .scoring import ResultFormat, each, policy_for, score
 from .text_batcher import text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)
+
+# Settings that say at which exits a policy is asked.
+ASKS = {"ask_every", "ask_exits"}
 
 
 class EarlyExitPipeline(TextClassificationPipeline):
@@ -24,11 +27,14 @@ class EarlyExitPipeline(TextClassificationPipeline):
     The policy is `config.exit_policy`, which `calibrate` writes; without one every layer runs, and a warning says so.
 
     Args (of the constructor or of each call, besides those of `TextClassificationPipeline`):
-        exit_policy: a policy or its settings, instead of the config's; `False` runs every layer.
+        exit_policy: a policy, its settings, or its name, which needs `exit_threshold`; instead of the config's. `False` runs
+            every layer.
         exit_threshold: the policy's threshold, a number for all exits or a list with one per exit. Without a policy it is
             the threshold of normalised entropy.
         ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; the last is always asked.
-            Exits that are not asked are not computed.
+            Exits that are not asked are not computed. What a call gives is added to what the constructor was given, or takes
+            its place: a policy of the call that has no threshold or exits to ask of its own takes those of the constructor.
+        text_pair: the second text of every pair, or a list with one for each text.
         batch_tokens, batch_size, window, on_error, progress, rebatching: of bulk scoring, see `score`. `num_workers` has no
             effect there: one thread tokenises ahead of the model.
 
@@ -66,45 +72,57 @@ class EarlyExitPipeline(TextClassificationPipeline):
         bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
         bulk.update(progress=progress, rebatching=rebatching)
         forward.update({name: value for name, value in bulk.items() if value is not None})
-        if any(given is not None for given in (exit_policy, exit_threshold, ask_every, ask_exits)):
-            forward["exit_policy"] = self._policy(exit_policy, exit_threshold, ask_every, ask_exits)
+        exits = {"exit_policy": exit_policy, "exit_threshold": exit_threshold, "ask_every": ask_every, "ask_exits": ask_exits}
+        if exits := {name: value for name, value in exits.items() if value is not None}:
+            forward["exit_policy"] = self._policy(exits)
+        if not hasattr(self, "_exits_of_constructor"):  # which comes here before any call
+            self._exits_of_constructor = exits
         return preprocess, forward, postprocess
 
-    def _policy(self, exit_policy: Any, exit_threshold: Any, ask_every: int | None, ask_exits: Sequence[int] | None) -> Any:
-        """The call's arguments and the config -> a policy, or False for none."""
-        if exit_policy is False:
+    def _policy(self, given: dict[str, Any]) -> ExitPolicy | bool:
+        """Arguments of the constructor, or of a call after it -> the policy that they and the config make, or False for none."""
+        before = getattr(self, "_exits_of_constructor", {})
+        policy: Any = given.get("exit_policy")
+        if policy is None:
+            policy = self._forward_params.get("exit_policy") if before else None  # what the constructor's made
+            if policy is False and "exit_threshold" in given:  # which asks for exits
+                policy = None
+        if policy is False:
             return False
-        policy = exit_policy or self.model.config.exit_policy or {"name": "entropy"}
-        if exit_threshold is not None:
-            settings = dict(policy) if isinstance(policy, dict) else as_policy(policy).to_dict()
-            replaced = ("threshold", "thresholds", "patience") if settings["name"] == "patience" else ("threshold", "thresholds")
-            settings = {key: value for key, value in settings.items() if key not in replaced}
-            settings["thresholds" if isinstance(exit_threshold, Sequence) else "threshold"] = exit_threshold
-            policy = settings
-        policy = as_policy(policy)
-        return policy if ask_every is None and ask_exits is None else policy.asking(ask_every, ask_exits)
+        if "exit_policy" in given:
+            given = {**_that_still_hold(before, policy, given), **given}
+        elif policy is None:
+            policy = self.model.config.exit_policy or "entropy"
+        policy = as_policy(policy, given.get("exit_threshold"))
+        if ASKS.isdisjoint(given):
+            return policy
+        return policy.asking(given.get("ask_every"), given.get("ask_exits"))
 
     def __call__(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any) -> Any:
         is_dataset = isinstance(inputs, Dataset)
         if isinstance(inputs, (str, bytes, dict)) or not (is_dataset or hasattr(inputs, "__iter__")):
             return super().__call__(inputs, **kwargs)
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        preprocess = {**self._preprocess_params, **preprocess}
+        texts = inputs
+        if (seconds := preprocess.pop("text_pair", None)) is not None:
+            texts = Pairs(inputs, seconds) if isinstance(inputs, Sized) else each_pair(inputs, seconds)
         postprocess = {"top_k": "best", **self._postprocess_params, **postprocess}
         results = score(
             self.model,
             self.tokenizer,
-            inputs,
+            texts,
             batch_size=self._batch_size if batch_size is None else batch_size,
             top_k=postprocess["top_k"],
             function_to_apply=postprocess.get("function_to_apply"),
             **{**self._forward_params, **forward},
-            **{**self._preprocess_params, **preprocess},
+            **preprocess,
         )
         streams = is_dataset or isinstance(inputs, Iterator) or not isinstance(inputs, Sized)
         return results if streams else list(results)
 
-    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:
-        text, pair = text_and_pair(inputs)
+    def preprocess(self, inputs: Any, text_pair: str | None = None, **tokenizer_kwargs: Any) -> Any:
+        text, pair = text_and_pair(inputs if text_pair is None else as_pair(inputs, text_pair))
         settings = with_truncation(self.tokenizer, self.model.max_tokens, tokenizer_kwargs)
         encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)
         if was_cut(self.tokenizer, encoded, 0, text, pair, settings):
@@ -119,3 +137,46 @@ class EarlyExitPipeline(TextClassificationPipeline):
     def postprocess(self, model_outputs: Any, function_to_apply: Any = None, top_k: Any = 1, _legacy: bool = True) -> Any:
         as_results = ResultFormat(self.model.config, function_to_apply, "best" if _legacy and top_k == 1 else top_k)
         return as_results(model_outputs["logits"], model_outputs["exit_layer"])[0]
+
+
+def _that_still_hold(before: dict[str, Any], policy: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Of what the constructor was given, threshold and exits to ask, where neither the policy of a call says so nor the call."""
+    if isinstance(policy, str):
+        policy = {"name": policy}
+    own = policy if isinstance(policy, dict) else getattr(policy, "to_dict", dict)()
+    held = {name: value for name, value in before.items() if name == "exit_threshold" or name in ASKS}
+    if not threshold_settings(own.get("name")).isdisjoint(own):
+        held.pop("exit_threshold", None)
+    if not ASKS.isdisjoint({*own, *given}):
+        held = {name: value for name, value in held.items() if name not in ASKS}
+    return held
+
+
+class Pairs:
+    """Texts, each with its second: one of a list, or the same for all. As long as the texts are."""
+
+    def __init__(self, texts: Any, seconds: Any):
+        if not isinstance(seconds, (str, bytes)) and isinstance(seconds, Sized) and len(seconds) != len(texts):
+            raise ValueError(f"text_pair has {len(seconds)} texts for {len(texts)} first ones: give one for each, or one for all.")
+        self.texts, self.seconds = texts, seconds
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return each_pair(self.texts, self.seconds)
+
+
+def each_pair(texts: Any, seconds: Any) -> Iterator[dict[str, Any]]:
+    """Texts, and a second one for each or for all -> the pairs, in order."""
+    if isinstance(seconds, (str, bytes)):
+        return (as_pair(text, seconds) for text in each(texts))
+    return (as_pair(text, second) for text, second in zip(each(texts), each(seconds), strict=True))
+
+
+def as_pair(item: Any, second: Any) -> dict[str, Any]:
+    """A text, alone or as `{"text"}`, and its second -> `{"text", "text_pair"}`."""
+    parts = item if isinstance(item, dict) else {"text": item}
+    if parts.get("text_pair") is not None:
+        raise ValueError(f"text_pair is given twice: in {item!r}, and as the argument {second!r}.")
+    return {**parts, "text_pair": second}

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .confidence import all_finite, confidence, log_probabilities, margin, negative_entropy
+from .configuration_romebert import plain
 
 logger = logging.get_logger(__name__)
 
@@ -79,11 +80,14 @@ class ExitPolicy(ABC):
         Raises:
             ValueError: both are given, or what is given is no number from 1, or no list of layers.
         """
+        every, exits = plain(every), plain(exits)
         if every is not None and exits is not None:
             raise ValueError(f"ask_every={every} and ask_exits={exits}: give one of them.")
         if every is not None and not _is_count(every):
             raise ValueError(f"ask_every={every!r}: give a whole number from 1; 2 asks at every second exit.")
-        if exits is not None and (isinstance(exits, (str, int)) or not len(exits) or not all(map(_is_count, exits))):
+        if isinstance(exits, set | frozenset):
+            exits = list(exits)
+        if exits is not None and not (isinstance(exits, list) and exits and all(map(_is_count, exits))):
             raise ValueError(f"ask_exits={exits!r}: give a list of layers that have an exit, counted from 1.")
         other = self._copy()
         other.ask_every, other.ask_exits = every, None if exits is None else sorted(exits)
@@ -166,8 +170,15 @@ class ExitPolicy(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""
-        settings = {key: value for key, value in vars(self).items() if not key.startswith("_") and value is not None}
+        settings = {key: plain(value) for key, value in vars(self).items() if not key.startswith("_") and value is not None}
         return {"name": self.name, **settings}
+
+    def with_threshold(self, threshold: Any) -> "ExitPolicy":
+        """A copy with another threshold: a number, or one per exit."""
+        settings = self.to_dict()
+        asks = {"every": settings.pop("ask_every", None), "exits": settings.pop("ask_exits", None)}
+        other = _build(type(self), _with_threshold(settings, threshold))
+        return other.asking(**asks)
 
     def __repr__(self) -> str:
         return f"make_policy({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
@@ -177,12 +188,21 @@ class ThresholdPolicy(ExitPolicy):
     """Compares a score with the threshold of the exit."""
 
     def __init__(self, threshold: float | None = None, thresholds: Sequence[float] | None = None):
+        threshold, thresholds = plain(threshold), plain(thresholds)
         if (threshold is None) == (thresholds is None):
-            raise ValueError(f"exit policy {self.name!r} takes exactly one of threshold (a number) and thresholds (one per exit).")
+            missing = f': add it, as in {{"name": "{self.name}", "threshold": ...}}; the pipeline also takes exit_threshold=...'
+            raise ValueError(
+                f"exit policy {self.name!r} takes exactly one of threshold (a number in {_allowed(self._highest)}) and thresholds"
+                f" (one per exit){missing if threshold is None else ''}."
+            )
+        if isinstance(threshold, list):
+            raise ValueError(f"exit policy {self.name!r}: threshold={threshold} is not a number; thresholds takes one per exit.")
+        if thresholds is not None and not isinstance(thresholds, list):
+            raise ValueError(f"exit policy {self.name!r}: thresholds={thresholds!r} is not a list with one threshold per exit.")
         for value in [threshold] if thresholds is None else thresholds:
             _check_range(self.name, "threshold", value, high=self._highest)
-        self.threshold = threshold
-        self.thresholds = None if thresholds is None else list(thresholds)
+        self.threshold: float | None = threshold
+        self.thresholds: list[float] | None = thresholds
 
     _highest = 1.0
 
@@ -242,7 +262,8 @@ class PatiencePolicy(ExitPolicy):
     def __init__(self, patience: int | None = None, tolerance: float | None = None, threshold: int | None = None):
         if patience is not None and threshold is not None:
             raise ValueError(f"patience={patience} and threshold={threshold}: for this policy they are the same setting; give one.")
-        self.patience = _checked_patience(threshold if patience is None else patience)
+        self.patience = _checked_patience(self.name, threshold if patience is None else patience)
+        tolerance = plain(tolerance)
         if tolerance is not None:
             _check_range(self.name, "tolerance", tolerance, high=math.inf)
         self.tolerance = tolerance
@@ -268,7 +289,7 @@ class PatientConfidencePolicy(ThresholdPolicy):
 
     def __init__(self, threshold: float | None = None, thresholds: Sequence[float] | None = None, patience: int | None = None):
         super().__init__(threshold, thresholds)
-        self.patience = _checked_patience(patience)
+        self.patience = _checked_patience(self.name, patience)
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
@@ -313,7 +334,7 @@ def make_policy(name: str, ask_every: int | None = None, ask_exits: Sequence[int
     """Build an exit policy by name.
 
     Args:
-        name: one of `POLICIES`.
+        name: one of `POLICIES`. Its settings may be numbers of Python, or scalars, arrays and tensors; `to_dict` has Python's.
         threshold: leave below it (`entropy`) or above it (`confidence`, `margin`, `patient_confidence`: in 0..1; `vote`: in
             summed confidences). For `patience` it is another word for `patience`.
         thresholds: one threshold per exit instead; the entry of the last exit decides nothing.
@@ -328,38 +349,68 @@ def make_policy(name: str, ask_every: int | None = None, ask_exits: Sequence[int
         >>> make_policy("entropy", threshold=0.2).to_dict()
         {'name': 'entropy', 'threshold': 0.2}
     """
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"exit policy {name!r} is unknown; choose from {', '.join(POLICIES)}.")
-    try:
-        policy = POLICIES[name](**settings)
-    except TypeError as error:
-        reason = str(error).rpartition("__init__() ")[2]
-        raise ValueError(f"exit policy {name!r}: {reason}.") from None
+    policy = _build(POLICIES[name], settings)
     return policy if ask_every is None and ask_exits is None else policy.asking(ask_every, ask_exits)
 
 
-def as_policy(policy: "ExitPolicy | dict[str, Any]") -> ExitPolicy:
-    """A policy, or its settings as in `config.exit_policy` -> a policy."""
+def _build(policy: type[ExitPolicy], settings: dict[str, Any]) -> ExitPolicy:
+    settings = {key: value for key, value in settings.items() if key != "name"}
+    try:
+        return policy(**settings)
+    except TypeError as error:
+        reason = str(error).rpartition("__init__() ")[2]
+        raise ValueError(f"exit policy {policy.name!r}: {reason}.") from None
+
+
+def threshold_settings(name: Any) -> set[str]:
+    """A policy's name -> its settings that a threshold stands for."""
+    return {"threshold", "thresholds"} | ({"patience"} if name == PatiencePolicy.name else set())
+
+
+def _with_threshold(settings: dict[str, Any], threshold: Any) -> dict[str, Any]:
+    """A policy's settings -> the same with another threshold, a number or one per exit."""
+    threshold = plain(threshold)
+    kept = {key: value for key, value in settings.items() if key not in threshold_settings(settings["name"])}
+    return kept | {"thresholds" if isinstance(threshold, list) else "threshold": threshold}
+
+
+def as_policy(policy: "ExitPolicy | dict[str, Any] | str", threshold: Any = None) -> ExitPolicy:
+    """A policy, its settings as in `config.exit_policy`, or its name -> a policy; with another threshold where one is given.
+
+    Raises:
+        ValueError: it is none of these, or see `make_policy`.
+    """
+    if isinstance(policy, str):
+        policy = {"name": policy}
     if isinstance(policy, dict):
         if "name" not in policy:
             raise ValueError(f"exit_policy={policy}: it has no 'name'; choose from {', '.join(POLICIES)}.")
-        return make_policy(**policy)
+        return make_policy(**policy if threshold is None else _with_threshold(policy, threshold))
     if not hasattr(policy, "leaves"):
         raise ValueError(f'exit_policy={policy!r}: give a policy or its settings, such as {{"name": "entropy", "threshold": 0.2}}.')
-    return policy
+    return policy if threshold is None else policy.with_threshold(threshold)
+
+
+def _allowed(high: float) -> str:
+    return f"0..{high:g}" if math.isfinite(high) else "0 or more"
 
 
 def _check_range(policy: str, what: str, value: Any, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-        allowed = f"0..{high:g}" if math.isfinite(high) else "0 or more"
-        raise ValueError(f"exit policy {policy!r}: {what}={value!r} is not in {allowed}.")
+        raise ValueError(f"exit policy {policy!r}: {what}={value!r} is not in {_allowed(high)}.")
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _checked_patience(patience: Any) -> int:
+def _checked_patience(policy: str, patience: Any) -> int:
+    patience = plain(patience)
     if isinstance(patience, bool) or not isinstance(patience, (int, float)) or not patience >= 1 or patience % 1 != 0:
-        raise ValueError(f"patience={patience!r}: give the number of exits in a row that must agree, a whole number from 1.")
+        raise ValueError(
+            f"exit policy {policy!r}: patience={patience!r}: give the number of exits in a row that must agree, a whole number"
+            f' from 1, as in {{"name": "{policy}", "patience": 2}}.'
+        )
     return int(patience)

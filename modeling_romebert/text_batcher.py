@@ -54,8 +54,9 @@ def text_and_pair(item: Any) -> tuple[str, str | None]:
         TypeError: it is neither.
     """
     parts = item if isinstance(item, dict) else {"text": item}
-    if "text" in parts and parts.keys() <= {"text", "text_pair"} and all(isinstance(part, str) for part in parts.values()):
-        return parts["text"], parts.get("text_pair") or None  # as in the stock pipeline, an empty one is none
+    text, pair = parts.get("text"), parts.get("text_pair")
+    if isinstance(text, str) and (pair is None or isinstance(pair, str)) and parts.keys() <= {"text", "text_pair"}:
+        return text, pair or None  # as in the stock pipeline, an empty one is none
     raise TypeError(
         f"cannot classify {item!r} of type {type(item).__name__}: give a string, or for a pair of texts"
         ' {"text": ..., "text_pair": ...}, or a list of either.'

@@ -3,7 +3,9 @@
 import json
 import logging
 
+import numpy as np
 import pytest
+import torch
 from modeling_romebert.configuration.configuration_romebert import FAMILIES
 from tiny import tiny_backbone
 from transformers import (
@@ -20,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification
+from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification, make_policy
 from modeling_romebert.backbones import ADAPTERS
 
 PLAIN = [BertConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig]
@@ -296,3 +298,22 @@ def test_fewer_layers_of_a_plain_config(tmp_path):
     tiny_backbone().save_pretrained(tmp_path)
     config = RomeBertConfig.from_pretrained(tmp_path, num_hidden_layers=2)
     assert (config.num_hidden_layers, config.exit_layers) == (2, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("policy", "stored"),
+    [
+        ({"name": "entropy", "threshold": np.float32(0.25)}, {"name": "entropy", "threshold": 0.25}),
+        ({"name": "entropy", "thresholds": torch.tensor([0.25, 0.5])}, {"name": "entropy", "thresholds": [0.25, 0.5]}),
+        (make_policy("vote", threshold=1.5), {"name": "vote", "threshold": 1.5}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("when", ["in the constructor", "later"])
+def test_exit_policy_is_stored_in_plain_numbers(tmp_path, policy, stored, when):
+    config = RomeBertConfig(exit_policy=policy if when == "in the constructor" else None, num_hidden_layers=2)
+    config.exit_policy = policy
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["exit_policy"] == stored
+    assert RomeBertConfig.from_pretrained(tmp_path).exit_policy == stored
+    assert json.loads(config.to_json_string())["exit_policy"] == stored

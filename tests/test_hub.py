@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib.util
 import json
 import shutil
 import sys
@@ -10,12 +11,17 @@ from pathlib import Path
 import check_portability
 import pytest
 import torch
-from portability_checks import TASK, code_files, expected_from, make_other_version, run_group, same_results
+import transformers
+from portability_checks import TASK, USERS_PIPELINE, code_files, expected_from, make_other_version, run_group, same_results
+from test_loading import told
 from tiny import build, tiny_rows, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+from transformers.dynamic_module_utils import get_relative_imports
+from transformers.pipelines import PIPELINE_REGISTRY
 
 import modeling_romebert
 from modeling_romebert import (
+    EarlyExitPipeline,
     RomeBertConfig,
     RomeBertForSequenceClassification,
     RomeBertModel,
@@ -97,13 +103,16 @@ def test_auto_map_and_pipelines_name_what_is_there(folder):
 
 
 def test_saved_code_is_this_package_s(folder):
-    """The config's file is the class's own, not the alias beside the model, and names the model's file at its end."""
+    """The config's file is the class's own, not the alias beside the model, and names the other files at its end."""
     for name in CLOSURE:
         source = (ROOT / ("configuration" if name == "configuration_romebert.py" else "modeling_romebert") / name).read_text()
         saved = (folder / name).read_text()
         assert saved.startswith(source)
-        more = "\nif False:\n    from .modeling_romebert import RomeBertPreTrainedModel  # noqa: F401\n"
-        assert saved.removeprefix(source) == (more if name == "configuration_romebert.py" else "")
+        if name != "configuration_romebert.py":
+            assert saved == source
+    # Older versions of transformers copy what the config's file imports itself, and nothing that those files import.
+    named = get_relative_imports(folder / "configuration_romebert.py")
+    assert {f"{module}.py" for module in named} | {"configuration_romebert.py"} == set(CLOSURE)
 
 
 @pytest.mark.parametrize("name", CLOSURE)
@@ -147,6 +156,7 @@ def test_folder_loads_without_the_package(report):
         "AutoModelForSequenceClassification: logits bit-equal, same exits",
         "AutoModel: hidden states bit-equal",
         "pipeline: same labels, scores and exits",
+        "a user's own pipeline stays, with its file",
         "save, load, save, load: bit-equal, all code files",
         "Pipeline.save_pretrained: same results, all code files",
         'dtype="bfloat16"',
@@ -208,7 +218,110 @@ def test_installed_package_runs_no_code_of_the_folder(folder, expected, tmp_path
     assert_all_pass(results, "without trust_remote_code", "trust_remote_code=False", "trust_remote_code=True")
 
 
+# ---- what a user adds
+
+USERS_MODEL = """
+from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification
+
+
+class MineConfig(RomeBertConfig):
+    model_type = "mine"
+
+
+class Mine(RomeBertForSequenceClassification):
+    config_class = MineConfig
+"""
+SHOUT = {"impl": "shouting.ShoutingPipeline", "pt": ["AutoModelForSequenceClassification"], "type": "text"}
+
+
+def config_of(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.fixture
+def shouting(tmp_path, monkeypatch):
+    """A model that a user's own pipeline, registered and in a file of its own, has saved."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "shouting.py").write_text(USERS_PIPELINE)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    monkeypatch.setattr(PIPELINE_REGISTRY, "supported_tasks", dict(PIPELINE_REGISTRY.supported_tasks))
+    own = importlib.import_module("shouting").ShoutingPipeline
+    PIPELINE_REGISTRY.register_pipeline("shout", own, pt_model=AutoModelForSequenceClassification, type="text")
+    pipeline("shout", model=build(exit_policy=POLICY), tokenizer=tiny_tokenizer()).save_pretrained(tmp_path / "shouting")
+    return tmp_path / "shouting"
+
+
+@pytest.mark.parametrize("save", [None, save_model, save_by_trainer, save_by_pipeline])
+def test_a_user_s_pipeline_stays_beside_ours(shouting, tmp_path, save):
+    folder = shouting
+    if save is not None:
+        folder = tmp_path / "model"
+        save(RomeBertForSequenceClassification.from_pretrained(shouting), folder)
+        tiny_tokenizer().save_pretrained(folder)
+    assert config_of(folder)["custom_pipelines"] == CUSTOM_PIPELINES | {"shout": SHOUT}
+    assert config_of(folder)["auto_map"] == AUTO_MAP
+    assert set(code_files(folder)) == {*CLOSURE, "shouting.py"}
+    assert type(pipeline(TASK, model=str(folder))) is EarlyExitPipeline  # ours needs no trust, a user's own does
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pipeline("shout", model=str(folder))
+    shout = pipeline("shout", model=str(folder), trust_remote_code=True)
+    assert shout("good")[0]["label"].endswith("!") and shout.model.config.custom_pipelines["shout"]["impl"] == SHOUT["impl"]
+    shout.save_pretrained(tmp_path / "again")  # the library has put classes where their names were
+    assert config_of(tmp_path / "again")["custom_pipelines"] == CUSTOM_PIPELINES | {"shout": SHOUT}
+
+
+def test_a_user_s_model_and_config_stay_named_beside_ours(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(USERS_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("mine")
+    model = mine.Mine(mine.MineConfig.from_dict(build().config.to_dict()))
+    model.config.auto_map = {"AutoModelForTokenClassification": "tags.Tagger", "AutoTokenizer": ["words.Words", None]}
+    model.save_pretrained(tmp_path / "first")
+    users = {**model.config.auto_map, "AutoConfig": "mine.MineConfig", "AutoModelForSequenceClassification": "mine.Mine"}
+    assert config_of(tmp_path / "first")["auto_map"] == AUTO_MAP | users and config_of(tmp_path / "first")["model_type"] == "mine"
+    assert set(code_files(tmp_path / "first")) == {*CLOSURE, "mine.py"}  # all that ours name
+    assert (
+        (tmp_path / "first" / "configuration_romebert.py")
+        .read_text()
+        .startswith((ROOT / "configuration/configuration_romebert.py").read_text())
+    )
+    loaded = mine.Mine.from_pretrained(tmp_path / "first")
+    assert type(loaded.config) is mine.MineConfig
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
+    loaded.save_pretrained(tmp_path / "again")
+    assert config_of(tmp_path / "again")["auto_map"] == AUTO_MAP | users
+    assert code_files(tmp_path / "again") == code_files(tmp_path / "first")
+
+
+def test_code_that_is_named_and_not_there_is_told(tmp_path):
+    model = build()
+    model.config.custom_pipelines = {"shout": SHOUT, "whisper": {**SHOUT, "impl": "user/name--whispering.Whisper"}}
+    with told() as said:
+        model.save_pretrained(tmp_path)
+    assert [line for line in said if "names" in line] == [
+        f"config.json names shouting.ShoutingPipeline, and there is no shouting.py in {tmp_path}. Copy it there."
+    ]
+
+
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}])
+def test_a_folder_tells_its_task(folder, tmp_path, trust):
+    save_by_trainer(build(), tmp_path / "trained")
+    for saved in (folder, tmp_path / "trained"):
+        classify = pipeline(model=str(saved), **trust)
+        assert type(classify) is EarlyExitPipeline and classify.task == TASK
+        assert type(pipeline(TASK, model=str(saved), config=classify.model.config)) is EarlyExitPipeline
+
+
 # ---- versions
+
+
+def test_an_older_transformers_is_told_which_version_is_needed(folder, monkeypatch):
+    """It runs this file first, and alone: all else has to come from its text."""
+    monkeypatch.setattr(transformers, "__version__", "4.57.6")
+    monkeypatch.delattr(transformers, "PreTrainedConfig", raising=False)
+    source = importlib.util.spec_from_file_location("configuration_alone", folder / "configuration_romebert.py")
+    with pytest.raises(ImportError, match=r"needs transformers 5 or newer, and 4\.57\.6 is installed here: pip install --upgrade"):
+        source.loader.exec_module(importlib.util.module_from_spec(source))
 
 
 def write_version(folder, version):

@@ -2,10 +2,11 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import CLASSES, LAYERS, build, spread_exits, tiny_texts, tiny_tokenizer
+from tiny import CLASSES, LAYERS, assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 from transformers import BertConfig, RobertaConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -82,6 +83,53 @@ def test_pairs(batch_size):
     assert_results([classify(pairs[0])], scores[:1], layers[:1])
 
 
+@pytest.mark.parametrize("ask", ["list of both", "list and one", "generators", "datasets", "one by one", "constructor"])
+def test_text_pair_as_an_argument(ask):
+    """As the stock pipeline takes it for a text; for a list also a list."""
+    texts, seconds = TEXTS[:10], TEXTS[10:20]
+    classify = classifier()
+    stock = pipeline("text-classification", model=classify.model, tokenizer=classify.tokenizer)
+    if ask in ("list and one", "constructor"):
+        seconds = [TEXTS[3]] * 10
+    expected = [stock(text, text_pair=second)[0] for text, second in zip(texts, seconds, strict=True)]
+    if ask == "list of both":
+        found = classify(texts, text_pair=seconds, exit_policy=False)
+    elif ask == "list and one":
+        found = classify(texts, text_pair=TEXTS[3], exit_policy=False)
+    elif ask == "generators":
+        found = list(classify(iter(texts), text_pair=iter(seconds), exit_policy=False))
+    elif ask == "datasets":
+        rows = Dataset.from_dict({"a": texts, "b": seconds})
+        found = classify(KeyDataset(rows, "a"), text_pair=KeyDataset(rows, "b"), exit_policy=False)
+        assert len(found) == 10
+        found = list(found)
+    elif ask == "constructor":
+        of_its_own = pipeline(classify.task, model=classify.model, tokenizer=classify.tokenizer, text_pair=TEXTS[3])
+        found = of_its_own(texts, exit_policy=False)
+    else:
+        one_by_one = [classify(text, text_pair=second, exit_policy=False) for text, second in zip(texts, seconds, strict=True)]
+        found = [result for (result,) in one_by_one]
+    assert_same_results(found, [{**one, "exit_layer": LAYERS} for one in expected])
+
+
+@pytest.mark.parametrize("pair", [None, ""])
+def test_a_pair_that_is_none_is_none(pair):
+    classify = classifier()
+    assert classify({"text": TEXTS[0], "text_pair": pair}) == classify(TEXTS[0])[0]
+    assert classify([{"text": text, "text_pair": pair} for text in TEXTS]) == classify(TEXTS)
+    assert classify(TEXTS[:2], text_pair=[None, TEXTS[3]])[0] == pytest.approx(classify(TEXTS[0])[0])
+
+
+def test_pairs_that_do_not_fit():
+    classify = classifier()
+    with pytest.raises(ValueError, match="text_pair has 2 texts for 3 first ones: give one for each, or one for all"):
+        classify(TEXTS[:3], text_pair=TEXTS[:2])
+    with pytest.raises(ValueError, match="text_pair is given twice"):
+        classify([{"text": "a", "text_pair": "b"}], text_pair="c")
+    with pytest.raises(TypeError, match=r"cannot classify .*give a string"):
+        classify("a", text_pair=["b"])
+
+
 @pytest.mark.parametrize("top_k", [None, 2, 1])
 def test_top_k(top_k):
     classify = classifier()
@@ -138,6 +186,73 @@ def test_policy_of_the_call(of_config, arguments, policy):
     assert_results(of_its_own(TEXTS, batch_size=8), *expected)
     assert classify.model.config.exit_policy == of_config
     assert (set(expected[1]) == {LAYERS}) == (policy is None)
+
+
+CONFIDENT = {"name": "confidence", "threshold": 0.7}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(exit_policy=ENTROPY)
+
+
+@pytest.mark.parametrize(
+    ("of_constructor", "of_call", "policy"),
+    [
+        ({"exit_policy": CONFIDENT}, {"ask_every": 2}, CONFIDENT | {"ask_every": 2}),
+        ({"exit_policy": CONFIDENT}, {"ask_exits": [3]}, CONFIDENT | {"ask_exits": [3]}),
+        ({"exit_policy": CONFIDENT}, {"exit_threshold": 0.5}, CONFIDENT | {"threshold": 0.5}),
+        (
+            {"exit_policy": make_policy(**CONFIDENT)},
+            {"exit_threshold": 0.5, "ask_every": 2},
+            CONFIDENT | {"threshold": 0.5, "ask_every": 2},
+        ),
+        ({"exit_policy": "confidence", "exit_threshold": 0.7}, {"ask_every": 2}, CONFIDENT | {"ask_every": 2}),
+        ({"exit_policy": CONFIDENT | {"ask_every": 2}}, {"exit_threshold": 0.5}, CONFIDENT | {"threshold": 0.5, "ask_every": 2}),
+        ({"exit_policy": CONFIDENT | {"ask_every": 2}}, {"ask_exits": [3]}, CONFIDENT | {"ask_exits": [3]}),
+        ({"exit_policy": CONFIDENT}, {"exit_policy": ENTROPY}, ENTROPY),
+        ({"exit_policy": CONFIDENT}, {"exit_policy": "entropy", "exit_threshold": 0.6}, ENTROPY),
+        ({"exit_threshold": 0.3}, {"ask_exits": [3]}, {"name": "entropy", "threshold": 0.3, "ask_exits": [3]}),
+        ({"exit_threshold": 0.3}, {"exit_threshold": 0.6}, ENTROPY),
+        ({"exit_threshold": 0.3}, {"exit_policy": CONFIDENT}, CONFIDENT),
+        ({"exit_threshold": 0.7}, {"exit_policy": "confidence"}, CONFIDENT),
+        (
+            {"exit_threshold": 0.7},
+            {"exit_policy": {"name": "patient_confidence", "patience": 2}},
+            {"name": "patient_confidence", "patience": 2, "threshold": 0.7},
+        ),
+        ({"ask_every": 2}, {"exit_threshold": 0.3}, {"name": "entropy", "threshold": 0.3, "ask_every": 2}),
+        ({"ask_every": 2}, {"exit_policy": CONFIDENT}, CONFIDENT | {"ask_every": 2}),
+        ({"ask_every": 2}, {"exit_policy": CONFIDENT | {"ask_exits": [3]}}, CONFIDENT | {"ask_exits": [3]}),
+        ({"ask_every": 2}, {"ask_exits": [3]}, ENTROPY | {"ask_exits": [3]}),
+        ({"ask_every": 2}, {"ask_every": 1}, ENTROPY),
+        ({"ask_exits": [3], "exit_threshold": 0.3}, {"exit_policy": False}, None),
+        ({"exit_policy": False}, {"exit_policy": CONFIDENT}, CONFIDENT),
+        ({"exit_policy": False}, {"exit_threshold": 0.3}, {"name": "entropy", "threshold": 0.3}),
+        ({"exit_policy": False}, {"ask_every": 2}, None),
+        ({"exit_policy": False}, {"top_k": 1}, None),
+        ({}, {"exit_threshold": np.float32(0.5)}, {"name": "entropy", "threshold": 0.5}),
+        ({}, {"exit_threshold": np.array([0.2, 0.4, 0.6, 0.0])}, {"name": "entropy", "thresholds": [0.2, 0.4, 0.6, 0.0]}),
+        (
+            {},
+            {"exit_threshold": torch.tensor(0.5), "ask_every": np.int64(2)},
+            {"name": "entropy", "threshold": 0.5, "ask_every": 2},
+        ),
+    ],
+)
+def test_constructor_and_call_add_up(model, of_constructor, of_call, policy):
+    classify = pipeline("early-exit-classification", model=model, tokenizer=tiny_tokenizer(), **of_constructor)
+    before = classify._forward_params
+    given = classify._sanitize_parameters(**of_call)[1]
+    found = {**classify._forward_params, **given}["exit_policy"]  # as a call combines them
+    assert found is False if policy is None else found.to_dict() == policy
+    assert classify._forward_params == before
+
+
+def test_a_call_of_another_policy_brings_its_threshold():
+    classify = pipeline("early-exit-classification", model=build(), tokenizer=tiny_tokenizer(), exit_policy=ENTROPY)
+    with pytest.raises(ValueError, match=r"'confidence' takes exactly one of threshold .*add it"):
+        classify(TEXTS, exit_policy="confidence")
 
 
 def test_call_does_not_change_the_next():
@@ -224,7 +339,7 @@ def test_empty_and_unknown_texts():
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, 3, 2.5, b"bytes", {"text": 3}, {"text_pair": "a"}, {"text": "a", "text_pair": None}], ids=str
+    "wrong", [None, 3, 2.5, b"bytes", {"text": 3}, {"text_pair": "a"}, {"text": None}, {"text": "a", "text_pair": 1}], ids=str
 )
 def test_what_is_no_text(wrong):
     classify = classifier()
@@ -271,7 +386,9 @@ def test_max_length_of_the_call(arguments):
         ({"exit_threshold": 1.5}, r"threshold=1.5 is not in 0\.\.1"),
         ({"exit_threshold": [0.1, 0.2]}, "thresholds has 2 entries, but the model has 4 exits"),
         ({"exit_policy": {"name": "entropie", "threshold": 0.1}}, "'entropie' is unknown; choose from entropy"),
-        ({"exit_policy": "entropy"}, "give a policy or its settings"),
+        ({"exit_policy": "entropy"}, "'entropy' takes exactly one of threshold .*add it, as in .*exit_threshold="),
+        ({"exit_policy": 5}, "give a policy or its settings"),
+        ({"exit_policy": {}}, "has no 'name'"),
     ],
 )
 def test_policy_without_meaning(arguments, message):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -371,7 +372,19 @@ def test_table_has_every_policy_under_its_name():
         ({"name": "entropy", "threshold": 0.5, "patience": 2}, "'entropy': got an unexpected keyword argument 'patience'"),
         ({"name": "patience", "patience": 2, "thresholds": [1]}, "'patience': got an unexpected keyword argument 'thresholds'"),
         ({"threshold": 0.5}, "has no 'name'; choose from entropy, confidence"),
-        ("entropy", "exit_policy='entropy': give a policy or its settings"),
+        ("entropy", "'entropy' takes exactly one of threshold .*add it, as in .*\"threshold\": .*exit_threshold="),
+        ("patience", "'patience': patience=None: .* as in .*\"patience\": 2"),
+        ("entropie", "'entropie' is unknown; choose from entropy"),
+        (5, "exit_policy=5: give a policy or its settings"),
+        (
+            {"name": "vote", "threshold": np.array([0.5])},
+            r"'vote': threshold=\[0\.5\] is not a number; thresholds takes one per exit",
+        ),
+        ({"name": "vote", "thresholds": np.float32(0.5)}, r"'vote': thresholds=0\.5 is not a list"),
+        ({"name": "margin", "threshold": np.bool_(True)}, r"threshold=True is not in 0\.\.1"),
+        ({"name": "margin", "threshold": torch.tensor(NAN)}, r"threshold=nan is not in 0\.\.1"),
+        ({"name": "margin", "threshold": 0.1, "ask_every": np.float64(2)}, r"ask_every=2\.0: give a whole number"),
+        ({"name": "margin", "threshold": 0.1, "ask_exits": torch.tensor([0, 1])}, r"ask_exits=\[0, 1\]: give a list of layers"),
     ],
 )
 def test_settings_that_mean_nothing(form, message):
@@ -397,3 +410,62 @@ def test_thresholds_must_be_one_per_exit(name):
     assert policy.start(3, SINGLE).thresholds == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="thresholds has 3 entries, but the model has 4 exits"):
         policy.start(4, SINGLE)
+
+
+# ---- numbers of numpy and torch
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"name": "entropy", "threshold": np.float32(0.25)}, {"threshold": 0.25}),
+        ({"name": "entropy", "threshold": np.float64(0.25)}, {"threshold": 0.25}),
+        ({"name": "confidence", "threshold": np.int64(1)}, {"threshold": 1}),
+        ({"name": "margin", "threshold": torch.tensor(0.25, dtype=torch.bfloat16)}, {"threshold": 0.25}),
+        ({"name": "margin", "threshold": torch.nn.Parameter(torch.tensor(0.25))}, {"threshold": 0.25}),
+        ({"name": "vote", "threshold": np.array(1.5)}, {"threshold": 1.5}),
+        ({"name": "vote", "thresholds": np.array([1.5, 2])}, {"thresholds": [1.5, 2]}),
+        ({"name": "entropy", "thresholds": torch.tensor([0.5, 0.25])}, {"thresholds": [0.5, 0.25]}),
+        ({"name": "entropy", "thresholds": (np.float32(0.5), torch.tensor(0.25))}, {"thresholds": [0.5, 0.25]}),
+        ({"name": "patience", "patience": np.int64(2), "tolerance": np.float32(0.5)}, {"patience": 2, "tolerance": 0.5}),
+        ({"name": "patience", "threshold": torch.tensor(2)}, {"patience": 2}),
+        ({"name": "patient_confidence", "threshold": 0.5, "patience": np.uint8(2)}, {"threshold": 0.5, "patience": 2}),
+        ({"name": "margin", "threshold": 0.5, "ask_every": np.int32(2)}, {"threshold": 0.5, "ask_every": 2}),
+        ({"name": "margin", "threshold": 0.5, "ask_every": torch.tensor(2)}, {"threshold": 0.5, "ask_every": 2}),
+        ({"name": "margin", "threshold": 0.5, "ask_exits": np.array([4, 2])}, {"threshold": 0.5, "ask_exits": [2, 4]}),
+        ({"name": "margin", "threshold": 0.5, "ask_exits": range(2, 5, 2)}, {"threshold": 0.5, "ask_exits": [2, 4]}),
+        (
+            {"name": "margin", "threshold": 0.5, "ask_exits": [np.int64(4), torch.tensor(2)]},
+            {"threshold": 0.5, "ask_exits": [2, 4]},
+        ),
+    ],
+    ids=str,
+)
+def test_settings_are_numbers_of_python_whatever_was_given(given, expected):
+    policy = as_policy(given)
+    expected = {"name": given["name"], **expected}
+    assert policy.to_dict() == expected
+    assert json.loads(json.dumps(policy.to_dict())) == expected
+    assert as_policy(policy.to_dict()).to_dict() == expected
+
+
+def test_another_threshold_keeps_the_rest():
+    policy = make_policy("patient_confidence", thresholds=[0.5, 0.6], patience=2, ask_exits=[2])
+    expected = {"name": "patient_confidence", "threshold": 0.25, "patience": 2, "ask_exits": [2]}
+    assert as_policy(policy, np.float32(0.25)).to_dict() == as_policy(policy.to_dict(), 0.25).to_dict() == expected
+    assert as_policy("patience", 3).to_dict() == as_policy(make_policy("patience", patience=2), 3).to_dict()
+
+
+def test_a_policy_of_ones_own_takes_another_threshold():
+    class Half(ExitPolicy):
+        name = "half"
+
+        def __init__(self, threshold=0.5):
+            self.threshold = np.float32(threshold)
+
+        def leaves(self, exit_index, logits):
+            return logits[:, 0] > self.threshold
+
+    policy = as_policy(Half().asking(2), 0.25)
+    assert type(policy) is Half
+    assert policy.to_dict() == {"name": "half", "threshold": 0.25, "ask_every": 2} and type(policy.to_dict()["threshold"]) is float
