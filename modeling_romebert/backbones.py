@@ -118,7 +118,7 @@ class RobertaAdapter(Adapter):
         return config.max_position_embeddings - config.pad_token_id - 1
 
     def position_ids(self, backbone: PreTrainedModel, input_ids: Tensor) -> Tensor:
-        pad = backbone.config.pad_token_id
+        pad = backbone.embeddings.padding_idx  # of the config when the model was built: a Trainer may write it later
         counts = input_ids != pad  # the padding token is not counted, not even within a text
         return counts.cumsum(dim=1) * counts + pad
 
@@ -308,23 +308,36 @@ def embed(
     Raises:
         ValueError: see `check_inputs`.
     """
-    check_inputs(model, input_ids, attention_mask, inputs_embeds)
-    return model._adapter.embed(
-        model.backbone,
-        attention_mask,
-        input_ids=input_ids,
-        token_type_ids=token_type_ids,
-        position_ids=position_ids,
-        inputs_embeds=inputs_embeds,
-    )
+    _check_shapes(model, input_ids, attention_mask, inputs_embeds)
+    try:  # looking at the ids first would take as long as a tenth of a layer
+        return model._adapter.embed(
+            model.backbone,
+            attention_mask,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
+    except IndexError:
+        if input_ids is not None:
+            check_token_ids(model, input_ids)
+        raise
 
 
 def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None) -> None:
     """Whether ids (B, T) or embeddings (B, T, H) and a mask fit one of our models.
 
     Raises:
-        ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, or a mask that is not (B, T).
+        ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, a mask that is not (B, T), or ids
+            beyond the vocabulary, see `check_token_ids`.
     """
+    _check_shapes(model, input_ids, attention_mask, inputs_embeds)
+    if input_ids is not None:
+        check_token_ids(model, input_ids)
+
+
+def _check_shapes(model: Any, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    """The part of `check_inputs` that needs no look at the values."""
     given = input_ids if input_ids is not None else inputs_embeds
     if given is None or (input_ids is not None and inputs_embeds is not None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -337,6 +350,26 @@ def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | 
     if attention_mask is not None and attention_mask.shape != (rows, tokens):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows}, {tokens})."
+        )
+
+
+def check_token_ids(model: Any, input_ids: Tensor) -> None:
+    """Whether the vocabulary of one of our models has ids (...). Ids on a GPU are not looked at, which would wait for the device:
+    where they go there in the package, call this first.
+
+    Raises:
+        ValueError: an id that is not in the vocabulary, as those of tokens that were added to a tokenizer later.
+    """
+    if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    embeddings = model.get_input_embeddings()
+    known = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else model.config.vocab_size
+    lowest, highest = (value.item() for value in input_ids.aminmax())
+    if lowest < 0 or highest >= known:
+        raise ValueError(
+            f"input_ids contain {lowest if lowest < 0 else highest}, but the model's vocabulary has {known} tokens, from 0 to"
+            f" {known - 1}. Use the model's own tokenizer. If tokens were added to it, call"
+            " model.resize_token_embeddings(len(tokenizer)) and train."
         )
 
 

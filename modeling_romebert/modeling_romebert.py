@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from typing_extensions import Unpack
 
-from .backbones import Adapter, RunLayer, adapter_for, check_layout, embed
+from .backbones import Adapter, RunLayer, adapter_for, check_inputs, check_layout, check_token_ids, embed
 from .configuration_romebert import VERSION, RomeBertConfig
 from .exits import ExitHead, mean_weights
 from .hub import AUTO_MAP, CUSTOM_PIPELINES, safetensors_only
@@ -48,7 +49,7 @@ class RomeBertClassifierOutput(ModelOutput):
     logits: Tensor | None = None
     exit_logits: Tensor | None = None
     exit_layer: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
     # These two do as the library's own, which list all fields for each that is set and once more in the end: for a single text that
@@ -62,6 +63,14 @@ class RomeBertClassifierOutput(ModelOutput):
         if value is not None and name in type(self).__dataclass_fields__:
             OrderedDict.__setitem__(self, name, value)
         object.__setattr__(self, name, value)
+
+
+def _selected(states: tuple[Tensor, ...], which: bool | int | Sequence[int]) -> tuple[Tensor | None, ...]:
+    """Hidden states by their indices, negative ones counted from the end; `True` is all of them. `None` for the others."""
+    if which is True:
+        return states
+    count, indices = len(states), [which] if isinstance(which, int) else which
+    return tuple(state if index in indices or index - count in indices else None for index, state in enumerate(states))
 
 
 class RomeBertPreTrainedModel(PreTrainedModel):
@@ -81,12 +90,13 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        if backbone is None:  # in the type that the exits have, whatever type the config was saved with
+            backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        self.backbone = backbone
         self._adapter: Adapter = adapter_for(config.backbone_config)  # how its family is walked
         # Longest text that there are positions for, in tokens; `None` where any length runs.
         self.max_tokens: int | None = self._adapter.max_tokens(config.backbone_config)
         check_layout(self.backbone)
-        config._attn_implementation = self.backbone.config._attn_implementation  # not every family has every one
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None  # each exit has its own; an unused one would stall distributed training
 
@@ -160,7 +170,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         backbone, pooler, info = load_plain(name, config.backbone_config, **kwargs)
         config = copy.deepcopy(config)  # the caller's stays as it is; ours holds what was loaded, with its dtype and attention
         backbone.config._name_or_path = config.backbone_config._name_or_path
-        config.backbone_config, config.dtype = backbone.config, backbone.dtype
+        config.backbone_config = backbone.config
         model = cls(config, backbone=backbone)
         model.to(device=backbone.device, dtype=backbone.dtype)
         model._start_from(pooler)
@@ -181,9 +191,29 @@ class RomeBertModel(RomeBertPreTrainedModel):
         super().__init__(config, backbone)
         self.post_init()
 
-    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> BaseModelOutput | tuple[Tensor, ...]:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
+    ) -> BaseModelOutput | tuple[Tensor, ...]:
         """input_ids (B, T) -> `last_hidden_state` (B, T, H), as the stock model computes it."""
-        return self.backbone(input_ids, **kwargs)
+        try:
+            return self.backbone(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        except IndexError:
+            if input_ids is not None:
+                check_token_ids(self, input_ids)
+            raise
 
 
 class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
@@ -240,7 +270,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         exit_policy: ExitPolicy | dict[str, Any] | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
     ) -> RomeBertClassifierOutput:
         """Classify a batch.
@@ -250,7 +280,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             labels: (B,) class ids, (B, C) multi-label targets, or (B,) numbers for regression.
             exit_policy: a policy from `make_policy` or its settings; rows then leave when it says so. `None` runs every layer,
                 whatever `config.exit_policy` says: that one is for the pipeline.
-            output_hidden_states, output_attentions: return them too; only without a policy. Left out, the config says.
+            output_hidden_states, output_attentions: return them too; only without a policy. Left out, the config says. Indices
+                of hidden states, as stock models take them, leave `None` in the place of the others.
 
         Raises:
             ValueError: inputs, labels or policy that do not fit the model.
@@ -277,7 +308,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         else:
             states = self._walk(embed(self, *inputs), attention_mask, position_ids, keep_all=bool(wants_states))
         weights = self._pooling_weights(next(iter(states.values())), attention_mask)
-        last = self.config.num_hidden_layers  # whose state is finished already, as in the stock model
+        last = self.exit_layers[-1]  # whose state is finished already, as in the stock model
         seen = {depth: states[depth] if depth == last else self._finish(states[depth]) for depth in self.exit_layers}
         exit_logits = torch.stack([self.exits[str(depth)](state, weights) for depth, state in seen.items()], dim=1)
         loss = None
@@ -288,8 +319,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             loss=loss,
             logits=exit_logits[:, -1],
             exit_logits=exit_logits,
-            exit_layer=torch.full((exit_logits.shape[0],), self.config.num_hidden_layers, device=exit_logits.device),
-            hidden_states=tuple(states.values()) if wants_states else None,
+            exit_layer=torch.full((exit_logits.shape[0],), last, device=exit_logits.device),
+            hidden_states=_selected(tuple(states.values()), wants_states) if wants_states else None,
             attentions=attentions,
         )
 
@@ -332,7 +363,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             hidden = self._step(run, layer, hidden)
             if keep_all or str(depth) in self.exits:
                 kept[depth] = hidden
-        kept[self.config.num_hidden_layers] = self._finish(hidden)
+        kept[self.exit_layers[-1]] = self._finish(hidden)
         return kept
 
     def _stock_states(
@@ -344,6 +375,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         inputs_embeds: Tensor | None,
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
         """Hidden states by layers run, and attentions, from the backbone's own forward: attentions are recorded there."""
+        check_inputs(self, input_ids, attention_mask, inputs_embeds)
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -352,6 +384,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_hidden_states=True,
             output_attentions=True,
+            return_dict=True,
         )
         states = self._adapter.states_by_layer(self.backbone.config, outputs.hidden_states)
         return dict(enumerate(states)), outputs.attentions
