@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
-from typing_extensions import Unpack
 
 from .backbones import Adapter, RunLayer, adapter_for, check_inputs, check_layout, check_token_ids, embed
 from .configuration_romebert import VERSION, RomeBertConfig
@@ -90,8 +90,10 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        if backbone is None:  # in the type that the exits have, whatever type the config was saved with
+        if backbone is None:
+            dtype = config.dtype  # on which a stock model's constructor looks as little: encoder and exits are of the default type
             backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+            config.dtype = dtype
         self.backbone = backbone
         self._adapter: Adapter = adapter_for(config.backbone_config)  # how its family is walked
         # Longest text that there are positions for, in tokens; `None` where any length runs.
