@@ -200,7 +200,7 @@ class RomeBertModel(RomeBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput | tuple[Tensor, ...]:
         """input_ids (B, T) -> `last_hidden_state` (B, T, H), as the stock model computes it."""
         try:
