@@ -3,6 +3,7 @@
 Names and validates; it builds nothing. What a policy means is in policies.py, what the loss settings mean in losses.py.
 """
 
+import copy
 import itertools
 import os
 from pathlib import Path
@@ -18,6 +19,9 @@ if int(transformers.__version__.partition(".")[0]) < 5:  # before anything is im
 
 from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Model types of the encoders that can be a backbone: those with an adapter in backbones.py, which tells how to add one.
 FAMILIES = (
@@ -34,8 +38,14 @@ FAMILIES = (
 )
 VERSION = "0.1.0"  # of this package
 EXIT_POOLINGS = ("cls", "mean")
+LABELS = ("num_labels", "id2label", "label2id")
 # Settings that the library writes on any model's config, whether or not they say something about it.
 WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
+# Settings that every config has and that the backbone obeys. Like those of its own they live in `backbone_config` alone.
+OBEYED_BY_THE_BACKBONE = (
+    *("dtype", "output_hidden_states", "_output_attentions", "return_dict", "chunk_size_feed_forward"),
+    *("per_layer_config", "tie_last_hidden_states", "rope_scaling"),
+)
 # Ends this file in a saved model's folder, followed by an import of each other file of the model. transformers finds a model's
 # class by that of its config, and tells the configs of two folders apart by this file and those that it imports: without it, two
 # versions of the other files would mix. All are named, as some versions (4.57 and 5.0 among them) copy only what this file imports.
@@ -60,27 +70,36 @@ class CustomPipelines(dict[str, Any]):
 class RomeBertConfig(PreTrainedConfig):
     """Configuration of a multi-exit text classifier.
 
+    A setting of the encoder (`hidden_dropout_prob`, `layer_norm_eps`, `dtype`, `output_hidden_states`, ... by any name that its
+    family has for it) lives in `backbone_config`. It may be read and written on either of the two configs. Labels, problem type
+    and what is listed below live here.
+
     Args:
         backbone_config: config (or its dict) of any supported encoder. Left out, keyword arguments that belong to
             `BertConfig` (`hidden_size`, `num_hidden_layers`, ...) describe a BERT backbone.
         exit_layers: layers that carry an exit, counted from 1 as the number of layers run, strictly increasing.
-            `None` means every layer. The last layer always has an exit and is appended when it is not named.
+            `None` means every layer. The last layer always has an exit and is appended when it is not named. When
+            `num_hidden_layers` is written later, every layer stays every layer, and the last exit moves to the new last layer.
         exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of the attended tokens.
         exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}` or
             `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline; written by `calibrate`.
         distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights, exit_reduction:
             the joint loss that the model returns when it is given labels, see `modeling_romebert.ExitLoss`.
         romebert_version: version of this package that wrote the config; set by `save_pretrained`.
-        **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...) and of `BertConfig`.
+        **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...; left out, the labels are those of
+            `backbone_config`) and, without a `backbone_config`, of `BertConfig`.
 
     Raises:
-        ValueError: the backbone is no supported encoder, `exit_layers` or `exit_pooling` is out of range, a backbone argument
-            is given twice, or the config was written by a newer major version of this package.
+        ValueError: the backbone is no supported encoder, `exit_layers`, `exit_pooling` or `id2label` is out of range, a backbone
+            argument contradicts `backbone_config`, or the config was written by a newer major version of this package.
 
     Example:
         >>> config = RomeBertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64)
         >>> config.exit_layers
         [1, 2, 3, 4]
+        >>> config.hidden_dropout_prob = 0.0
+        >>> config.backbone_config.hidden_dropout_prob
+        0.0
     """
 
     model_type = "romebert"
@@ -105,33 +124,11 @@ class RomeBertConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         _check_version(romebert_version)
-        for_backbone = {name: kwargs.pop(name) for name in sorted(_own_fields(BertConfig) & kwargs.keys())}
         if backbone_config is None:
-            backbone_config = BertConfig(**for_backbone)
-        elif misplaced := sorted(for_backbone.keys() - WRITTEN_BY_THE_LIBRARY):
-            raise ValueError(
-                f"{', '.join(misplaced)}: belongs to the backbone, and backbone_config is given too. Set it on backbone_config."
-            )
-        else:
-            kwargs |= for_backbone
-        if isinstance(backbone_config, dict):
-            settings = dict(backbone_config)
-            model_type = settings.pop("model_type", "bert")
-            _check_family(model_type)
-            backbone_config = AutoConfig.for_model(model_type, **settings)
-        if not isinstance(backbone_config, PreTrainedConfig):
-            raise TypeError(f"backbone_config is a {type(backbone_config).__name__}; give a config of transformers or its dict.")
-        _check_family(backbone_config.model_type)
-        if getattr(backbone_config, "is_decoder", False):
-            raise ValueError(
-                f"backbone_config is a decoder ({backbone_config.model_type}, is_decoder=True); exits need an encoder that sees the"
-                " whole text. Set is_decoder=False."
-            )
-        if exit_pooling not in EXIT_POOLINGS:
-            raise ValueError(f"exit_pooling={exit_pooling!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
-
-        self.backbone_config: PreTrainedConfig = backbone_config
-        self.exit_layers = _checked_exit_layers(exit_layers, backbone_config.num_hidden_layers)
+            backbone_config = BertConfig(**{name: kwargs.pop(name) for name in _own_fields(BertConfig) & kwargs.keys()})
+        self.backbone_config = backbone = _as_backbone(backbone_config)
+        _refuse_contradictions(backbone, kwargs)
+        self.exit_layers = exit_layers
         self.exit_pooling = exit_pooling
         self.exit_policy = exit_policy
         self.distillation_weight = distillation_weight
@@ -141,8 +138,16 @@ class RomeBertConfig(PreTrainedConfig):
         self.exit_weights = exit_weights
         self.exit_reduction = exit_reduction
         self.romebert_version = romebert_version
-        # The library hands its own setting, None included, down to the backbone: start from the backbone's.
-        kwargs.setdefault("attn_implementation", backbone_config._attn_implementation)
+
+        if not any(kwargs.get(name) is not None for name in LABELS):
+            kwargs |= {"num_labels": backbone.num_labels, "id2label": backbone.id2label, "label2id": backbone.label2id}
+        kwargs.setdefault("problem_type", backbone.problem_type)
+        # The library writes its default, which goes down to the backbone, wherever nothing is given: give what the backbone says.
+        if "torch_dtype" in kwargs:
+            kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
+        for name in ("dtype", "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"):
+            kwargs.setdefault(name, getattr(backbone, name))
+        kwargs.setdefault("attn_implementation", backbone._attn_implementation)
         super().__init__(**kwargs)
 
     def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
@@ -151,6 +156,83 @@ class RomeBertConfig(PreTrainedConfig):
         super().__init_subclass__(*args, **kwargs)
         if not brings_its_own:
             del cls.__init__
+
+    # ---- one place for each setting
+
+    def __getattr__(self, name: str) -> Any:
+        """What this config does not have is looked up in the backbone's."""
+        backbone = self.__dict__.get("backbone_config")
+        if backbone is not None and not name.startswith("_") and hasattr(backbone, name):
+            return getattr(backbone, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A setting of the backbone is written there; one of this config is checked."""
+        if self._lives_in_the_backbone(name):
+            setattr(self.backbone_config, name, value)
+            return
+        if name == "backbone_config":
+            value = _as_backbone(value)
+        elif name == "exit_pooling" and value not in EXIT_POOLINGS:
+            raise ValueError(f"exit_pooling={value!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
+        elif name == "id2label" and value is not None:
+            value = _checked_labels(value)
+        super().__setattr__(name, value)
+        if name == "id2label" and value is not None and not _names_match(value, self.__dict__.get("label2id")):
+            self.label2id = {label: index for index, label in value.items()}
+
+    def _lives_in_the_backbone(self, name: str) -> bool:
+        backbone = self.__dict__.get("backbone_config")
+        if backbone is None or hasattr(type(self), name) or name in self.__dict__:
+            return False
+        return not name.startswith("_") and hasattr(backbone, name)
+
+    def __copy__(self) -> Any:
+        """A copy whose settings, the backbone's included, may be written without changing this config."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, backbone_config=copy.copy(self.backbone_config))
+        return other
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        return self.backbone_config._attn_implementation
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
+        PreTrainedConfig._attn_implementation.fset(self, value)  # hands it down
+
+    @property
+    def exit_layers(self) -> list[int]:
+        """Layers with an exit, of the layers that the backbone has now."""
+        layers: list[int] = self.__dict__["exit_layers"]
+        written_for, depth = layers[-1], self.num_hidden_layers
+        if written_for == depth:
+            return layers
+        if len(layers) == written_for:  # every layer
+            return list(range(1, depth + 1))
+        return [*(layer for layer in layers[:-1] if layer < depth), depth]
+
+    @exit_layers.setter
+    def exit_layers(self, exit_layers: list[int] | None) -> None:
+        self.__dict__["exit_layers"] = _checked_exit_layers(exit_layers, self.num_hidden_layers)
+
+    def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The backbone's config has done so in its own way."""
+        return kwargs
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """As in `PreTrainedConfig`; what others depend on is written first."""
+        super().update(_in_order(config_dict))
+
+    def validate(self) -> None:
+        """As in `PreTrainedConfig`, on both levels; on saving."""
+        super().validate()
+        if (validate := getattr(self.backbone_config, "validate", None)) is not None:
+            validate()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `PreTrainedConfig`; settings of the backbone are in the dict `backbone_config`, an exit policy is its settings."""
+        return super().to_dict() | {"exit_layers": list(self.exit_layers), "exit_policy": plain(self.exit_policy)}
 
     @classmethod
     def from_backbone(cls, backbone: Any, **settings: Any) -> Any:
@@ -179,30 +261,6 @@ class RomeBertConfig(PreTrainedConfig):
             config = config.to_dict()
         return cls.from_dict(config, **settings)
 
-    @property
-    def hidden_size(self) -> int:
-        return self.backbone_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self.backbone_config.num_hidden_layers
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.backbone_config.num_attention_heads
-
-    @property
-    def initializer_range(self) -> float:
-        return self.backbone_config.initializer_range
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backbone_config.vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, size: int) -> None:  # resize_token_embeddings writes it
-        self.backbone_config.vocab_size = size
-
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in `PreTrainedConfig`; beside the code of a model, this file's copy names it."""
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -212,10 +270,6 @@ class RomeBertConfig(PreTrainedConfig):
             siblings = {model.stem, *(Path(file).stem for file in get_relative_import_files(model))} - {here.stem}
             imports = "".join(f"    from .{name} import *  # noqa: F403\n" for name in sorted(siblings))
             here.write_text(source + NAMES_THE_MODEL + imports, encoding="utf-8")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in `PreTrainedConfig`; an exit policy is its settings, in plain numbers."""
-        return super().to_dict() | {"exit_policy": plain(self.exit_policy)}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -229,15 +283,31 @@ class RomeBertConfig(PreTrainedConfig):
         config_dict = _nest_plain_config(config_dict, cls.model_type)
         if INSTALLED:
             _leave_to_what_is_installed(config_dict)
-        config_dict.update({name: kwargs.pop(name) for name in _own_fields(cls) & kwargs.keys()})
-        backbone = config_dict.get("backbone_config")
-        if backbone is None:  # as in __init__, what belongs to BERT describes the backbone
-            backbone = {name: config_dict.pop(name) for name in _own_fields(BertConfig) & config_dict.keys()}
-        backbone = dict(backbone) if isinstance(backbone, dict) else backbone.to_dict()
-        _check_family(model_type := backbone.get("model_type", "bert"))
-        for_backbone = _own_fields(CONFIG_MAPPING[model_type]) & kwargs.keys()
-        backbone.update({name: kwargs.pop(name) for name in for_backbone})
-        return super().from_dict({**config_dict, "backbone_config": backbone}, **kwargs)
+        config_dict = _with_labels(config_dict, {name: kwargs.pop(name) for name in LABELS if name in kwargs})
+        config_dict.setdefault("problem_type", None)
+        for_constructor = (_own_fields(cls) - {"backbone_config", "exit_layers"}) & kwargs.keys()
+        config_dict |= {name: kwargs.pop(name) for name in for_constructor}
+        if (backbone := kwargs.get("backbone_config")) is not None:
+            stored = config_dict.setdefault("backbone_config", backbone)
+            if _model_type(backbone, default=_model_type(stored)) != _model_type(stored):
+                kwargs["backbone_config"] = _as_backbone(backbone)  # the library would write it into the stored one
+        return super().from_dict(config_dict, **_in_order(_take_misplaced(config_dict) | kwargs))
+
+
+def _setting_of_the_backbone(name: str) -> property:
+    """A setting that `PreTrainedConfig` would keep on both levels, kept in `backbone_config` alone."""
+
+    def read(self: RomeBertConfig) -> Any:
+        return getattr(self.backbone_config, name)
+
+    def write(self: RomeBertConfig, value: Any) -> None:
+        setattr(self.backbone_config, name, value)
+
+    return property(read, write)
+
+
+for _name in OBEYED_BY_THE_BACKBONE:
+    setattr(RomeBertConfig, _name, _setting_of_the_backbone(_name))
 
 
 def _check_version(written_by: str) -> None:
@@ -266,6 +336,99 @@ def _check_family(model_type: str) -> None:
         f"backbone model_type={model_type!r} {problem}; choose from {', '.join(FAMILIES)}. The docstring of"
         " modeling_romebert/backbones.py tells how to add a family."
     )
+
+
+def _model_type(backbone: PreTrainedConfig | dict[str, Any], default: str = "bert") -> str:
+    return backbone.get("model_type", default) if isinstance(backbone, dict) else backbone.model_type
+
+
+def _as_backbone(backbone: Any) -> PreTrainedConfig:
+    """The config of a supported encoder, or its dict -> the config."""
+    if isinstance(backbone, dict):
+        _check_family(model_type := _model_type(backbone))
+        backbone = AutoConfig.for_model(model_type, **{name: value for name, value in backbone.items() if name != "model_type"})
+    if not isinstance(backbone, PreTrainedConfig):
+        raise TypeError(f"backbone_config is a {type(backbone).__name__}; give a config of transformers or its dict.")
+    _check_family(backbone.model_type)
+    if getattr(backbone, "is_decoder", False):
+        raise ValueError(
+            f"backbone_config is a decoder ({backbone.model_type}, is_decoder=True); exits need an encoder that sees the"
+            " whole text. Set is_decoder=False."
+        )
+    return backbone
+
+
+def _refuse_contradictions(backbone: PreTrainedConfig, given: dict[str, Any]) -> None:
+    """Hold keyword arguments of `RomeBertConfig` against its backbone's config, and those about labels against each other."""
+    for name in sorted(_own_fields(type(backbone)) & given.keys()):
+        if given[name] != getattr(backbone, name):
+            raise ValueError(
+                f"{name}={given[name]!r} belongs to the backbone, and backbone_config is given too, which says"
+                f" {getattr(backbone, name)!r}. Set it on backbone_config alone."
+            )
+    num_labels, id2label, label2id = (given.get(name) for name in LABELS)
+    if id2label is None and label2id:
+        id2label = given["id2label"] = {index: label for label, index in label2id.items()}
+    if id2label is None:
+        return
+    id2label = _checked_labels(id2label)
+    if num_labels is not None and num_labels != len(id2label):
+        raise ValueError(
+            f"num_labels={num_labels} and id2label={id2label} with {len(id2label)} labels contradict each other. Give one."
+        )
+    if label2id and not _names_match(id2label, label2id):
+        raise ValueError(f"id2label={id2label} and label2id={label2id} contradict each other. Give id2label alone.")
+
+
+def _checked_labels(id2label: Any) -> dict[int, str]:
+    """Names of labels by id, in the order of the ids, which are 0, 1, ..., C - 1."""
+    try:
+        labels = {int(index): label for index, label in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        labels = {}
+    if not labels or len(labels) != len(id2label) or sorted(labels) != list(range(len(labels))):
+        example = dict(enumerate(labels.values() or ("negative", "positive")))
+        raise ValueError(
+            f"id2label={id2label!r}: give a dict from ids to labels, and count the ids from 0 without gaps, such as {example}."
+            " Labels in data that count otherwise are mapped to these ids first."
+        )
+    return dict(sorted(labels.items()))
+
+
+def _names_match(id2label: dict[int, str], label2id: dict[str, Any] | None) -> bool:
+    """Whether every label's name leads back to its id."""
+    return label2id is not None and all(str(label2id.get(label)) == str(index) for index, label in id2label.items())
+
+
+def _with_labels(config_dict: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A config's dict with its labels overridden as a whole, if any are given: a number, names by id, or ids by name."""
+    given = {name: value for name, value in given.items() if value is not None}
+    stored = {name: value for name, value in config_dict.items() if name in LABELS and value is not None}
+    if given and given != {"num_labels": len(stored.get("id2label", ()))}:
+        stored = given
+    # A dict without labels means the library's two, whatever its backbone's say.
+    return {name: value for name, value in config_dict.items() if name not in LABELS} | (stored or {"num_labels": 2})
+
+
+def _take_misplaced(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """Take out settings of the backbone that stand beside `backbone_config`. As they were written last, or by hand, they count."""
+    backbone = config_dict.get("backbone_config")
+    if backbone is None:
+        return {}
+    _check_family(model_type := _model_type(backbone))
+    misplaced = {name: config_dict.pop(name) for name in _own_fields(CONFIG_MAPPING[model_type]) & config_dict.keys()}
+    within = backbone if isinstance(backbone, dict) else backbone.to_dict()
+    for name in sorted(misplaced.keys() & within.keys() - WRITTEN_BY_THE_LIBRARY):
+        if misplaced[name] != within[name]:
+            logger.warning(
+                f"{name}={misplaced[name]!r} stands beside backbone_config, which says {within[name]!r}; the former counts."
+            )
+    return misplaced
+
+
+def _in_order(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in the order in which to write them: the backbone first, then what it holds, then exits at its layers."""
+    return dict(sorted(settings.items(), key=lambda item: {"backbone_config": 0, "exit_layers": 2}.get(item[0], 1)))
 
 
 def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
@@ -306,8 +469,9 @@ def _nest_plain_config(config_dict: dict[str, Any], own_type: str) -> dict[str, 
     """
     if config_dict.get("model_type", own_type) in (own_type, RomeBertConfig.model_type):
         return dict(config_dict)
-    task = {name: config_dict[name] for name in ("id2label", "label2id", "problem_type") if config_dict.get(name) is not None}
-    own_entries = ("auto_map", "custom_pipelines", "architectures", *task)
+    labels = "id2label" if config_dict.get("id2label") is not None else "num_labels"
+    task = {name: config_dict[name] for name in (labels, "problem_type") if config_dict.get(name) is not None}
+    own_entries = ("auto_map", "custom_pipelines", "architectures", "problem_type", *LABELS)
     backbone = {name: value for name, value in config_dict.items() if name not in own_entries}
     return {"model_type": "romebert", "backbone_config": backbone, **task}
 

@@ -51,6 +51,11 @@ def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask
     return masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
 
 
+def _padding_id(backbone: PreTrainedModel) -> int:
+    """Of the config when the model was built: a Trainer may write it later."""
+    return backbone.embeddings.padding_idx
+
+
 def _places_from(first: Tensor, tokens: int) -> Tensor:
     """Where rows begin (B,) -> (B, T): places of their tokens, counted from there; 0 before."""
     return (torch.arange(tokens, device=first.device) - first[:, None]).clamp(min=0)
@@ -77,11 +82,11 @@ class Adapter:
         """input_ids (B, T) or inputs_embeds (B, T, embedding size), with what goes with them -> (B, T, H)"""
         return backbone.embeddings(**{name: inputs[name] for name in self.inputs})
 
-    def packed_positions(self, config: PreTrainedConfig, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def packed_positions(self, backbone: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Ids (T,) of packed texts, and their lengths -> (T,): the positions that `embeddings` would give each text alone."""
         return torch.cat([torch.arange(length) for length in lengths])
 
-    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
         """Positions (B, T) of rows that begin at `first` (B,), such as those with padding on the left.
 
         from_ids: whether there are token ids, by which some families count. `None` where `embeddings` gets them right itself.
@@ -127,13 +132,14 @@ class RobertaAdapter(Adapter):
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - config.pad_token_id - 1
 
-    def packed_positions(self, config: PreTrainedConfig, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        counts = input_ids != config.pad_token_id  # the padding token is not counted, not even within a text
+    def packed_positions(self, backbone: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        pad = _padding_id(backbone)
+        counts = input_ids != pad  # the padding token is not counted, not even within a text
         counted = torch.cat([of_text.cumsum(dim=0) for of_text in counts.split(list(lengths))])
-        return counted * counts + config.pad_token_id
+        return counted * counts + pad
 
-    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
-        return None if from_ids else _places_from(first, tokens) + config.pad_token_id + 1
+    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+        return None if from_ids else _places_from(first, tokens) + _padding_id(backbone) + 1
 
 
 class ElectraAdapter(Adapter):
@@ -161,7 +167,7 @@ class MPNetAdapter(Adapter):
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - 2  # its embeddings pad with position 1, whatever the config says
 
-    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
         return None if from_ids else _places_from(first, tokens) + 2
 
     def prepare(
@@ -186,8 +192,8 @@ class DebertaV2Adapter(Adapter):
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         return config.max_position_embeddings if config.position_biased_input else None
 
-    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
-        return _places_from(first, tokens) if config.position_biased_input else None
+    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+        return _places_from(first, tokens) if backbone.config.position_biased_input else None
 
     def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
         return backbone.embeddings(mask=attention_mask, **inputs)
@@ -252,7 +258,7 @@ class ModernBertAdapter(Adapter):
     def max_tokens(self, config: PreTrainedConfig) -> None:
         return None
 
-    def shifted_positions(self, config: PreTrainedConfig, first: Tensor, tokens: int, from_ids: bool) -> None:
+    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> None:
         return None  # rotary: only distances count
 
     def prepare(
@@ -321,7 +327,8 @@ def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | 
     """Whether ids (B, T) or embeddings (B, T, H) and a mask fit one of our models.
 
     Raises:
-        ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, or a mask that is not (B, T).
+        ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, a mask that is not (B, T), or ids
+            beyond the vocabulary, see `check_token_ids`.
     """
     given = input_ids if input_ids is not None else inputs_embeds
     if given is None or (input_ids is not None and inputs_embeds is not None):
@@ -335,4 +342,31 @@ def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | 
     if attention_mask is not None and attention_mask.shape != (rows, tokens):
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows}, {tokens})."
+        )
+    if input_ids is not None:
+        check_token_ids(model, input_ids)
+
+
+def vocabulary_size(model: Any) -> int:
+    """Token ids that a model has embeddings for."""
+    embeddings = model.get_input_embeddings()
+    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else model.config.vocab_size
+
+
+def check_token_ids(model: Any, input_ids: Tensor) -> None:
+    """Whether the vocabulary of one of our models has ids (...). Ids on a GPU are not looked at, which would wait for the device:
+    where they go there in the package, call this first.
+
+    Raises:
+        ValueError: an id that is not in the vocabulary, as those of tokens that were added to a tokenizer later.
+    """
+    if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    known = vocabulary_size(model)
+    lowest, highest = (value.item() for value in input_ids.aminmax())
+    if lowest < 0 or highest >= known:
+        raise ValueError(
+            f"input_ids contain {lowest if lowest < 0 else highest}, but the model's vocabulary has {known} tokens, from 0 to"
+            f" {known - 1}. Use the model's own tokenizer. If tokens were added to it, call"
+            " model.resize_token_embeddings(len(tokenizer)) and train."
         )

@@ -85,7 +85,7 @@ class TorchEncoder:
 
         ids = flat("input_ids")
         types = flat("token_type_ids") if "token_type_ids" in inputs else torch.zeros_like(ids)
-        positions = self.adapter.packed_positions(self.backbone.config, ids[0, :tokens], lengths)  # (T,)
+        positions = self.adapter.packed_positions(self.backbone, ids[0, :tokens], lengths)  # (T,)
         positions = F.pad(positions, (0, ids.shape[1] - tokens)).unsqueeze(0)
         named = {"input_ids": ids, "token_type_ids": types, "position_ids": positions, "inputs_embeds": None}
         return PackedBatch(self.adapter.embed(self.backbone, None, **named), lengths)
@@ -113,7 +113,7 @@ class TorchEncoder:
         positions = inputs["position_ids"]
         if positions is None and mask is not None and may_begin_late(mask):
             first = first_attended(mask)  # (B,)
-            positions = self.adapter.shifted_positions(self.backbone.config, first, mask.shape[1], from_ids=ids is not None)
+            positions = self.adapter.shifted_positions(self.backbone, first, mask.shape[1], from_ids=ids is not None)
         return {**inputs, "position_ids": positions}
 
     # ---- the loop's side

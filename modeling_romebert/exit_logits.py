@@ -10,11 +10,12 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 from transformers.utils import logging
 
-from .text_batcher import text_and_pair, was_cut, with_truncation
+from .backbones import check_token_ids
 from .dataset_checks import check_length
 from .labels import LabelReader, say_ignored, take_class_names
 from .losses import IGNORED_LABEL
 from .scoring import each
+from .text_batcher import text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)
 
@@ -112,8 +113,9 @@ def _run(model: Any, inputs: list[dict[str, Any]], tokenizer: Any, batch_size: i
     collected = torch.empty(0)
     for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
         rows = order[start : start + batch_size]
-        batch = collate([inputs[row] for row in rows]).to(model.device)
-        exit_logits = model(**batch).exit_logits.float().cpu()  # (b, E, C)
+        batch = collate([inputs[row] for row in rows])
+        check_token_ids(model, batch["input_ids"])  # while they are on the host
+        exit_logits = model(**batch.to(model.device)).exit_logits.float().cpu()  # (b, E, C)
         if start == 0:
             collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
         collected[rows] = exit_logits

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .backbones import Adapter, adapter_for, check_layout
+from .backbones import Adapter, adapter_for, check_layout, check_token_ids
 from .batch_layout import PaddedBatch
 from .configuration_romebert import VERSION, RomeBertConfig
 from .early_exit import all_exits, classify
@@ -48,8 +49,16 @@ class RomeBertClassifierOutput(ModelOutput):
     logits: Tensor | None = None
     exit_logits: Tensor | None = None
     exit_layer: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+def _selected(states: tuple[Tensor, ...], which: bool | int | Sequence[int]) -> tuple[Tensor | None, ...]:
+    """Hidden states by their indices, negative ones counted from the end; `True` is all of them. `None` for the others."""
+    if which is True:
+        return states
+    count, indices = len(states), [which] if isinstance(which, int) else which
+    return tuple(state if index in indices or index - count in indices else None for index, state in enumerate(states))
 
 
 class RomeBertPreTrainedModel(PreTrainedModel):
@@ -69,12 +78,15 @@ class RomeBertPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        if backbone is None:
+            dtype = config.dtype  # on which a stock model's constructor looks as little: encoder and exits are of the default type
+            backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+            config.dtype = dtype
+        self.backbone = backbone
         self.adapter: Adapter = adapter_for(config.backbone_config)  # how its family is walked
         # Longest text that there are positions for, in tokens; `None` where any length runs.
         self.max_tokens: int | None = self.adapter.max_tokens(config.backbone_config)
         check_layout(self.backbone)
-        config._attn_implementation = self.backbone.config._attn_implementation  # not every family has every one
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None  # each exit has its own; an unused one would stall distributed training
 
@@ -152,7 +164,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         backbone, pooler, info = load_plain(name, config.backbone_config, **kwargs)
         config = copy.deepcopy(config)  # the caller's stays as it is; ours holds what was loaded, with its dtype and attention
         backbone.config._name_or_path = config.backbone_config._name_or_path
-        config.backbone_config, config.dtype = backbone.config, backbone.dtype
+        config.backbone_config = backbone.config
         model = cls(config, backbone=backbone)
         model.to(device=backbone.device, dtype=backbone.dtype)
         model._start_from(pooler)
@@ -173,9 +185,26 @@ class RomeBertModel(RomeBertPreTrainedModel):
         super().__init__(config, backbone)
         self.post_init()
 
-    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> BaseModelOutput | tuple[Tensor, ...]:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput | tuple[Tensor, ...]:
         """input_ids (B, T) -> `last_hidden_state` (B, T, H), as the stock model computes it."""
-        return self.backbone(input_ids, **kwargs)
+        if input_ids is not None:
+            check_token_ids(self, input_ids)
+        return self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
 
 
 class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
@@ -242,7 +271,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         exit_policy: ExitPolicy | dict[str, Any] | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
     ) -> RomeBertClassifierOutput:
         """Classify a batch.
@@ -252,7 +281,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             labels: (B,) class ids, (B, C) multi-label targets, or (B,) numbers for regression.
             exit_policy: a policy from `make_policy` or its settings; rows then leave when it says so. `None` runs every layer,
                 whatever `config.exit_policy` says: that one is for the pipeline.
-            output_hidden_states, output_attentions: return them too; only without a policy. Left out, the config says.
+            output_hidden_states, output_attentions: return them too; only without a policy. Left out, the config says. Indices
+                of hidden states, as stock models take them, leave `None` in the place of the others.
 
         Raises:
             ValueError: inputs, labels or policy that do not fit the model.
@@ -288,8 +318,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             loss=loss,
             logits=exit_logits[:, -1],
             exit_logits=exit_logits,
-            exit_layer=torch.full((exit_logits.shape[0],), self.config.num_hidden_layers, device=exit_logits.device),
-            hidden_states=tuple(states) if states is not None and wants_states else None,
+            exit_layer=torch.full((exit_logits.shape[0],), self.exit_layers[-1], device=exit_logits.device),
+            hidden_states=_selected(tuple(states), wants_states) if states is not None and wants_states else None,
             attentions=attentions,
         )
 
@@ -319,7 +349,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     def _all_exits_of_stock_states(self, inputs: dict[str, Tensor | None]) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
         """Exit logits (B, E, C), hidden states and attentions by the backbone's own forward: attentions are recorded there."""
         encoder, last = TorchEncoder(self), self.exit_layers[-1]
-        outputs = self.backbone(**encoder.with_positions(inputs), output_hidden_states=True, output_attentions=True)
+        recorded = {"output_hidden_states": True, "output_attentions": True, "return_dict": True}
+        outputs = self.backbone(**encoder.with_positions(inputs), **recorded)
         states = list(self.adapter.states_by_layer(self.backbone.config, outputs.hidden_states))
         logits = []
         for layer in self.exit_layers:

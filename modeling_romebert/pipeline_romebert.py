@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
+from .backbones import check_token_ids
 from .policies import ExitPolicy, as_policy, threshold_settings
 from .scoring import ResultFormat, each, policy_for, score
 from .text_batcher import text_and_pair, was_cut, with_truncation
@@ -127,6 +128,7 @@ class EarlyExitPipeline(TextClassificationPipeline):
         encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)
         if was_cut(self.tokenizer, encoded, 0, text, pair, settings):
             logger.warning_once(f"A text was longer than {settings['max_length']} tokens and was cut. This is said once.")
+        check_token_ids(self.model, encoded["input_ids"])
         return encoded
 
     def _forward(self, model_inputs: Any, exit_policy: Any = None, **_of_bulk_scoring: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.pipelines.text_classification import ClassificationFunction, sigmoid, softmax
 from transformers.utils import logging
 
+from .backbones import vocabulary_size
 from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .policies import ExitPolicy, FullDepth, as_policy
 from .rebatching import Scheduler, batches_of
@@ -112,7 +113,7 @@ def score(
         rebatching and policy.can_rebatch(),
         on_error == "skip",
     )
-    batcher = TextBatcher(tokenizer, model.max_tokens, model.config.vocab_size, tokenizer_settings)
+    batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
     length = len(texts) if isinstance(texts, Sized) else None
 
     def results() -> Iterator[Any]:

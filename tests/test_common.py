@@ -1,5 +1,6 @@
 """What transformers' common tests ask of every model: loading options, sizes, initialisation, compilers, and no pickles."""
 
+import inspect
 import json
 import os
 import shutil
@@ -170,6 +171,20 @@ def test_tuple_and_dict_hold_the_same(saved):
     assert isinstance(model(ids, mask), tuple)
     alone = RomeBertModel.from_pretrained(saved[1])
     assert torch.equal(alone(ids, attention_mask=mask, return_dict=False)[0], alone(ids, attention_mask=mask).last_hidden_state)
+
+
+@torch.no_grad()
+def test_the_encoder_names_its_inputs_as_stock_ones_do():
+    """A Trainer passes on what the signature names; a config that asks for all states gives them."""
+    stock = inspect.signature(BertModel.forward).parameters
+    ours = inspect.signature(RomeBertModel.forward).parameters
+    assert {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"} <= ours.keys() & stock.keys()
+    encoder, (ids, mask) = RomeBertModel(RomeBertConfig(tiny_backbone())).eval(), padded_batch()
+    embedded = encoder(inputs_embeds=encoder.get_input_embeddings()(ids), attention_mask=mask)
+    assert torch.equal(embedded.last_hidden_state, encoder(ids, mask).last_hidden_state)
+    wholly = encoder(ids, mask, torch.ones_like(ids), output_hidden_states=True)
+    expected = encoder.backbone(ids, attention_mask=mask, token_type_ids=torch.ones_like(ids)).last_hidden_state
+    assert torch.equal(wholly.hidden_states[-1], expected)
 
 
 # ---- vocabulary

@@ -13,6 +13,7 @@ from transformers import (
     BartConfig,
     BertConfig,
     CamembertConfig,
+    DistilBertConfig,
     FNetConfig,
     GPT2Config,
     LlamaConfig,
@@ -141,11 +142,20 @@ def test_unknown_pooling():
         RomeBertConfig(exit_pooling="max")
 
 
-def test_backbone_argument_given_twice():
-    with pytest.raises(
-        ValueError, match="hidden_size, num_hidden_layers: belongs to the backbone, and backbone_config is given too"
-    ):
-        RomeBertConfig(tiny_backbone(), num_hidden_layers=2, hidden_size=16)
+@pytest.mark.parametrize(
+    ("backbone", "given", "message"),
+    [
+        (tiny_backbone(), {"hidden_size": 16}, "hidden_size=16 belongs to the backbone.*backbone_config.*says 32"),
+        (tiny_backbone(DistilBertConfig), {"n_layers": 2}, "n_layers=2 belongs to the backbone.*backbone_config.*says 4"),
+        (tiny_backbone(DistilBertConfig), {"num_hidden_layers": 2}, "num_hidden_layers=2 belongs to the backbone.*says 4"),
+    ],
+)
+def test_backbone_argument_given_twice(backbone, given, message):
+    with pytest.raises(ValueError, match=message):
+        RomeBertConfig(backbone, **given)
+    with pytest.raises(ValueError, match=message):
+        RomeBertConfig(backbone.to_dict(), **given)
+    assert RomeBertConfig(backbone, num_hidden_layers=4).num_hidden_layers == 4  # nor does it contradict
 
 
 @pytest.mark.parametrize(
@@ -291,7 +301,7 @@ def test_overrides_go_to_the_level_they_belong_to(tmp_path, no_warning):
         assert (config.backbone_config.hidden_dropout_prob, config.backbone_config.classifier_dropout) == (0.4, 0.2)
         assert type(config.backbone_config) is RobertaConfig
         assert unused == {"something_else": 1}
-        assert not hasattr(config, "hidden_dropout_prob")
+        assert "hidden_dropout_prob" not in vars(config)
 
 
 def test_fewer_layers_of_a_plain_config(tmp_path):

@@ -100,7 +100,11 @@ def test_run_folder_keeps_its_settings(here):
         ("own.csv", [{"sentence": "a", "label": 1}], "has no column text; it has sentence, label"),
         ("own.jsonl", [{"text": "a", "label": 1}], r"the column label holds \['1'\]; classification needs at least two"),
         ("own.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 0}], "2 rows are too few: the split leaves nothing for"),
-        ("own.csv", [{"text": "a", "label": 3.5}, {"text": "b", "label": 4}], r"holds numbers such as 3\.5, .* examples/train_glue\.py"),
+        (
+            "own.csv",
+            [{"text": "a", "label": 3.5}, {"text": "b", "label": 4}],
+            r"holds numbers such as 3\.5, .* examples/train_glue\.py",
+        ),
     ],
 )
 def test_file_that_cannot_be_used(here, name, rows, message):
