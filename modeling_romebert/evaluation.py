@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, EvalPrediction
+from transformers.trainer_pt_utils import nested_numpify
 
+from .losses import IGNORED_LABEL
 from .policies import ExitPolicy, as_policy, make_policy
 from .results import provenance, read_json, write_json
 
@@ -99,20 +101,60 @@ def predictions_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return (logits > 0).astype(int) if problem_type == "multi_label_classification" else logits[:, 0]
 
 
-def default_metric(problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
+def default_metric(problem_type: str) -> Callable[..., dict[str, float]]:
     """A `compute_metrics` for `Trainer`: accuracy for a single label, micro F1 for several, Pearson's r for regression."""
     return compute_metrics([DEFAULT_METRIC[problem_type]], problem_type)
 
 
-def compute_metrics(names: Sequence[str], problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Names in `METRICS` -> a `compute_metrics` for `Trainer` that reports them."""
-    metrics = dict(find_metric(name) for name in names)
+def compute_metrics(names: Sequence[str], problem_type: str) -> Callable[..., dict[str, float]]:
+    """Names in `METRICS` -> a `compute_metrics` for `Trainer` that reports them.
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predicted = predictions_of(prediction.predictions, problem_type)
-        return {name: metric(predicted, prediction.label_ids) for name, metric in metrics.items()}
+    It takes the logits as a `Trainer` hands them over: of all rows, as a list of batches (`eval_do_concat_batches=False`), or batch
+    by batch (`batch_eval_metrics=True`). Rows labelled -100 are left out; without any other row the figures are not a number.
+
+    Example:
+        >>> accuracy = compute_metrics(["accuracy"], "single_label_classification")
+        >>> logits = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+        >>> accuracy(EvalPrediction(logits, np.array([1, 0, -100])))
+        {'accuracy': 0.5}
+        >>> accuracy(EvalPrediction(logits, np.array([1, 1, 1])), compute_result=False)
+        {}
+        >>> accuracy(EvalPrediction(logits, np.array([0, 0, 0])), compute_result=True)
+        {'accuracy': 0.5}
+    """
+    metrics = dict(find_metric(name) for name in names)
+    batches: list[tuple[np.ndarray, np.ndarray]] = []  # predictions and references
+
+    def compute(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        logits, labels = prediction.predictions, prediction.label_ids
+        pairs = zip(logits, labels, strict=True) if isinstance(logits, list) else [(logits, labels)]
+        batches.extend(_scored_rows(*pair, problem_type) for pair in pairs)
+        if not compute_result:
+            return {}
+        predictions, references = map(np.concatenate, zip(*batches, strict=True))
+        batches.clear()
+        if not len(references):
+            return dict.fromkeys(metrics, float("nan"))
+        if problem_type == "regression" and predictions.ndim == 2:  # (N, C): each of the numbers has the same say
+            columns = list(zip(predictions.T, references.T, strict=True))
+            return {name: float(np.mean([metric(*column) for column in columns])) for name, metric in metrics.items()}
+        return {name: metric(predictions, references) for name, metric in metrics.items()}
 
     return compute
+
+
+def _scored_rows(logits: Any, labels: Any, problem_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) and labels of a batch -> predictions and references of the rows that have a label."""
+    # Where a model gives more, or is asked for more than labels, logits and labels come first.
+    logits, labels = (part[0] if isinstance(part, tuple) else part for part in (logits, labels))
+    logits, labels = (nested_numpify(part) if isinstance(part, Tensor) else np.asarray(part) for part in (logits, labels))
+    several_numbers = problem_type == "regression" and logits.shape[1] > 1
+    predictions = logits if several_numbers else predictions_of(logits, problem_type)
+    references = labels.reshape(predictions.shape)  # (N, 1) is a label per row too
+    if problem_type == "single_label_classification":
+        labelled = references != IGNORED_LABEL
+        return predictions[labelled], references[labelled]
+    return predictions, references
 
 
 @dataclass
