@@ -35,9 +35,10 @@ logger = logging.get_logger(__name__)
 class RomeBertTrainer(Trainer):
     """Trains and evaluates a `RomeBertForSequenceClassification`.
 
-    Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` sees the predictions of one
-    exit (N, C) at a time, and evaluation reports its figures for the last exit under their own names, for each exit as
-    `{name}_exit_{layer}` and averaged over exits as `{name}_mean`. Left out, it is accuracy, or what fits the problem type.
+    Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` and
+    `preprocess_logits_for_metrics` see one exit at a time, (N, C) and (B, C), and evaluation reports the figures of the last exit
+    under their own names, of each exit as `{name}_exit_{layer}` and, of what is a number, the mean over exits as `{name}_mean`
+    (exit_metrics.py). Without either, the metric is accuracy, or what fits the problem type. Losses are those of the objective.
 
     Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the labels), and with
     regularization `gradient_cosine` (of the two gradients on the shared weights) and `projected` (share of steps in which they
@@ -278,10 +279,7 @@ class RomeBertTrainer(Trainer):
         self._default_metric = None
         if metric == self._default_metrics and preprocess is not None:
             metric = None  # it takes logits
-        if metric is not None:
-            self.compute_metrics = ExitMetrics(metric, self.model.config.exit_layers)
-        else:
-            self.compute_metrics = None
+        self.compute_metrics = None if metric is None else ExitMetrics(metric, self.model.config.exit_layers)
         if preprocess is not None:
             self.preprocess_logits_for_metrics = for_each_exit(preprocess)
         # Gathered as objects, a tuple would lose exits with the rows beyond the dataset's end. The loop sets the library's again.

@@ -513,7 +513,7 @@ RAISES = {
     "metrics-return-nothing": "TypeError",
     "metrics-return-a-list": "TypeError",
     "by-batch-without-the-argument": "ValueError",
-    "dataset-by-another-name": "KeyError",
+    "dataset-by-name-that-is-not-there": "KeyError",
     "no-eval-dataset": "ValueError",
     "no-eval-dataset-to-train-with": "ValueError",
     "stream-without-an-end": "ValueError",
