@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from transformers import EvalPrediction
+from transformers.trainer_pt_utils import nested_numpify
 
 from .losses import IGNORED_LABEL
 
@@ -137,22 +138,53 @@ def predictions_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
-def default_metric(problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
+def default_metric(problem_type: str) -> Callable[..., dict[str, float]]:
     """A `compute_metrics` for `Trainer`: accuracy for a single label, micro F1 for several, Pearson's r for regression."""
     return compute_metrics([DEFAULT_METRIC[problem_type]], problem_type)
 
 
-def compute_metrics(names: Sequence[str], problem_type: str) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Names in `METRICS` -> a `compute_metrics` for `Trainer` that reports them, of the rows that have a label."""
-    metrics = dict(find_metric(name, problem_type) for name in names)
+def compute_metrics(names: Sequence[str], problem_type: str) -> Callable[..., dict[str, float]]:
+    """Names in `METRICS` -> a `compute_metrics` for `Trainer` that reports them, of the rows that have a label.
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predicted, labels = predictions_of(prediction.predictions, problem_type), np.asarray(prediction.label_ids)
-        if problem_type == SINGLE:
-            labelled = labels.reshape(-1) != IGNORED_LABEL
-            predicted, labels = predicted[labelled], labels.reshape(-1)[labelled]
-        elif problem_type == REGRESSION:
-            labels = labels.reshape(predicted.shape)
-        return {name: metric(predicted, labels) for name, metric in metrics.items()}
+    It takes the logits as a `Trainer` hands them over: of all rows, as a list of batches (`eval_do_concat_batches=False`), or batch
+    by batch (`batch_eval_metrics=True`). Rows labelled -100 are left out; without any other row the figures are not a number.
+
+    Example:
+        >>> accuracy = compute_metrics(["accuracy"], "single_label_classification")
+        >>> logits = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
+        >>> accuracy(EvalPrediction(logits, np.array([1, 0, -100])))
+        {'accuracy': 0.5}
+        >>> accuracy(EvalPrediction(logits, np.array([1, 1, 1])), compute_result=False)
+        {}
+        >>> accuracy(EvalPrediction(logits, np.array([0, 0, 0])), compute_result=True)
+        {'accuracy': 0.5}
+    """
+    metrics = dict(find_metric(name, problem_type) for name in names)
+    batches: list[tuple[np.ndarray, np.ndarray]] = []  # predictions and references
+
+    def compute(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        logits, labels = prediction.predictions, prediction.label_ids
+        pairs = zip(logits, labels, strict=True) if isinstance(logits, list) else [(logits, labels)]
+        batches.extend(_scored_rows(*pair, problem_type) for pair in pairs)
+        if not compute_result:
+            return {}
+        predictions, references = map(np.concatenate, zip(*batches, strict=True))
+        batches.clear()
+        if not len(references):
+            return dict.fromkeys(metrics, float("nan"))
+        return {name: metric(predictions, references) for name, metric in metrics.items()}
 
     return compute
+
+
+def _scored_rows(logits: Any, labels: Any, problem_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) and labels of a batch -> predictions and references of the rows that have a label."""
+    # Where a model gives more, or is asked for more than labels, logits and labels come first.
+    logits, labels = (part[0] if isinstance(part, tuple) else part for part in (logits, labels))
+    logits, labels = (nested_numpify(part) if isinstance(part, Tensor) else np.asarray(part) for part in (logits, labels))
+    predictions = predictions_of(logits, problem_type)
+    references = labels.reshape(predictions.shape)  # (N, 1) is a label per row too
+    if problem_type == SINGLE:
+        labelled = references != IGNORED_LABEL
+        return predictions[labelled], references[labelled]
+    return predictions, references

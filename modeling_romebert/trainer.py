@@ -5,22 +5,22 @@ loop, accumulation, clipping, schedules, checkpoints and launchers are the libra
 """
 
 import copy
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput, SchedulerType
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
 from .checkpoints import TRAINER_STATE, checkpoint_to_resume
 from .dataset_checks import LabelCollator, check_dataset, is_stock
+from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
 from .losses import check_labels, infer_problem_type
 from .metrics import default_metric
 from .model_card import write_model_card
@@ -37,9 +37,10 @@ logger = logging.get_logger(__name__)
 class RomeBertTrainer(Trainer):
     """Trains and evaluates a `RomeBertForSequenceClassification`.
 
-    Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` sees the predictions of one
-    exit (N, C) at a time, and evaluation reports its figures for the last exit under their own names, for each exit as
-    `{name}_exit_{layer}` and averaged over exits as `{name}_mean`. Left out, it is accuracy, or what fits the problem type.
+    Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` and
+    `preprocess_logits_for_metrics` see one exit at a time, (N, C) and (B, C), and evaluation reports the figures of the last exit
+    under their own names, of each exit as `{name}_exit_{layer}` and, of what is a number, the mean over exits as `{name}_mean`
+    (exit_metrics.py). Without either, the metric is accuracy, or what fits the problem type. Losses are those of the objective.
 
     Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the labels), and with
     regularization `gradient_cosine` (of the two gradients on the shared weights) and `projected` (share of steps in which they
@@ -58,6 +59,8 @@ class RomeBertTrainer(Trainer):
     model: Any
     compute_metrics: Any
     data_collator: Any
+    preprocess_logits_for_metrics: Any
+    gather_function: Any
     lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -75,8 +78,9 @@ class RomeBertTrainer(Trainer):
                 f"{self.model.config.exit_layers} has none; use objective='last'."
             )
         self.exit_loss = self.args.exit_loss()
-        self._metric_of_one_exit = self.compute_metrics
-        self.compute_metrics = self._metrics_of_all_exits
+        self._default_metric: Callable[..., dict[str, float]] | None = None
+        if self.compute_metrics is None:
+            self.compute_metrics = self._default_metrics
         self._means = RunningMeans()
         self._guard: StepGuard | None = None
         self._regularizer: GradientRegularizer | None = None
@@ -108,7 +112,7 @@ class RomeBertTrainer(Trainer):
         if training and self._guard is None:  # before a stage freezes anything
             self._guard = StepGuard(self.model, self.args.non_finite, self._sum_over_processes)
         terms = self._enter_step() if training else self.objective.terms
-        outputs = model(**inputs)
+        outputs = model(**inputs | {"return_dict": True})  # whatever the config says
         losses = self.exit_loss(
             outputs.exit_logits, labels, exit_layers=self.model.config.exit_layers, problem_type=self.model.problem_type
         )
@@ -295,28 +299,44 @@ class RomeBertTrainer(Trainer):
 
     # ---- metrics and logs
 
-    def _metrics_of_all_exits(self, prediction: EvalPrediction) -> dict[str, float]:
-        """predictions (N, E, C) -> the metric at the last exit, at each exit and averaged."""
-        metric = self._metric_of_one_exit or default_metric(self.model.problem_type)
-        layers = self.model.config.exit_layers
-        per_exit = [metric(EvalPrediction(prediction.predictions[:, index], prediction.label_ids)) for index in range(len(layers))]
-        figures = dict(per_exit[-1])
-        for name in per_exit[-1]:
-            figures |= {f"{name}_exit_{layer}": of_exit[name] for layer, of_exit in zip(layers, per_exit, strict=True)}
-            figures[f"{name}_mean"] = float(np.mean([of_exit[name] for of_exit in per_exit]))
-        return figures
+    def _default_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """The metric of an evaluation for which none is given; made with its first predictions: labels may settle the problem."""
+        if self._default_metric is None:
+            self._default_metric = default_metric(self.model.problem_type)
+        return self._default_metric(prediction, compute_result)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As `Trainer.evaluation_loop`, with what is for one exit called for each (exit_metrics.py); predictions are the last's."""
+        given = self.compute_metrics, self.preprocess_logits_for_metrics
+        metric, preprocess = given
+        self._default_metric = None
+        if metric == self._default_metrics and preprocess is not None:
+            metric = None  # it takes logits
+        self.compute_metrics = None if metric is None else ExitMetrics(metric, self.model.config.exit_layers)
+        if preprocess is not None:
+            self.preprocess_logits_for_metrics = for_each_exit(preprocess)
+        # Gathered as objects, a tuple would lose exits with the rows beyond the dataset's end. The loop sets the library's again.
+        self.gather_function = for_each_exit(self.gather_function)
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.compute_metrics, self.preprocess_logits_for_metrics = given
+        return output._replace(predictions=at_exit(output.predictions, -1))
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """As `Trainer.prediction_step`; the predictions are the logits of every exit (B, E, C)."""
-        others = [key for key in self.model.config.keys_to_ignore_at_inference if key != "exit_logits"]
-        return super().prediction_step(model, inputs, prediction_loss_only, [*(ignore_keys or []), "logits", *others])
+        """As `Trainer.prediction_step`; the predictions are a `PerExit` of the logits (B, C).
 
-    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """As `Trainer.predict`: predictions (N, C) are those of the last exit, metrics those of every exit."""
-        output = super().predict(*args, **kwargs)
-        return output._replace(predictions=output.predictions[:, -1])
+        Hidden states and attentions are predictions too, of each exit, where `ignore_keys` is given without them.
+        """
+        ignored = self.model.config.keys_to_ignore_at_inference if ignore_keys is None else ignore_keys
+        ignored = [*(key for key in ignored if key != "exit_logits"), "loss", "logits", "exit_layer"]
+        loss, outputs, labels = super().prediction_step(model, {**inputs, "return_dict": True}, prediction_loss_only, ignored)
+        if outputs is None:
+            return loss, None, labels
+        exit_logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        return loss, PerExit((logits, *others) if others else logits for logits in exit_logits.unbind(1)), labels
 
     def _settings_for_card(self) -> dict[str, Any]:
         """What a reader of the model card wants to know of the training."""

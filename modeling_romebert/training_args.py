@@ -1,5 +1,6 @@
 """RomeBertTrainingArguments: `TrainingArguments` and how the exits are trained."""
 
+import re
 from dataclasses import dataclass, field, replace
 
 from transformers import TrainingArguments
@@ -64,7 +65,10 @@ class RomeBertTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        left_out = self.greater_is_better is None  # type: ignore[has-type]
         super().__post_init__()
+        if left_out and re.search(r"loss(_exit_\d+|_mean)$", self.metric_for_best_model or ""):
+            self.greater_is_better = False  # as for a name that ends in loss
         for name, choices in (
             ("objective", OBJECTIVES),
             ("gradient_regularization", (*PROTECTED, "off")),
