@@ -7,6 +7,7 @@ import numpy as np
 
 from .evaluation import DEFAULT_METRIC, SWEEPS, CurvePoint, Metric, collect_exit_logits, find_metric, policy_to_sweep, sweep
 from .policies import ExitPolicy, make_policy
+from .unwrapping import inner_model
 
 
 def calibrate(
@@ -35,17 +36,18 @@ def calibrate(
     """
     if not max_loss >= 0:
         raise ValueError(f"max_loss={max_loss} is not 0 or more: it says how far the metric may fall below full depth.")
-    settings = policy_to_sweep(policy, model.config.exit_layers, model.problem_type)
-    _, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
+    romebert = inner_model(model)
+    settings = policy_to_sweep(policy, romebert.config.exit_layers, romebert.problem_type)
+    _, score = find_metric(metric or DEFAULT_METRIC[romebert.problem_type])
     exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
-    coarse = SWEEPS[settings["name"]](len(model.config.exit_layers))
+    coarse = SWEEPS[settings["name"]](len(romebert.config.exit_layers))
     whole_numbers = settings["name"] == "patience"
     # from "nobody leaves" on, so that of equal thresholds the most careful is taken
     thresholds = coarse if whole_numbers else np.linspace(coarse[0], coarse[-1], 201).tolist()
-    points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, score, settings, thresholds)
+    points = sweep(exit_logits, labels, romebert.config.exit_layers, romebert.problem_type, score, settings, thresholds)
     best = cheapest(points, max_loss)
     calibrated = make_policy(**settings, threshold=round(best.threshold, 6))
-    model.config.exit_policy = calibrated.to_dict()
+    romebert.config.exit_policy = calibrated.to_dict()
     return calibrated
 
 

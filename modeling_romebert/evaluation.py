@@ -17,7 +17,9 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, EvalPrediction
 
 from .policies import ExitPolicy, as_policy, make_policy
+from .records import weights_digest
 from .results import provenance, read_json, write_json
+from .unwrapping import inner_model
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -147,6 +149,7 @@ class ExitReport:
     policy: dict[str, Any]
     curve: list[CurvePoint]
     model: str = ""
+    weights: str | None = None  # digest of those that the figures are of
     provenance: dict[str, Any] = field(default_factory=provenance)
 
     @property
@@ -273,18 +276,19 @@ def collect_exit_logits(
         labels.append(label)
     if not inputs:
         raise ValueError("the dataset has no rows, so there is nothing to evaluate.")
+    romebert = inner_model(model)
     model.eval()
     collate = DataCollatorWithPadding(tokenizer)
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))  # little padding
     collected = torch.empty(0)
     for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
         rows = order[start : start + batch_size]
-        batch = collate([inputs[row] for row in rows]).to(model.device)
+        batch = collate([inputs[row] for row in rows]).to(romebert.device)
         exit_logits = model(**batch).exit_logits.float().cpu()  # (b, E, C)
         if start == 0:
             collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
         collected[rows] = exit_logits
-    if model.problem_type == "regression":
+    if romebert.problem_type == "regression":
         return collected, np.asarray(labels).reshape(-1)  # one number per row, in a list or not
     return collected, np.asarray(labels)
 
@@ -318,9 +322,10 @@ def evaluate_exits(
     Raises:
         ValueError: an unknown metric or policy, or rows that cannot be evaluated.
     """
-    config = model.config
-    name, score = find_metric(metric or DEFAULT_METRIC[model.problem_type])
-    settings = policy_to_sweep(policy, config.exit_layers, model.problem_type)
+    romebert = inner_model(model)
+    config = romebert.config
+    name, score = find_metric(metric or DEFAULT_METRIC[romebert.problem_type])
+    settings = policy_to_sweep(policy, config.exit_layers, romebert.problem_type)
     if thresholds is None:
         thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
     exit_logits, labels = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
@@ -329,12 +334,13 @@ def evaluate_exits(
         num_examples=len(labels),
         num_layers=config.num_hidden_layers,
         exit_layers=list(config.exit_layers),
-        exits=[score(predictions_of(of_exit.numpy(), model.problem_type), labels) for of_exit in exit_logits.unbind(1)],
+        exits=[score(predictions_of(of_exit.numpy(), romebert.problem_type), labels) for of_exit in exit_logits.unbind(1)],
         policy=settings,
-        curve=sweep(exit_logits, labels, config.exit_layers, model.problem_type, score, settings, thresholds),
+        curve=sweep(exit_logits, labels, config.exit_layers, romebert.problem_type, score, settings, thresholds),
         model=str(config._name_or_path),
+        weights=weights_digest(romebert.state_dict()),
     )
-    model.evaluation = report.to_dict()
+    romebert.evaluation = report.to_dict()
     return report
 
 

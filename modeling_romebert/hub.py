@@ -27,6 +27,7 @@ CLOSURE = (
     "pipeline_romebert.py",
     "policies.py",
     "pools.py",
+    "records.py",
     "scoring.py",
     "streams.py",
     "walk.py",
