@@ -76,12 +76,14 @@ class RomeBertTrainingArguments(TrainingArguments):
         },
     )
 
+    _unused_by_objective = False  # whether ddp_find_unused_parameters is left to the objective
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("distillation_weight", "distillation_temperature"):
             setattr(self, name, float(getattr(self, name)))  # a search casts to the type it finds: of 0.5 an int would make 0
         self.check()
-        self._unused_by_objective = self.ddp_find_unused_parameters is None  # type: ignore[has-type]
+        self._unused_by_objective = self.ddp_find_unused_parameters is None
         self.settle_unused_weights()
 
     def check(self) -> None:
