@@ -83,8 +83,8 @@ class RomeBertConfig(PreTrainedConfig):
         exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of the attended tokens.
         exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}` or
             `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline; written by `calibrate`.
-        distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights, exit_reduction:
-            the joint loss that the model returns when it is given labels, see `modeling_romebert.ExitLoss`.
+        distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights, exit_reduction,
+            class_weights: the joint loss that the model returns when it is given labels, see `modeling_romebert.ExitLoss`.
         romebert_version: version of this package that wrote the config; set by `save_pretrained`.
         **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...; left out, the labels are those of
             `backbone_config`) and, without a `backbone_config`, of `BertConfig`.
@@ -120,6 +120,7 @@ class RomeBertConfig(PreTrainedConfig):
         teacher: str = "last",
         exit_weights: str = "uniform",
         exit_reduction: str = "sum",
+        class_weights: list[float] | None = None,
         romebert_version: str = VERSION,
         **kwargs: Any,
     ):
@@ -137,6 +138,7 @@ class RomeBertConfig(PreTrainedConfig):
         self.teacher = teacher
         self.exit_weights = exit_weights
         self.exit_reduction = exit_reduction
+        self.class_weights = class_weights
         self.romebert_version = romebert_version
 
         if not any(kwargs.get(name) is not None for name in LABELS):

@@ -37,7 +37,7 @@ from transformers import BertConfig, HfArgumentParser, PrinterCallback, TrainerC
 from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification, RomeBertTrainer, RomeBertTrainingArguments
 from modeling_romebert.objectives import OBJECTIVES
 from modeling_romebert.results import provenance, read_json, write_json
-from modeling_romebert.trainer import shared_weights
+from modeling_romebert.training_run import shared_weights
 
 HEADS = 12
 SIDES: dict[str, dict[str, str]] = {

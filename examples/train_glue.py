@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from accelerate import PartialState
 from datasets import disable_progress_bars
 from glue_data import TASKS, GlueData, data_files, load_glue
 from run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
@@ -99,6 +100,14 @@ class DataArguments:
 
 def main(argv: list[str] | None = None) -> None:
     where, data, training = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        run(where, data, training)
+    finally:
+        PartialState().destroy_process_group()  # gloo's threads may abort an interpreter that ends while they run
+
+
+def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> None:
+    """Train, evaluate and save, unless that is done already."""
     settings = settings_of(where, data, training)
     folder = check_run_folder(training.output_dir, settings)
     is_main = training.process_index == 0
@@ -167,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         write_json(folder / METRICS, results)
         print(f"\n{exit_table(results)}\n\nThe model is in {folder / 'model'}; results in {folder / METRICS}.")
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    trainer.accelerator.end_training()  # of what logs it
 
 
 # ---- arguments

@@ -9,6 +9,7 @@ from .evaluation import SWEEPS, CurvePoint, judge, sweep
 from .exit_logits import collect_exit_logits
 from .metrics import Metric
 from .policies import ExitPolicy, make_policy
+from .unwrapping import inner_model
 
 
 def calibrate(
@@ -37,17 +38,18 @@ def calibrate(
     """
     if not max_loss >= 0:
         raise ValueError(f"max_loss={max_loss} is not 0 or more: it says how far the metric may fall below full depth.")
-    judge(model, metric, policy)  # what has no meaning fails here, before the model runs
+    romebert = inner_model(model)
+    judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
     exit_logits, labels, _ = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
-    _, score, settings = judge(model, metric, policy)  # labels may have settled the problem type
-    coarse = SWEEPS[settings["name"]](len(model.config.exit_layers))
+    _, score, settings = judge(romebert, metric, policy)  # labels may have settled the problem type
+    coarse = SWEEPS[settings["name"]](len(romebert.config.exit_layers))
     whole_numbers = settings["name"] == "patience"
     # from "nobody leaves" on, so that of equal thresholds the most careful is taken
     thresholds = coarse if whole_numbers else np.linspace(coarse[0], coarse[-1], 201).tolist()
-    points = sweep(exit_logits, labels, model.config.exit_layers, model.problem_type, score, settings, thresholds)
+    points = sweep(exit_logits, labels, romebert.config.exit_layers, romebert.problem_type, score, settings, thresholds)
     best = cheapest(points, max_loss)
     calibrated = make_policy(**settings, threshold=round(best.threshold, 6))
-    model.config.exit_policy = calibrated.to_dict()
+    romebert.config.exit_policy = calibrated.to_dict()
     return calibrated
 
 

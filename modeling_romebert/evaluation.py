@@ -17,7 +17,9 @@ from torch import Tensor
 from .exit_logits import collect_exit_logits
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .policies import ExitPolicy, as_policy, make_policy
+from .records import weights_digest
 from .results import provenance, read_json, write_json
+from .unwrapping import inner_model
 
 # Thresholds that draw a curve, from "nobody leaves" towards "everybody leaves".
 _SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -64,6 +66,7 @@ class ExitReport:
     curve: list[CurvePoint]
     model: str = ""
     ignored: int = 0  # rows that were left out: their label is -100
+    weights: str | None = None  # digest of those that the figures are of
     provenance: dict[str, Any] = field(default_factory=provenance)
 
     @property
@@ -189,10 +192,11 @@ def evaluate_exits(
         ValueError: an unknown metric or policy, one without meaning for the model, a metric that gives no number, or rows that
             cannot be evaluated. Rows whose label is -100 are left out, and counted in `ignored`.
     """
-    config = model.config
-    judge(model, metric, policy)  # what has no meaning fails here, before the model runs
+    romebert = inner_model(model)
+    config = romebert.config
+    judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
     exit_logits, labels, ignored = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
-    name, score, settings = judge(model, metric, policy)  # labels may have settled the problem type
+    name, score, settings = judge(romebert, metric, policy)  # labels may have settled the problem type
     if thresholds is None:
         thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
     report = ExitReport(
@@ -200,13 +204,14 @@ def evaluate_exits(
         num_examples=len(labels),
         num_layers=config.num_hidden_layers,
         exit_layers=list(config.exit_layers),
-        exits=[score(predictions_of(of_exit.numpy(), model.problem_type), labels) for of_exit in exit_logits.unbind(1)],
+        exits=[score(predictions_of(of_exit.numpy(), romebert.problem_type), labels) for of_exit in exit_logits.unbind(1)],
         policy=settings,
-        curve=sweep(exit_logits, labels, config.exit_layers, model.problem_type, score, settings, thresholds),
+        curve=sweep(exit_logits, labels, config.exit_layers, romebert.problem_type, score, settings, thresholds),
         model=str(config._name_or_path),
         ignored=ignored,
+        weights=weights_digest(romebert.state_dict()),
     )
-    model.evaluation = report.to_dict()
+    romebert.evaluation = report.to_dict()
     return report
 
 

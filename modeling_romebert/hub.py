@@ -38,6 +38,7 @@ CLOSURE = (
     "policies.py",
     "prepacked.py",
     "rebatching.py",
+    "records.py",
     "scoring.py",
     "text_batcher.py",
     "workers.py",

@@ -7,9 +7,9 @@
 combined is in projection.py, which terms a step uses in objectives.py. Everything is computed in fp32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,29 +55,85 @@ def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
         raise ValueError(f"labels hold {value}; {problem_type} takes {allowed}. It is of row {row} of the batch.")
 
 
-def task_losses(exit_logits: Tensor, labels: Tensor, problem_type: str, label_smoothing: float = 0.0) -> Tensor:
+def labelled_rows(labels: Tensor, problem_type: str) -> Tensor:
+    """labels (B,) or (B, C) -> (B,) bool: which rows have a label; of a single label, -100 is none."""
+    rows = labels.shape[0]
+    if problem_type == "single_label_classification" and labels.numel() == rows:
+        return labels.reshape(rows) != IGNORED_LABEL
+    return torch.ones(rows, dtype=torch.bool, device=labels.device)
+
+
+def task_losses(
+    exit_logits: Tensor,
+    labels: Tensor,
+    problem_type: str,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+) -> Tensor:
     """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, averaged over the batch.
 
     Cross-entropy for a single label, binary cross-entropy averaged over labels for several, squared error for regression: at
-    every exit what the stock sequence classifier computes at its only one.
+    every exit what the stock sequence classifier computes at its only one, and 0 where no row of the batch has a label.
+
+    Args:
+        class_weights: C numbers. For a single label `weight` of `torch.nn.functional.cross_entropy`: the mean is weighted too. For
+            several `pos_weight` of `binary_cross_entropy_with_logits`: how much a label's positives count.
     """
     logits = exit_logits.float()
     rows, exits, classes = logits.shape
     if labels.shape[:1] != (rows,):
         raise ValueError(f"labels have shape {tuple(labels.shape)}, but the batch has {rows} rows: give one entry per row.")
+    weights = None
+    if class_weights is not None:
+        check_class_weights(class_weights, problem_type, classes)
+        weights = torch.tensor(class_weights, dtype=logits.dtype).to(logits.device, non_blocking=True)  # (C,)
     if problem_type == "single_label_classification":
-        targets = labels.view(rows, 1).expand(rows, exits)  # (B, E)
+        targets = labels.reshape(rows)  # (B,)
         loss = F.cross_entropy(
-            logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing
+            logits.transpose(1, 2),
+            targets[:, None].expand(rows, exits),
+            weight=weights,
+            reduction="none",
+            ignore_index=IGNORED_LABEL,
+            label_smoothing=label_smoothing,
         )  # (B, E)
-        return loss.sum(dim=0) / (labels != IGNORED_LABEL).sum()
+        counts = (targets != IGNORED_LABEL).to(loss.dtype)  # (B,): how much each row counts
+        if weights is not None:
+            counts = counts * weights[targets.clamp(min=0)]
+        return _mean_over_rows(loss, counts)
     targets = labels.to(logits.dtype).view(rows, 1, classes).expand_as(logits)
     if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(0, 2))
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights).mean(dim=(0, 2))
     return F.mse_loss(logits, targets, reduction="none").mean(dim=(0, 2))
 
 
-def distillation_losses(student: Tensor, teacher: Tensor, problem_type: str, temperature: float, reduction: str) -> Tensor:
+def _mean_over_rows(losses: Tensor, counts: Tensor) -> Tensor:
+    """losses (B, K), how much each row counts (B,) -> (K,); 0, and so is its gradient, where none does.
+
+    The losses are weighted already: rows that do not count are zeros in them.
+    """
+    total = counts.sum()
+    return losses.sum(dim=0) / torch.where(total > 0, total, 1)
+
+
+def check_class_weights(class_weights: Sequence[float], problem_type: str | None, num_labels: int) -> None:
+    """Refuse weights that do not fit the problem.
+
+    Raises:
+        ValueError: it is a regression, or there is not one weight per class.
+    """
+    if problem_type == "regression":
+        raise ValueError(f"class_weights={list(class_weights)} are given, but a regression has no classes; leave them out.")
+    if len(class_weights) != num_labels:
+        raise ValueError(
+            f"class_weights={list(class_weights)} has {len(class_weights)} entries, and the model has {num_labels} classes; give"
+            " one number per class, in the order of config.id2label."
+        )
+
+
+def distillation_losses(
+    student: Tensor, teacher: Tensor, problem_type: str, temperature: float, reduction: str, counted: Tensor | None = None
+) -> Tensor:
     """student (B, K, C), teacher (B, K, C) -> (K,): T^2 KL(teacher || student) at temperature T, averaged over the batch.
 
     Several labels are several two-class problems, whose divergences are averaged. Regression has no temperature: squared
@@ -86,10 +142,12 @@ def distillation_losses(student: Tensor, teacher: Tensor, problem_type: str, tem
     Args:
         reduction: `"batchmean"` divides by the batch only, as in the paper; `"mean"` by the number of classes too, as in the
             reference code (which makes the term 1/C of the formula).
+        counted (B,): bool, which rows the mean is over; all of them where it is left out, and 0 where there are none.
     """
     student, teacher = student.float(), teacher.detach().float()
+    counted = student.new_ones(student.shape[0]) if counted is None else counted.to(student.dtype)
     if problem_type == "regression":
-        return F.mse_loss(student, teacher, reduction="none").mean(dim=(0, 2))
+        return _mean_over_rows(F.mse_loss(student, teacher, reduction="none").mean(dim=2) * counted[:, None], counted)
     student, teacher = student / temperature, teacher / temperature
     if problem_type == "multi_label_classification":
         classes = 2
@@ -101,7 +159,8 @@ def distillation_losses(student: Tensor, teacher: Tensor, problem_type: str, tem
         classes = student.shape[2]
         log_p, log_q = F.log_softmax(teacher, dim=2), F.log_softmax(student, dim=2)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)  # (B, K)
-    return temperature**2 * divergence.mean(dim=0) / (classes if reduction == "mean" else 1)
+    divergence = temperature**2 * divergence / (classes if reduction == "mean" else 1)
+    return _mean_over_rows(divergence * counted[:, None], counted)
 
 
 def _last_exit(exit_logits: Tensor) -> Tensor:
@@ -128,6 +187,11 @@ TEACHERS: dict[str, Callable[[Tensor], Tensor]] = {"last": _last_exit, "next": _
 EXIT_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"uniform": _uniform, "depth": _by_depth}
 EXIT_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "mean": torch.mean}
 DISTILLATION_REDUCTIONS = ("batchmean", "mean")
+# Settings of the loss that a config holds too, under the same names; class_weights is a list there.
+OF_CONFIG = (
+    *("distillation_weight", "distillation_temperature", "distillation_reduction"),
+    *("teacher", "exit_weights", "exit_reduction"),
+)
 
 
 class LossTerms(NamedTuple):
@@ -151,6 +215,9 @@ class ExitLoss:
         exit_reduction: `"sum"` over the exits before the last (the paper) or `"mean"`, which keeps the last exit from being
             outweighed in deep models.
         label_smoothing: as in `torch.nn.functional.cross_entropy`; for a single label only.
+        class_weights: one number, 0 or more, per class; `None` weighs all alike. See `task_losses`.
+
+    Rows whose single label is -100 count in no term; where no row has a label, both terms are 0.
 
     Raises:
         ValueError: a choice that does not exist or a number out of range.
@@ -169,6 +236,7 @@ class ExitLoss:
     exit_weights: str = "uniform"
     exit_reduction: str = "sum"
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -187,10 +255,43 @@ class ExitLoss:
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} is not in 0..1 (1 excluded).")
+        weights = self.class_weights
+        if weights is not None and not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
+            raise ValueError(f"class_weights={list(weights)} are not finite numbers of 0 or more, some of them above 0.")
 
-    def __call__(self, exit_logits: Tensor, labels: Tensor, *, exit_layers: list[int], problem_type: str) -> LossTerms:
-        """exit_logits (B, E, C), labels (B,) or (B, C), exit_layers of length E -> the two terms."""
-        per_exit = task_losses(exit_logits, labels, problem_type, self.label_smoothing)  # (E,)
+    @classmethod
+    def from_config(cls, config: Any) -> "ExitLoss":
+        """The loss that a `RomeBertConfig` describes."""
+        weights = config.class_weights
+        return cls(**{name: getattr(config, name) for name in OF_CONFIG}, class_weights=None if weights is None else tuple(weights))
+
+    def write_to(self, config: Any) -> None:
+        """Let a `RomeBertConfig` describe this loss, but for the label smoothing, which belongs to a training."""
+        for name in OF_CONFIG:
+            setattr(config, name, getattr(self, name))
+        config.class_weights = None if self.class_weights is None else list(self.class_weights)
+
+    def task_losses(self, exit_logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+        """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, see `task_losses`."""
+        return task_losses(exit_logits, labels, problem_type, self.label_smoothing, self.class_weights)
+
+    def __call__(
+        self,
+        exit_logits: Tensor,
+        labels: Tensor,
+        *,
+        exit_layers: list[int],
+        problem_type: str,
+        per_exit: Tensor | None = None,
+    ) -> LossTerms:
+        """The two terms of a batch.
+
+        Args:
+            exit_logits (B, E, C), labels (B,) or (B, C), exit_layers: of length E.
+            per_exit (E,): another loss of each exit against the labels, to take the place of `task_losses`.
+        """
+        if per_exit is None:
+            per_exit = self.task_losses(exit_logits, labels, problem_type)  # (E,)
         early = per_exit[:-1]  # (E-1,)
         if early.numel() == 0:
             return LossTerms(per_exit[-1], per_exit.new_zeros(()), per_exit.detach())
@@ -201,6 +302,7 @@ class ExitLoss:
                 problem_type,
                 self.distillation_temperature,
                 self.distillation_reduction,
+                labelled_rows(labels, problem_type),
             )
             early = (1 - self.distillation_weight) * early + self.distillation_weight * divergence
         layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(early.device, non_blocking=True)  # or the host waits

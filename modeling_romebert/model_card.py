@@ -15,16 +15,18 @@ from urllib.parse import quote
 from transformers.utils import logging
 
 from .configuration_romebert import RomeBertConfig
+from .losses import OF_CONFIG
 
 logger = logging.get_logger(__name__)
 
 BEGIN = "<!-- romebert: written by modeling_romebert from here on; what you change is overwritten -->"
 END = "<!-- romebert: yours again from here on -->"
+TEMPLATE = "This model card has been automatically generated."  # in the card that transformers writes where there is none
 TAGS = ["romebert", "early-exit", "text-classification", "custom_code"]
 # Of an evaluation that may be gone: never kept from an older card. Other metadata is, where there is nothing new to say.
 EVALUATED = ("metrics", "model-index")
 NEEDED = ("metric", "num_examples", "num_layers", "exit_layers", "exits", "policy", "curve")
-LOSS = ("distillation_weight", "distillation_temperature", "distillation_reduction", "teacher", "exit_weights", "exit_reduction")
+LOSS = (*OF_CONFIG, "class_weights")
 # Entries of `training` that have another place in the card.
 ELSEWHERE = ("license", "datasets", "language", "base_model", "hub_model_id", "provenance")
 LIMITS = """\
@@ -49,8 +51,9 @@ def model_card(config: RomeBertConfig, evaluation: dict[str, Any] | None = None,
     Args:
         config: of the model that the card is about.
         evaluation: what `ExitReport.to_json` writes. May also hold `"dataset": {"name", "split"}` (and `"type"`, its id on the
-            Hub), `"calibrated": {"cost", "metric"}`, what `config.exit_policy` gave on the same examples, and `"picture"`, the name
-            of a file beside the card, or `True` for curve.png. `None`: the card says that the model has not been evaluated.
+            Hub), `"calibrated": {"cost", "metric"}`, what `config.exit_policy` gave on the same examples (with `"policy"`, what the
+            policy of that name gave: left out when the config's is another one), and `"picture"`, the name of a file beside the
+            card, or `True` for curve.png. `None`: the card says that the model has not been evaluated.
         training: settings to list, e.g. objective, learning rate, epochs, batch size, seed; tokens and folders are left out.
             `license`, `datasets`, `language`, `base_model` and `hub_model_id` go to the metadata, `provenance` to the versions.
 
@@ -174,6 +177,12 @@ def _model_index(config: RomeBertConfig, evaluation: dict[str, Any], training: d
         "metrics": figures,
     }
     return [{"name": _name(config, training), "results": [result]}] if figures else None
+
+
+def with_base(training: dict[str, Any], config: RomeBertConfig) -> dict[str, Any]:
+    """Settings of a training with the encoder's id on the Hub, where it is known: a loaded config no longer tells it."""
+    base = _base_model(config, training)
+    return {"base_model": base, **training} if base else training
 
 
 def _base_model(config: RomeBertConfig, training: dict[str, Any]) -> str | None:
@@ -306,7 +315,11 @@ def _evaluation(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> st
 
 
 def _calibrated(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
-    return (evaluation or {}).get("calibrated") if config.exit_policy else None
+    """What the exit policy gave; `None` where there is no policy, or where it was another one."""
+    calibrated = (evaluation or {}).get("calibrated")
+    if not config.exit_policy or not calibrated:
+        return None
+    return calibrated if calibrated.get("policy") in (None, config.exit_policy) else None
 
 
 def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
@@ -324,15 +337,19 @@ def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
 
 
 def _training(config: RomeBertConfig, training: dict[str, Any]) -> str:
-    loss = {name: getattr(config, name) for name in LOSS}
-    hidden = re.compile(r"token$|_dir$", flags=re.IGNORECASE)  # nobody's business
-    given = {name: value for name, value in training.items() if name not in ELSEWHERE and not hidden.search(name)}
-    given = {name: value for name, value in given.items() if value is not None}
+    loss = {name: getattr(config, name) for name in LOSS if getattr(config, name) is not None}
+    given = {name: value for name, value in public(training).items() if name not in ELSEWHERE and value is not None}
     if not given:
         settings = ", ".join(f"`{name}` {_text(value)}" for name, value in loss.items())
         return f"How the model was trained is not recorded. The loss that its config describes: {settings}."
     rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in ({**given, **loss, **given}).items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def public(training: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training without tokens and folders, which are nobody's business."""
+    hidden = re.compile(r"token$|_dir$", flags=re.IGNORECASE)
+    return {name: value for name, value in training.items() if not hidden.search(name)}
 
 
 def _versions(config: RomeBertConfig, evaluation: dict[str, Any], training: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .backbones import Adapter, adapter_for, check_layout, check_token_ids
 from .batch_layout import PaddedBatch
@@ -26,10 +26,13 @@ from .encoder import TorchEncoder
 from .exits import ExitHead
 from .hub import check_code, copy_code, name_code, safetensors_only
 from .loading import HUB_ARGUMENTS, MODEL_ARGUMENTS, check_exits, load_plain
-from .losses import ExitLoss, check_labels, infer_problem_type, task_losses
-from .model_card import write_model_card
+from .losses import ExitLoss, check_labels, infer_problem_type
+from .model_card import TEMPLATE
 from .policies import ExitPolicy, as_policy
 from .prepacked import PREPACKING_TOKENS, pays, prepacked
+from .records import read_record, weights_digest, write_card_and_record
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -72,9 +75,10 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    # For the model card: what `evaluate_exits` last reported and what a trainer was told. Not loaded back: weights may change.
-    evaluation: dict[str, Any] | None = None
+    # For the model card: what a trainer was told, what `evaluate_exits` reported, and what came with the checkpoint (records.py).
     training_settings: dict[str, Any] | None = None
+    _evaluation: dict[str, Any] | None = None
+    _record: dict[str, Any] = {}
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
@@ -93,7 +97,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`; the folder also holds a card, and the code (hub.py): it loads without this package.
 
-        An older card is written anew when there is something to say: an evaluation, or a training that made the old one untrue.
+        The card tells figures that were measured with the very weights that are saved, in this process or before, and no others.
         """
         # Named here, the pipeline's file goes wherever this one goes.
         from .pipeline_romebert import EarlyExitPipeline  # noqa: F401
@@ -105,11 +109,41 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             copy_code(self.config, folder)
-            if self.evaluation is not None or self.training_settings is not None or not (folder / "README.md").exists():
-                write_model_card(folder, self.config, self.evaluation, self.training_settings)
+            self.write_card(save_directory, kwargs.get("state_dict"))
         super().save_pretrained(save_directory, *args, **kwargs)
         if writes:
             check_code(self.config, folder)
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What `evaluate_exits` last reported; the card tells it while the weights, and the exit policy, are those it is of."""
+        return self._evaluation
+
+    @evaluation.setter
+    def evaluation(self, evaluation: dict[str, Any] | None) -> None:
+        """What does not say of which weights and policy it is, is taken to be of the present ones."""
+        if evaluation is not None:
+            evaluation = {**evaluation, "weights": evaluation.get("weights") or weights_digest(self.state_dict())}
+            if evaluation.get("calibrated"):
+                evaluation["calibrated"] = {"policy": copy.deepcopy(self.config.exit_policy), **evaluation["calibrated"]}
+        self._evaluation = evaluation
+
+    def write_card(self, folder: Any, state_dict: dict[str, Any] | None = None, training: dict[str, Any] | None = None) -> None:
+        """Write the card and the record of a model that is saved in a folder.
+
+        Args:
+            state_dict: the weights that are saved; the model's own when left out.
+            training: what to tell of the training; `training_settings` when left out.
+        """
+        write_card_and_record(self, folder, self.state_dict() if state_dict is None else state_dict, training)
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the library's, which has just put the repository's card, or a template, in the place of the one of these weights."""
+        readme = Path(working_dir, "README.md")
+        if readme.exists() and TEMPLATE in readme.read_text(encoding="utf-8"):
+            readme.unlink()
+        self.write_card(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -157,6 +191,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
     def _from_own_checkpoint(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         check_exits(model, info, args[0])
+        model._record = read_record(args[0], **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -165,6 +200,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         config = copy.deepcopy(config)  # the caller's stays as it is; ours holds what was loaded, with its dtype and attention
         backbone.config._name_or_path = config.backbone_config._name_or_path
         config.backbone_config = backbone.config
+        config._name_or_path = str(name)  # as the library has it; adapters name their base by it
         model = cls(config, backbone=backbone)
         model.to(device=backbone.device, dtype=backbone.dtype)
         model._start_from(pooler)
@@ -223,6 +259,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     _auto_class = "AutoModelForSequenceClassification"
     # The loss is a mean over the batch: a Trainer divides it by the accumulation steps itself.
     accepts_loss_kwargs = False
+    # Whether to look for a training that reaches the last exit alone, and say so; what means to do that turns it off.
+    watches_exits = True
     gradient_checkpointing = False  # set by the library, with the function that does it
     _gradient_checkpointing_func: Any
 
@@ -233,14 +271,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         self.exit_layers: list[int] = list(config.exit_layers)
         self.pools_mean = config.exit_pooling == "mean"
         self.exits = nn.ModuleDict({str(layer): ExitHead(config) for layer in self.exit_layers})
-        self.exit_loss = ExitLoss(
-            config.distillation_weight,
-            config.distillation_temperature,
-            config.distillation_reduction,
-            config.teacher,
-            config.exit_weights,
-            config.exit_reduction,
-        )
+        self.exit_loss = ExitLoss.from_config(config)
         if config.exit_policy is not None:
             as_policy(config.exit_policy)  # settings that mean nothing fail here, not at the first text
         self.post_init()
@@ -310,6 +341,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         else:
             encoder = TorchEncoder(self, states=states)
             exit_logits = all_exits(encoder, encoder.embed(inputs))  # (B, E, C)
+        if labels is None and self.watches_exits and self.training and exit_logits.requires_grad:
+            self._watch_exits(exit_logits)
         loss = None
         if labels is not None:
             terms = self.exit_loss(exit_logits, labels, exit_layers=self.exit_layers, problem_type=self.problem_type)
@@ -328,8 +361,29 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         policy = policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
         encoder = TorchEncoder(self)
         logits, exit_layer = classify(encoder, encoder.embed(inputs).measure(), policy)  # (B, C), (B,)
-        loss = None if labels is None else task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
+        loss = None if labels is None else self.exit_loss.task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
         return RomeBertClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
+
+    def _watch_exits(self, exit_logits: Tensor) -> None:
+        """Say it once when a loss that was made of the outputs reaches the last exit alone: the others are then not trained.
+
+        A Trainer makes one of `logits` with `label_smoothing_factor`, or with a `compute_loss_func` that reads them.
+        """
+        early = [parameter for layer in self.exit_layers[:-1] for parameter in self.exits[str(layer)].parameters()]
+        if not any(parameter.requires_grad for parameter in early) or torch.compiler.is_compiling():
+            return
+        self.watches_exits = False  # one look is enough, and it waits for the device
+
+        def look(gradient: Tensor) -> None:  # (B, E, C)
+            if gradient[:, -1].any() and not gradient[:, :-1].any():
+                logger.warning(
+                    f"Only the last of {len(self.exit_layers)} exits is being trained: the loss was made of `logits`, as by a"
+                    " Trainer with label_smoothing_factor or compute_loss_func, not by the model from `labels`. RomeBertTrainer"
+                    " applies both to every exit. In a loop of your own, make the loss of `exit_logits`, or pass `labels` to the"
+                    " model; it smooths them after model.exit_loss = dataclasses.replace(model.exit_loss, label_smoothing=0.1)."
+                )
+
+        exit_logits.register_hook(look)
 
     @property
     def problem_type(self) -> str:

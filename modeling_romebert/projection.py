@@ -109,6 +109,10 @@ class GradientRegularizer:
         gg = dot(moved, moved) + 2 * share * (ga - share * aa) + share**2 * aa
         return _cosine(ga - aa, aa, (gg - 2 * ga + aa).clamp(min=0))
 
+    def drop_group(self) -> None:
+        """Forget the backward passes of a group that did not come to its end."""
+        self._protected_sum, self._met = [], None
+
     def loss(self, last: Tensor, exits: Tensor, end_of_group: bool = True) -> Tensor:
         """The two terms (scalars) -> their sum, whose backward is regularized; `end_of_group`: the weights move after it."""
         return _Regularized.apply(self, (last, exits), end_of_group, *self.parameters)

@@ -71,6 +71,10 @@ class StepGuard:
         self._group = wrong if self._group is None else self._group | wrong
         return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
+    def drop_group(self) -> None:
+        """Forget the micro-batches of a group that did not come to its end."""
+        self._group = self._flow = None
+
     def watch_gradients(self) -> None:
         """Note where gradients are not finite, after the last backward pass of a group: clipping spreads NaN over all of them."""
         if self._group is not None:

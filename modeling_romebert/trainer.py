@@ -19,17 +19,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Sc
 from transformers.utils import logging
 
 from .checkpoints import TRAINER_STATE, checkpoint_to_resume
+from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
 from .dataset_checks import LabelCollator, check_dataset, is_stock
 from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
-from .losses import check_labels, infer_problem_type
+from .losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
 from .metrics import default_metric
-from .model_card import write_model_card
-from .modeling_romebert import RomeBertForSequenceClassification
-from .objectives import BOTH, EXITS, OBJECTIVES, Terms
-from .projection import GradientRegularizer
-from .running_means import RunningMeans
-from .step_guard import StepGuard
+from .objectives import EXITS
+from .search import evaluation_loss, metrics_of_last_exit
+from .stages import restarting
 from .training_args import RomeBertTrainingArguments
+from .training_run import TrainingRun, minimised
+from .unwrapping import inner_model
 
 logger = logging.get_logger(__name__)
 
@@ -46,6 +46,10 @@ class RomeBertTrainer(Trainer):
     regularization `gradient_cosine` (of the two gradients on the shared weights) and `projected` (share of steps in which they
     conflicted): means over steps and processes since the last log, without the numbers that are not finite. `skipped_steps` counts
     those that `non_finite="skip"` left out since then.
+
+    Settings are read when a training or an evaluation starts: those changed after construction, as by a search, count. What one
+    training keeps between its steps is in training_run.py. `compute_loss_func` takes the place of each exit's loss against the
+    labels; its outputs hold that exit's `logits` (B, C).
 
     Raises:
         TypeError, ValueError: a model, arguments or labels that it cannot train with.
@@ -67,32 +71,31 @@ class RomeBertTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, RomeBertTrainingArguments):
             raise TypeError(f"args is a {type(self.args).__name__}; RomeBertTrainer takes RomeBertTrainingArguments.")
-        if not hasattr(self.model, "exits"):
-            raise TypeError(f"model is a {type(self.model).__name__}; RomeBertTrainer trains a RomeBertForSequenceClassification.")
-        if self.compute_loss_func is not None:
-            raise ValueError("compute_loss_func is given, but the loss is set by args.objective; use one of its choices.")
-        self.objective = OBJECTIVES[self.args.objective]
-        if len(self.model.exits) == 1 and any(set(cycle) == {EXITS} for cycle in self.objective.stages):
-            raise ValueError(
-                f"objective={self.args.objective!r} has a stage for the exits before the last, and exit_layers="
-                f"{self.model.config.exit_layers} has none; use objective='last'."
-            )
-        self.exit_loss = self.args.exit_loss()
+        self._check_settings()
         self._default_metric: Callable[..., dict[str, float]] | None = None
         if self.compute_metrics is None:
             self.compute_metrics = self._default_metrics
-        self._means = RunningMeans()
-        self._guard: StepGuard | None = None
-        self._regularizer: GradientRegularizer | None = None
-        self._gradients_met: Tensor | None = None  # (2,): their cosine and whether they conflicted, in the present step
-        self._frozen: list[nn.Parameter] = []  # by the terms of the present step
-        self._terms: Terms | None = None
-        self._stage_steps = 0
-        config = self.model.config  # the config tells what the weights were trained for
-        for name in ("distillation_temperature", "distillation_reduction", "teacher", "exit_weights", "exit_reduction"):
-            setattr(config, name, getattr(self.args, name))
-        config.distillation_weight = self.exit_loss.distillation_weight
-        self.model.exit_loss = self.exit_loss
+        self._run: TrainingRun | None = None  # while there is one
+        self._weighed: tuple[Any, Any, Any] | None = None  # which class weights were last asked for, of which data, and they
+        self._searched: list[Any] = []  # objective and loss of each trial of a search
+
+    @property
+    def romebert(self) -> Any:
+        """The model itself, without adapters and other wrappers."""
+        return inner_model(self.model)
+
+    def _check_settings(self) -> None:
+        """Refuse a model and arguments that do not go together, as they are now."""
+        self.args.check()
+        if not hasattr(self.romebert, "exits"):
+            raise TypeError(f"model is a {type(self.romebert).__name__}, which has no exits to train.")
+        if len(self.romebert.exits) == 1 and any(set(cycle) == {EXITS} for cycle in self.args.training_objective.stages):
+            raise ValueError(
+                f"objective={self.args.objective!r} has a stage for the exits before the last, and exit_layers="
+                f"{self.romebert.config.exit_layers} has none; use objective='last'."
+            )
+        if self.compute_loss_func is not None and parse_class_weights(self.args.class_weights) is not None:
+            raise ValueError("class_weights and compute_loss_func are both given; the function can weigh classes itself.")
 
     # ---- the loss
 
@@ -104,82 +107,83 @@ class RomeBertTrainer(Trainer):
         labels = inputs.pop("labels", None)
         if labels is None:
             raise ValueError("the batch has no labels; the dataset needs a column `labels` (or `label`).")
-        if self.model.config.problem_type is None:
-            self.model.config.problem_type = infer_problem_type(self.model.config.num_labels, labels)
+        romebert = self.romebert
+        if romebert.config.problem_type is None:
+            romebert.config.problem_type = infer_problem_type(romebert.config.num_labels, labels)
         if labels.device.type == "cpu":
-            check_labels(labels, self.model.problem_type, self.model.config.num_labels)
-        training = self.model.training and torch.is_grad_enabled()
-        if training and self._guard is None:  # before a stage freezes anything
-            self._guard = StepGuard(self.model, self.args.non_finite, self._sum_over_processes)
-        terms = self._enter_step() if training else self.objective.terms
+            check_labels(labels, romebert.problem_type, romebert.config.num_labels)
+        if self._run is None:
+            self._check_settings()
+        run = self._run if self.model.training and torch.is_grad_enabled() else None
+        terms = self.args.training_objective.terms if run is None else run.enter_step(self.state.global_step)
+        exit_loss = self._exit_loss() if self._run is None else self._run.exit_loss
         outputs = model(**inputs | {"return_dict": True})  # whatever the config says
-        losses = self.exit_loss(
-            outputs.exit_logits, labels, exit_layers=self.model.config.exit_layers, problem_type=self.model.problem_type
+        per_exit = None
+        if self.compute_loss_func is not None:
+            per_exit = self._losses_of_own(outputs, labels, num_items_in_batch, trains=run is not None)
+        losses = exit_loss(
+            outputs.exit_logits,
+            labels,
+            exit_layers=romebert.config.exit_layers,
+            problem_type=romebert.problem_type,
+            per_exit=per_exit,
         )
-        if training and terms == BOTH and self.args.regularizes and len(self.model.exits) > 1:
-            loss = self._regularized(losses.last, losses.exits)
+        if run is None:
+            loss = minimised(losses, terms)
         else:
-            # Only what is minimised: a term times zero would still give its weights a gradient, and so decay and momentum.
-            wanted = [loss for loss, minimised in zip((losses.last, losses.exits), terms, strict=True) if minimised]
-            loss = torch.stack(wanted).sum()
-        if training and self._guard is not None:
-            per_exit = [f"loss_exit_{layer}" for layer in self.model.config.exit_layers]
-            values = torch.cat([torch.stack([losses.last, losses.exits]), losses.per_exit]).detach()  # (2 + E,)
-            self._means.add(("loss_last", "loss_exits", *per_exit), values)
-            loss = self._guard.loss(loss, values, terms)
+            any_labelled = labelled_rows(labels, romebert.problem_type).any()
+            loss = run.loss(losses, terms, any_labelled, end_of_group=self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
 
-    def _regularized(self, last: Tensor, exits: Tensor) -> Tensor:
-        if self._regularizer is None:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            self._regularizer = GradientRegularizer(trained, shared_weights(self.model), self.args.gradient_regularization)
-        return self._regularizer.loss(last, exits, end_of_group=self.accelerator.sync_gradients)
+    def _exit_loss(self) -> ExitLoss:
+        """The loss that the arguments now describe."""
+        config = self.romebert.config
+        asked = (str(self.args.class_weights), config.problem_type, config.num_labels)
+        if self._weighed is None or self._weighed[0] != asked or self._weighed[1] is not self.train_dataset:
+            dataset, given = self.train_dataset, self.args.class_weights
+            if dataset is None and parse_class_weights(given) == BALANCED:
+                given = config.class_weights or given  # of the training before
+            weights = resolve_class_weights(given, dataset, config)
+            self._weighed = asked, dataset, weights
+        return self.args.exit_loss(self._weighed[2])
+
+    def _losses_of_own(self, outputs: Any, labels: Tensor, num_items_in_batch: Any, trains: bool) -> Tensor:
+        """(E,): `compute_loss_func` of each exit, which sees that exit's logits (B, C).
+
+        As in the stock Trainer it may divide by the items of a whole group of micro-batches, in all processes; what comes out of
+        `compute_loss` is a mean over a micro-batch.
+        """
+        of_exits = []
+        for logits, layer in zip(outputs.exit_logits.unbind(1), self.romebert.config.exit_layers, strict=True):
+            exit_layer = torch.full_like(outputs.exit_layer, layer)
+            seen = type(outputs)(**{**outputs, "logits": logits, "exit_layer": exit_layer})
+            of_exits.append(self.compute_loss_func(seen, labels, num_items_in_batch=num_items_in_batch))
+        factor = self.current_gradient_accumulation_steps if trains else 1
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            factor *= self.accelerator.num_processes
+        return torch.stack(of_exits).float() * factor
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `Trainer.training_step`; notes what only the gradients tell, after the last backward pass of a group."""
         loss = super().training_step(*args, **kwargs)
-        if self._guard is not None and self.accelerator.sync_gradients:
-            self._guard.watch_gradients()
-        if self._regularizer is not None and self.accelerator.sync_gradients:
-            cosine, projected = self._regularizer.cosine, self._regularizer.projected
-            if cosine is not None and projected is not None:
-                self._gradients_met = torch.stack([cosine, projected])
+        if self._run is not None and self.accelerator.sync_gradients:
+            self._run.end_group()
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer._get_grad_norm`, once per step, between the gradients and the optimizer: where a step is judged."""
         norm = super()._get_grad_norm(*args, **kwargs)
-        if isinstance(norm, Tensor) and self._guard is not None:
-            if self._gradients_met is not None:
-                met = self._gradients_met.where(norm.isfinite(), torch.nan)  # a step that is not taken has no say
-                self._means.add(("gradient_cosine", "projected"), met)
-                self._gradients_met = None
-            self._guard.judge(norm, self.state.global_step + 1, self.optimizer)
+        if isinstance(norm, Tensor) and self._run is not None:
+            self._run.judge(norm, self.state.global_step + 1, self.optimizer)
         return norm
 
-    # ---- stages
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.get_batch_samples`, which begins a step: nothing of one that did not end goes into it."""
+        if self._run is not None:
+            self._run.begin_group()
+        return super().get_batch_samples(*args, **kwargs)
 
-    def _enter_step(self) -> Terms:
-        """Terms of the step about to be taken; freezes the weights that it does not train, until the next step."""
-        stages, step = self.objective.stages, self.state.global_step
-        stage = min(step // self._stage_steps, len(stages) - 1) if self._stage_steps else 0
-        cycle = stages[stage]
-        terms = cycle[step % len(cycle)]
-        if terms != self._terms:
-            self._unfreeze()
-            early = {id(p) for layer in self.model.config.exit_layers[:-1] for p in self.model.exits[str(layer)].parameters()}
-            for parameter in self.model.parameters():
-                trained = terms.exits if id(parameter) in early else terms.last
-                if parameter.requires_grad and not trained:
-                    parameter.requires_grad_(False)
-                    self._frozen.append(parameter)
-            self._terms = terms
-        return terms
-
-    def _unfreeze(self) -> None:
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen, self._terms = [], None
+    # ---- a training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`; a two-stage objective runs `num_train_epochs` (or `max_steps`) per stage.
@@ -189,21 +193,64 @@ class RomeBertTrainer(Trainer):
                 while it was written is passed over. A path is a complete checkpoint.
 
         Raises:
-            ValueError: a dataset that cannot be trained on (dataset_checks.py), or no complete checkpoint (checkpoints.py).
+            ValueError: settings or a dataset that cannot be trained with, or no complete checkpoint (checkpoints.py).
             FloatingPointError: see `RomeBertTrainer`.
         """
-        self._check_datasets()
         if resume_from_checkpoint:
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
-        self.model.evaluation, self.model.training_settings = None, self._settings_for_card()
-        self._means, self._gradients_met = RunningMeans(), None
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self._unfreeze()
-            if self._guard is not None:
-                self._guard.close()
-            self._guard = self._regularizer = None
+            self._close_run()
+
+    def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
+        """As `Trainer.set_initial_training_values`: every stage takes the epochs, or steps, that the arguments give.
+
+        A training starts here, also one that starts anew with smaller batches: by now `model_init` has made its model, and a search
+        has set the arguments of its trial.
+        """
+        self._start_run()
+        stages = len(self.args.training_objective.stages)
+        whole = copy.copy(args)
+        whole.num_train_epochs = args.num_train_epochs * stages
+        whole.max_steps = args.max_steps * stages if args.max_steps > 0 else args.max_steps
+        return super().set_initial_training_values(whole, *rest, **kwargs)
+
+    def _start_run(self) -> None:
+        self._close_run()
+        self._check_settings()
+        model = self.romebert
+        self._run = TrainingRun(model, self.model, self.args, self._exit_loss(), self._sum_over_processes)
+        self._settle_unused_weights()
+        self._compare_trials()
+        self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
+        model.exit_loss = self._run.exit_loss
+        model.evaluation, model.training_settings = None, self._settings_for_card()
+
+    def _settle_unused_weights(self) -> None:
+        """Tell DDP of weights that the objective leaves without a gradient, where the objective is another than at construction."""
+        self.args.settle_unused_weights()
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.find_unused_parameters = self.args.ddp_find_unused_parameters
+
+    def _compare_trials(self) -> None:
+        """Say it once when the trials of a search are compared by losses that differ."""
+        if self.hp_search_backend is None or self.compute_objective is not evaluation_loss or self._run is None:
+            return
+        self._searched.append((self.args.objective, self._run.exit_loss))
+        *before, this = self._searched
+        if before and this != before[0] and all(loss == before[0] for loss in before):
+            logger.warning(
+                "The trials of this search minimise different losses, so their evaluation losses do not compare. Search with"
+                " direction='maximize', which goes by the metric, or give compute_objective."
+            )
+
+    def _close_run(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
+
+    # ---- data
 
     def _check_datasets(self) -> None:
         named = {"train_dataset": self.train_dataset}
@@ -212,7 +259,7 @@ class RomeBertTrainer(Trainer):
             named |= {f"eval_dataset[{key!r}]" if key else "eval_dataset": dataset for key, dataset in several.items()}
         for name, dataset in named.items():
             if dataset is not None:
-                check_dataset(dataset, name, self.model.config, self.data_collator, trains=name == "train_dataset")
+                check_dataset(dataset, name, self.romebert.config, self.data_collator, trains=name == "train_dataset")
         batch = self.args.train_batch_size * self.args.world_size
         if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < batch:
             raise ValueError(
@@ -225,16 +272,17 @@ class RomeBertTrainer(Trainer):
         """While a data loader is made: its collator reads the labels of each row first, by the rule of labels.py."""
         collator = self.data_collator
         if dataset is not None and not self.is_in_train:  # else `_check_datasets` did that
-            check_dataset(dataset, name, self.model.config, collator, trains=False, needs_labels=False)
+            check_dataset(dataset, name, self.romebert.config, collator, trains=False, needs_labels=False)
         if is_stock(collator):
-            self.data_collator = LabelCollator(collator, self.model.config, self.model.max_tokens, name)
+            self.data_collator = LabelCollator(collator, self.romebert.config, self.romebert.max_tokens, name)
         try:
             yield
         finally:
             self.data_collator = collator
 
     def get_train_dataloader(self) -> DataLoader:
-        """As `Trainer.get_train_dataloader`; class names become ids."""
+        """As `Trainer.get_train_dataloader`, after a look at the labels of what is trained and evaluated on; names become ids."""
+        self._check_datasets()
         with self._labels_read(None, "train_dataset"):
             return super().get_train_dataloader()
 
@@ -252,10 +300,12 @@ class RomeBertTrainer(Trainer):
         with self._labels_read(test_dataset, "test_dataset"):
             return super().get_test_dataloader(test_dataset)
 
+    # ---- checkpoints and schedule
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its trainer_state.json is there."""
-        if self._guard is not None:
-            self._guard.check()
+        if self._run is not None and self._run.guard is not None:
+            self._run.guard.check()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
             (folder / TRAINER_STATE).unlink(missing_ok=True)  # of an earlier run, whose files are now written over
@@ -267,42 +317,52 @@ class RomeBertTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
-    def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
-        """Length of the whole training: every stage takes the epochs, or steps, that the arguments give."""
-        stages = len(self.objective.stages)
-        whole = copy.copy(args)
-        whole.num_train_epochs = args.num_train_epochs * stages
-        whole.max_steps = args.max_steps * stages if args.max_steps > 0 else args.max_steps
-        return super().set_initial_training_values(whole, *rest, **kwargs)
-
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As `Trainer.create_scheduler`; each stage starts the schedule, warm-up included, anew.
-
-        One optimizer serves all stages: weights that a stage does not train have no gradient, so it leaves them alone.
-        """
-        stages = len(self.objective.stages)
-        self._stage_steps = max(num_training_steps // stages, 1)
+        """As `Trainer.create_scheduler`; each stage starts the schedule, warm-up included, anew."""
+        stages = len(self.args.training_objective.stages)
+        steps = max(num_training_steps // stages, 1)
+        if self._run is not None:
+            self._run.stages.steps = steps
         if stages == 1:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            schedule = super().create_scheduler(self._stage_steps, optimizer)
+            schedule = super().create_scheduler(steps, optimizer)
             if not isinstance(schedule, LambdaLR):
                 raise ValueError(
                     f"lr_scheduler_type={SchedulerType(self.args.lr_scheduler_type).value} cannot start anew at a stage;"
                     " use linear or cosine."
                 )
-            of_stage, steps = schedule.lr_lambdas[0], self._stage_steps
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda step: of_stage(step % steps if step < steps * stages else steps)
-            )
+            self.lr_scheduler = restarting(schedule, steps, stages, optimizer or self.optimizer)
         return self.lr_scheduler
+
+    def hyperparameter_search(
+        self,
+        hp_space: Any = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `Trainer.hyperparameter_search`; every setting of `RomeBertTrainingArguments` can be searched.
+
+        Args:
+            compute_objective: left out, what is minimised is the evaluation loss, and what is maximised the metric at the last
+                exit; with a `compute_metrics` the sum of its figures at the last exit, either way. Trials whose loss is another one
+                (`distillation_weight`, `objective`, `class_weights`, ...) cannot be compared by it: maximise a metric then.
+        """
+        self._searched = []
+        if compute_objective is None:
+            by_loss = self.compute_metrics == self._default_metrics and direction == "minimize"
+            compute_objective = evaluation_loss if by_loss else metrics_of_last_exit
+        return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction, *args, **kwargs)
 
     # ---- metrics and logs
 
     def _default_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """The metric of an evaluation for which none is given; made with its first predictions: labels may settle the problem."""
         if self._default_metric is None:
-            self._default_metric = default_metric(self.model.problem_type)
+            self._default_metric = default_metric(self.romebert.problem_type)
         return self._default_metric(prediction, compute_result)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -312,7 +372,7 @@ class RomeBertTrainer(Trainer):
         self._default_metric = None
         if metric == self._default_metrics and preprocess is not None:
             metric = None  # it takes logits
-        self.compute_metrics = None if metric is None else ExitMetrics(metric, self.model.config.exit_layers)
+        self.compute_metrics = None if metric is None else ExitMetrics(metric, self.romebert.config.exit_layers)
         if preprocess is not None:
             self.preprocess_logits_for_metrics = for_each_exit(preprocess)
         # Gathered as objects, a tuple would lose exits with the rows beyond the dataset's end. The loop sets the library's again.
@@ -330,7 +390,7 @@ class RomeBertTrainer(Trainer):
 
         Hidden states and attentions are predictions too, of each exit, where `ignore_keys` is given without them.
         """
-        ignored = self.model.config.keys_to_ignore_at_inference if ignore_keys is None else ignore_keys
+        ignored = self.romebert.config.keys_to_ignore_at_inference if ignore_keys is None else ignore_keys
         ignored = [*(key for key in ignored if key != "exit_logits"), "loss", "logits", "exit_layer"]
         loss, outputs, labels = super().prediction_step(model, {**inputs, "return_dict": True}, prediction_loss_only, ignored)
         if outputs is None:
@@ -363,34 +423,24 @@ class RomeBertTrainer(Trainer):
         """As `Trainer.create_model_card`, with the card of this package (model_card.py); a README.md of the user's own stays."""
         if not self.is_world_process_zero():
             return
-        settings = self.model.training_settings or self._settings_for_card()
+        settings = dict(self.romebert.training_settings or self._settings_for_card())
         given = {"language": language, "license": license, "base_model": finetuned_from, "datasets": dataset_tags or dataset}
         settings |= {name: value for name, value in given.items() if value is not None}
-        write_model_card(self.args.output_dir, self.model.config, self.model.evaluation, settings)
+        self.romebert.write_card(self.args.output_dir, training=settings)
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "sum")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As `Trainer.log`; the log of a training step gets the means since the last one, read from the device here."""
-        if self._guard is not None:
-            self._guard.check()
-        if "loss" in logs and self._guard is not None:
-            logs |= self._means.read(self._sum_over_processes)
-            skipped, fault = self._guard.read_skipped(), self._guard.read_fault()
-            if skipped or self.args.non_finite == "skip":
+        guard = None if self._run is None else self._run.guard
+        if guard is not None:
+            guard.check()
+        if "loss" in logs and guard is not None and self._run is not None:
+            logs |= self._run.means.read(self._sum_over_processes)
+            skipped, fault = guard.read_skipped(), guard.read_fault()
+            if skipped or self._run.non_finite == "skip":
                 logs["skipped_steps"] = skipped
             if fault is not None:
                 logger.warning(f"{fault}. Steps left out since the last log: {skipped}.")
         super().log(logs, *args, **kwargs)
-
-
-def shared_weights(model: RomeBertForSequenceClassification) -> list[nn.Parameter]:
-    """Weight matrices of the layers that both the last exit and another one reach: S in the paper.
-
-    Layers 1 .. the deepest exit before the last; no norms, biases, embeddings or exits, and no frozen weights. A matrix that layers
-    share counts once.
-    """
-    reached = model.config.exit_layers[-2] if len(model.config.exit_layers) > 1 else 0
-    layers = nn.ModuleList(model.layers[:reached])
-    return [parameter for parameter in layers.parameters() if parameter.ndim == 2 and parameter.requires_grad]

@@ -1,12 +1,14 @@
 """RomeBertTrainingArguments: `TrainingArguments` and how the exits are trained."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from transformers import TrainingArguments
 
+from .class_weights import parse_class_weights
 from .losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss
-from .objectives import BOTH, OBJECTIVES
+from .objectives import BOTH, OBJECTIVES, Objective
 from .projection import PROTECTED
 from .step_guard import NON_FINITE
 
@@ -14,6 +16,8 @@ from .step_guard import NON_FINITE
 @dataclass
 class RomeBertTrainingArguments(TrainingArguments):
     """`TrainingArguments` and how the exits are trained.
+
+    They may be changed until training starts, as a hyperparameter search does: the trainer reads and checks them then.
 
     Raises:
         ValueError: a choice that does not exist or a number out of range.
@@ -48,6 +52,15 @@ class RomeBertTrainingArguments(TrainingArguments):
             "choices": list(EXIT_REDUCTIONS),
         },
     )
+    class_weights: list[float] | str | None = field(
+        default=None,
+        metadata={
+            "nargs": "+",
+            "help": "One number per class, or balanced: counted from the training data, so that the classes count alike. In the"
+            " loss of every exit against the labels: weight of PyTorch's cross_entropy; for several labels pos_weight of"
+            " binary_cross_entropy_with_logits. Not for regression.",
+        },
+    )
     gradient_regularization: str = field(
         default="protect_exits",
         metadata={
@@ -64,11 +77,25 @@ class RomeBertTrainingArguments(TrainingArguments):
         },
     )
 
+    _unused_by_objective = False  # whether ddp_find_unused_parameters is left to the objective
+
     def __post_init__(self) -> None:
         left_out = self.greater_is_better is None  # type: ignore[has-type]
         super().__post_init__()
         if left_out and re.search(r"loss(_exit_\d+|_mean)$", self.metric_for_best_model or ""):
             self.greater_is_better = False  # as for a name that ends in loss
+        for name in ("distillation_weight", "distillation_temperature"):
+            setattr(self, name, float(getattr(self, name)))  # a search casts to the type it finds: of 0.5 an int would make 0
+        self.check()
+        self._unused_by_objective = self.ddp_find_unused_parameters is None
+        self.settle_unused_weights()
+
+    def check(self) -> None:
+        """Refuse settings that mean nothing, or do not go together; the trainer asks again when it starts.
+
+        Raises:
+            ValueError: see `RomeBertTrainingArguments`.
+        """
         for name, choices in (
             ("objective", OBJECTIVES),
             ("gradient_regularization", (*PROTECTED, "off")),
@@ -77,22 +104,30 @@ class RomeBertTrainingArguments(TrainingArguments):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
         self.exit_loss()
-        if not OBJECTIVES[self.objective].distills and self.teacher != RomeBertTrainingArguments.teacher:
+        parse_class_weights(self.class_weights)
+        if not self.training_objective.distills and self.teacher != RomeBertTrainingArguments.teacher:
             teaching = ", ".join(repr(name) for name, objective in OBJECTIVES.items() if objective.distills)
             raise ValueError(
                 f"teacher={self.teacher!r} has no meaning for objective={self.objective!r}, which does not distil. Leave teacher"
                 f" out, or use objective={teaching}."
             )
-        if self.ddp_find_unused_parameters is None:  # type: ignore[has-type]
-            # Objectives that freeze leave weights without a gradient; the others use all of them.
-            self.ddp_find_unused_parameters = any({*cycle} != {BOTH} for cycle in OBJECTIVES[self.objective].stages)
         if self.regularizes:
             self._refuse_what_is_not_exact()
 
     @property
+    def training_objective(self) -> Objective:
+        """What `objective` names: which terms each step minimises."""
+        return OBJECTIVES[self.objective]
+
+    def settle_unused_weights(self) -> None:
+        """Unless it was given, `ddp_find_unused_parameters` is whether the objective freezes weights in some of its steps."""
+        if self._unused_by_objective:
+            self.ddp_find_unused_parameters = any({*cycle} != {BOTH} for cycle in self.training_objective.stages)
+
+    @property
     def regularizes(self) -> bool:
         """Whether gradients are projected."""
-        return OBJECTIVES[self.objective].regularizes and self.gradient_regularization != "off"
+        return self.training_objective.regularizes and self.gradient_regularization != "off"
 
     def _refuse_what_is_not_exact(self) -> None:
         """The projection takes gradients of whole weights, twice through one graph; not everything leaves that possible."""
@@ -112,8 +147,12 @@ class RomeBertTrainingArguments(TrainingArguments):
                     f" Use {way_out}, or gradient_regularization='off'."
                 )
 
-    def exit_loss(self) -> ExitLoss:
-        """The loss that the objective minimises, as a function of exit logits and labels."""
+    def exit_loss(self, class_weights: Sequence[float] | None = None) -> ExitLoss:
+        """The loss that the objective minimises, as a function of exit logits and labels.
+
+        Args:
+            class_weights: one number per class, as `class_weights` comes out on the training data.
+        """
         loss = ExitLoss(
             self.distillation_weight,
             self.distillation_temperature,
@@ -122,5 +161,6 @@ class RomeBertTrainingArguments(TrainingArguments):
             self.exit_weights,
             self.exit_reduction,
             self.label_smoothing_factor,
+            None if class_weights is None else tuple(class_weights),
         )
-        return loss if OBJECTIVES[self.objective].distills else replace(loss, distillation_weight=0.0)
+        return loss if self.training_objective.distills else replace(loss, distillation_weight=0.0)

@@ -3,7 +3,7 @@
 import os
 
 import torch
-from processes import SERVER, environments
+from processes import SERVER, environments, leave_group
 from tiny import build, tiny_rows, tiny_tokenizer
 from transformers import TrainerCallback
 
@@ -100,4 +100,4 @@ def _train_as_one_of_two(results, environment, folder, fault_of_rank, settings) 
     results.close()
     results.join_thread()
     trainer.accelerator.wait_for_everyone()
-    os._exit(0)  # gloo's threads now and then abort the interpreter's own way out
+    leave_group()

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import torch
+from processes import leave_group
 from safetensors.torch import save_file
 from tiny import build, tiny_rows, tiny_tokenizer
 
@@ -52,4 +53,4 @@ def train(folder: str, where: str, at: int, environment: dict[str, str], setting
         metadata = {"world_size": str(trainer.args.world_size)}
         save_file(trainer.model.state_dict(), Path(folder, "end.safetensors"), metadata=metadata)
     trainer.accelerator.wait_for_everyone()
-    os._exit(0)  # the weights are written; gloo's threads now and then abort the interpreter's own way out
+    leave_group()

@@ -3,6 +3,8 @@
 import multiprocessing
 import socket
 
+import torch
+
 # Two processes of a script, as `python -m ...`.
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
@@ -22,3 +24,9 @@ def environments(processes: int) -> list[dict[str, str]]:
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def leave_group() -> None:
+    """The last thing that one process of several does: gloo's threads may abort an interpreter that ends while they run."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

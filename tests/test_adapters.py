@@ -1,16 +1,18 @@
 """LoRA adapters on the backbone: the shared weights are the adapters' matrices, and what is trained can be saved and merged."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from explicit import COLLATE, adapted, assert_exact, contrary, groups_of, rows_of, shared_names, train
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny import tiny_tokenizer
 from transformers import pipeline
 
-from modeling_romebert import RomeBertForSequenceClassification, RomeBertTrainer
-from modeling_romebert.trainer import shared_weights
+from modeling_romebert import RomeBertForSequenceClassification, RomeBertTrainer, calibrate, evaluate_exits
+from modeling_romebert.training_run import shared_weights
+from modeling_romebert.unwrapping import inner_model
 
 
 def exit_logits(model, batch):
@@ -75,3 +77,61 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, objective):
     assert resumed.state.global_step == whole.state.global_step
     for name, weight in whole.model.named_parameters():
         assert torch.equal(weight, resumed.model.get_parameter(name)), name
+
+
+# ---- what is written on the model lands on the model
+
+
+WRAPPERS = {
+    "adapters": adapted,
+    "data parallel": torch.nn.DataParallel,
+    "compiled": torch.compile,
+    "both": lambda model: torch.compile(adapted(model)),
+    "bare": lambda model: model,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_our_model_is_found_in_whatever_wraps_it(wrap):
+    assert type(inner_model(wrap(contrary()))) is RomeBertForSequenceClassification
+
+
+@pytest.mark.parametrize("other", [torch.nn.Linear(2, 2), "model", None], ids=str)
+def test_where_there_is_none_it_is_said(other):
+    with pytest.raises(TypeError, match=f"model is a {type(other).__name__}; it is no RomeBERT model, and holds none"):
+        inner_model(other)
+
+
+@pytest.mark.parametrize("policy", ["entropy", None])
+def test_a_merged_model_s_card_tells_its_training_and_its_own_figures(tmp_path, policy):
+    base = contrary()
+    rows = rows_of(12)
+    old = evaluate_exits(base, rows, tiny_tokenizer(), progress=False)
+    _, trainer = train(get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])), rows_of(24), tmp_path)
+    new = evaluate_exits(trainer.model, rows, tiny_tokenizer(), progress=False)
+    if policy:
+        calibrate(trainer.model, rows, tiny_tokenizer(), policy=policy, progress=False)
+    merged = trainer.model.merge_and_unload()
+    assert merged.evaluation["exits"] == new.exits and merged.exit_loss == trainer.args.exit_loss()
+    assert (merged.config.exit_policy is not None) == bool(policy)
+    merged.save_pretrained(tmp_path / "merged")
+    card = Path(tmp_path, "merged", "README.md").read_text()
+    assert "| objective | romebert |" in card and "is not recorded" not in card
+    assert "This model has not been evaluated." in card and f"{old.mean:.4f}" not in card  # merging rounds: other weights
+    report = evaluate_exits(merged, rows, tiny_tokenizer(), progress=False)
+    merged.save_pretrained(tmp_path / "merged")
+    assert f"| mean | {report.mean:.4f} |" in Path(tmp_path, "merged", "README.md").read_text()
+
+
+def test_an_adapter_names_the_checkpoint_it_started_from(tmp_path, encoder):
+    contrary().save_pretrained(tmp_path / "ours")
+    for start in (encoder, str(tmp_path / "ours")):
+        model = adapted_again(RomeBertForSequenceClassification.from_pretrained(start))
+        model.save_pretrained(tmp_path / "adapter")
+        assert PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path == start
+    adapted_again(contrary()).save_pretrained(tmp_path / "adapter")
+    assert PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path is None  # there is no checkpoint
+
+
+def adapted_again(model):
+    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))

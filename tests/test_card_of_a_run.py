@@ -1,11 +1,18 @@
 """Whatever writes a model writes its card: evaluated, trained, or neither, and never over a text of the user's own."""
 
+import copy
+import json
 from pathlib import Path
 
+import pytest
+import torch
+import transformers.utils.hub
+from huggingface_hub import ModelCard
 from tiny import build, tiny_rows, tiny_texts, tiny_tokenizer
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from modeling_romebert import EarlyExitPipeline, RomeBertTrainer, RomeBertTrainingArguments, evaluate_exits
+from modeling_romebert import EarlyExitPipeline, ExitReport, RomeBertTrainer, RomeBertTrainingArguments, calibrate, evaluate_exits
+from modeling_romebert.records import RECORD, weights_digest
 
 NOT_EVALUATED = "This model has not been evaluated."
 
@@ -73,3 +80,213 @@ def test_own_readme_survives_every_save(tmp_path):
     run.save_model()
     run.create_model_card()
     assert card(tmp_path / "model") == card(tmp_path / "run") == own
+
+
+# ---- figures belong to weights
+
+
+def stock_trainer(tmp_path, model, steps=1, **settings):
+    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "max_steps": steps}
+    arguments = TrainingArguments(str(tmp_path / "stock"), **quiet | settings)
+    return Trainer(model, arguments, train_dataset=tiny_rows(8), eval_dataset=tiny_rows(8), processing_class=tiny_tokenizer())
+
+
+def train_by_stock(tmp_path, model):
+    stock_trainer(tmp_path, model).train()
+
+
+def train_by_hand(tmp_path, model):
+    batch = DataCollatorWithPadding(tiny_tokenizer())(tiny_rows(8))
+    model(**batch).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def change_data(tmp_path, model):
+    """As merging adapters and averaging weights do."""
+    model.exits["1"].classifier.bias.data.add_(1e-6)
+
+
+def round_weights(tmp_path, model):
+    model.bfloat16()
+
+
+CHANGES = [train_by_stock, train_by_hand, change_data, round_weights]
+
+
+@pytest.mark.parametrize("reload", [False, True], ids=["at-hand", "loaded"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_weights_do_not_get_the_figures(tmp_path, change, reload):
+    """Saved over the folder of the weights that the figures are of, and elsewhere."""
+    model, _ = evaluated()
+    model.save_pretrained(tmp_path / "model")
+    if reload:
+        model = type(model).from_pretrained(tmp_path / "model")
+    change(tmp_path, model)
+    for folder in (tmp_path / "model", tmp_path / "elsewhere"):
+        model.save_pretrained(folder)
+        assert NOT_EVALUATED in card(folder) and "model-index" not in card(folder), folder
+    again = type(model).from_pretrained(tmp_path / "model")
+    again.save_pretrained(tmp_path / "again")
+    assert NOT_EVALUATED in card(tmp_path / "again")
+
+
+def save_elsewhere(model, folder):
+    model.save_pretrained(folder)
+
+
+def save_shards(model, folder):
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
+def save_as_trainer(model, folder):
+    stock_trainer(folder.parent, model).save_model(folder)
+
+
+def save_as_pipeline(model, folder):
+    EarlyExitPipeline(model=model, tokenizer=tiny_tokenizer()).save_pretrained(folder)
+
+
+def save_a_copy(model, folder):
+    other = type(model)(copy.deepcopy(model.config))
+    other._record = model._record
+    other.load_state_dict(model.state_dict())
+    other.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save", [save_elsewhere, save_shards, save_as_trainer, save_as_pipeline, save_a_copy])
+def test_the_same_weights_keep_figures_and_training(tmp_path, save):
+    model, report = evaluated()
+    run = trainer(tmp_path, model)
+    run.train()
+    report = evaluate_exits(run.model, [{"text": "good film", "label": 1}, {"text": "bad", "label": 0}], tiny_tokenizer())
+    model.save_pretrained(tmp_path / "first")
+    loaded = type(model).from_pretrained(tmp_path / "first")
+    save(loaded, tmp_path / "second")
+    assert f"| mean | {report.mean:.4f} |" in card(tmp_path / "second") and "0.00123" in card(tmp_path / "second")
+    type(model).from_pretrained(tmp_path / "second").save_pretrained(tmp_path / "third")
+    assert card(tmp_path / "third") == card(tmp_path / "second")
+
+
+def test_more_digits_do_not_make_other_weights(tmp_path):
+    model = build(num_labels=2).half().float()
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(tiny_texts(20))]
+    report = evaluate_exits(model, rows, tiny_tokenizer(), progress=False)
+    model.half().save_pretrained(tmp_path)
+    assert f"| mean | {report.mean:.4f} |" in card(tmp_path)
+
+
+def test_the_state_dict_that_is_saved_decides(tmp_path):
+    model, report = evaluated()
+    other = {name: weight + 1 if "classifier" in name else weight for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "other", state_dict=other)
+    model.save_pretrained(tmp_path / "same", state_dict=model.state_dict())
+    assert NOT_EVALUATED in card(tmp_path / "other") and f"| mean | {report.mean:.4f} |" in card(tmp_path / "same")
+
+
+def test_checkpoints_tell_no_figures_of_other_weights_and_the_best_model_keeps_its_own(tmp_path):
+    """The best is the first: its figures were noted before a training that does not better it."""
+    model, _ = evaluated()
+    model.save_pretrained(tmp_path / "model")
+    loaded = type(model).from_pretrained(tmp_path / "model")
+    settings = {
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+        "save_steps": 1,
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    run = stock_trainer(tmp_path, loaded, steps=2, **settings)
+    run.train()
+    for checkpoint in (tmp_path / "stock").glob("checkpoint-*"):
+        assert NOT_EVALUATED in card(checkpoint)
+    best = type(model).from_pretrained(run.state.best_model_checkpoint)
+    report = evaluate_exits(best, [{"text": "good film", "label": 1}], tiny_tokenizer(), progress=False)
+    loaded.evaluation = report.to_dict()  # measured on the weights that the run ended with
+    run.save_model(tmp_path / "end")
+    assert f"| mean | {report.mean:.4f} |" in card(tmp_path / "end")
+
+
+def test_fewer_exits_are_other_weights(tmp_path):
+    model, _ = evaluated()
+    model.save_pretrained(tmp_path / "model")
+    type(model).from_pretrained(tmp_path / "model", exit_layers=[2, 4]).save_pretrained(tmp_path / "fewer")
+    assert NOT_EVALUATED in card(tmp_path / "fewer")
+
+
+def test_report_says_of_which_weights_it_is(tmp_path):
+    model, report = evaluated()
+    assert report.weights == weights_digest(model.state_dict())
+    report.to_json(tmp_path / "exits.json")
+    assert ExitReport.from_json(tmp_path / "exits.json").weights == report.weights
+    change_data(tmp_path, model)
+    model.evaluation = json.loads((tmp_path / "exits.json").read_text())  # of the weights before
+    model.save_pretrained(tmp_path / "model")
+    assert NOT_EVALUATED in card(tmp_path / "model")
+
+
+def test_figures_of_a_policy_are_those_of_that_policy(tmp_path):
+    model, report = evaluated()
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(tiny_texts(20))]
+    calibrate(model, rows, tiny_tokenizer(), progress=False, max_loss=1.0)
+    model.evaluation |= {"calibrated": {"cost": 0.4321, "metric": 0.8765}}
+    model.save_pretrained(tmp_path)
+    assert "0.8765" in card(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    assert "0.8765" in card(tmp_path)
+    for one in (model, loaded):
+        one.config.exit_policy = {"name": "entropy", "threshold": 0.123}
+        one.save_pretrained(tmp_path)
+        assert "0.8765" not in card(tmp_path) and "What it costs has not been measured." in card(tmp_path)
+        assert f"| mean | {report.mean:.4f} |" in card(tmp_path)
+
+
+def test_record_holds_no_secrets_and_goes_with_what_it_told(tmp_path):
+    model, _ = evaluated()
+    model.evaluation |= {"model": "/home/ann/runs"}
+    model.training_settings = {"seed": 3, "hub_token": "secret", "output_dir": "/home/ann"}
+    model.save_pretrained(tmp_path)
+    assert "secret" not in (text := (tmp_path / RECORD).read_text()) and "/home/ann" not in text
+    build().save_pretrained(tmp_path)
+    assert not (tmp_path / RECORD).exists() and NOT_EVALUATED in card(tmp_path)
+
+
+def test_base_model_is_told_by_every_later_save(tmp_path):
+    model = build(num_labels=2)
+    model.config.backbone_config._name_or_path = "google-bert/bert-base-uncased"
+    model.save_pretrained(tmp_path / "first")
+    loaded = type(model).from_pretrained(tmp_path / "first")
+    train_by_stock(tmp_path, loaded)
+    loaded.save_pretrained(tmp_path / "second")
+    assert card(tmp_path / "second") == card(tmp_path / "first") and "`google-bert/bert-base-uncased`" in card(tmp_path / "first")
+
+
+@pytest.mark.parametrize("there", ["nothing", "ours", "own"])
+def test_push_to_hub_uploads_the_card(tmp_path, monkeypatch, there):
+    """transformers writes over it with what the repository holds, or with a template."""
+    old, _ = evaluated()
+    old.save_pretrained(tmp_path / "old")
+    cards = {"ours": card(tmp_path / "old"), "own": "---\nlicense: mit\n---\n# My model\n"}
+    model = build(num_labels=2, exit_pooling="mean")
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def create_commit(self, operations, **_):
+            (found,) = [operation.path_or_fileobj for operation in operations if operation.path_in_repo == "README.md"]
+            pushed.append(Path(found).read_text())
+
+    def load(repo_id, **_):
+        if there == "nothing":
+            raise transformers.utils.hub.EntryNotFoundError("no card")
+        return ModelCard(cards[there])
+
+    pushed = []
+    monkeypatch.setattr(transformers.utils.hub, "hf_api", Hub)
+    monkeypatch.setattr(ModelCard, "load", load)
+    model.push_to_hub("ann/critic")
+    if there == "own":
+        assert "# My model" in pushed[0] and "romebert" not in pushed[0]
+    else:
+        assert NOT_EVALUATED in pushed[0] and "mean" not in pushed[0].split("## Evaluation")[1].split("##")[0]

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from transformers import Trainer, TrainingArguments
 
 from modeling_romebert.projection import GradientRegularizer
-from modeling_romebert.trainer import shared_weights
+from modeling_romebert.training_run import shared_weights
 
 PROTECT = ["protect_exits", "protect_last"]
 RAGGED = 18  # rows: in batches of 4 the last has 2; in groups of 3 batches the last has 2

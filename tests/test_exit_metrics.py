@@ -20,8 +20,8 @@ from trainer_scenarios import (
 from transformers import DataCollatorWithPadding, EvalPrediction
 
 from modeling_romebert import RomeBertTrainingArguments
-from modeling_romebert.metrics import compute_metrics as metrics_by_name
 from modeling_romebert.exit_metrics import figures_of_all_exits
+from modeling_romebert.metrics import compute_metrics as metrics_by_name
 
 
 def exit_logits_of(rows):

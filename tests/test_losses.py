@@ -216,13 +216,47 @@ def test_label_smoothing_and_ignored_labels_are_torch_s(smoothing):
     torch.testing.assert_close(terms.per_exit, stock)
 
 
-def test_rows_without_a_label_are_distilled_all_the_same():
+@pytest.mark.parametrize("weights", [None, (0.2, 3.0, 0.7)])
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+def test_rows_without_a_label_are_as_if_they_were_not_there(gamma, weights):
     exit_logits, labels = example(SINGLE)
     unlabelled = labels.clone()
-    unlabelled[2] = -100
-    loss = ExitLoss(1.0)
-    one, two = (loss(exit_logits, y, exit_layers=LAYERS, problem_type=SINGLE) for y in (labels, unlabelled))
-    assert torch.equal(one.exits, two.exits)
+    unlabelled[[1, 3]] = -100
+    loss, rows = ExitLoss(gamma, class_weights=weights), unlabelled != -100
+    settings = {"exit_layers": LAYERS, "problem_type": SINGLE}
+    for one, other in zip(
+        loss(exit_logits, unlabelled, **settings), loss(exit_logits[rows], labels[rows], **settings), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"class_weights": (1.0, 2.0, 3.0)}, {"label_smoothing": 0.1}, {"teacher": "next"}], ids=str
+)
+def test_without_any_label_loss_and_gradient_are_0(settings):
+    exit_logits, labels = example(SINGLE)
+    exit_logits.requires_grad_()
+    terms = ExitLoss(0.5, **settings)(exit_logits, torch.full_like(labels, -100), exit_layers=LAYERS, problem_type=SINGLE)
+    assert [value.item() for value in (terms.last, terms.exits, *terms.per_exit)] == [0.0] * 6
+    (gradient,) = torch.autograd.grad(terms.last + terms.exits, exit_logits)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weights", [[0.3, 2.0, 0.7], [1.0, 0.0, 5.0], [2.0, 2.0, 2.0]], ids=str)
+def test_class_weights_are_torch_s(weights, smoothing):
+    exit_logits, labels = example(SINGLE)
+    labels[1] = -100
+    stock = [F.cross_entropy(z, labels, weight=torch.tensor(weights), label_smoothing=smoothing) for z in exit_logits.unbind(1)]
+    torch.testing.assert_close(task_losses(exit_logits, labels, SINGLE, smoothing, weights), torch.stack(stock))
+    exit_logits, labels = example(MULTI)
+    stock = [F.binary_cross_entropy_with_logits(z, labels, pos_weight=torch.tensor(weights)) for z in exit_logits.unbind(1)]
+    torch.testing.assert_close(task_losses(exit_logits, labels, MULTI, class_weights=weights), torch.stack(stock))
+
+
+def test_a_batch_of_classes_that_weigh_nothing_has_a_loss_of_0():
+    exit_logits, labels = example(SINGLE)
+    assert task_losses(exit_logits, torch.ones_like(labels), SINGLE, class_weights=[1.0, 0.0, 1.0]).tolist() == [0.0] * 4
 
 
 def test_single_labels_in_a_column():
@@ -298,6 +332,9 @@ def test_large_logits_are_finite(problem_type, dtype):
         ({"distillation_temperature": math.inf}, "distillation_temperature=inf is not above 0"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0 is not in 0\.\.1"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 is not in 0\.\.1"),
+        ({"class_weights": (1.0, -1.0)}, r"class_weights=\[1.0, -1.0\] are not finite numbers of 0 or more, some of them above 0"),
+        ({"class_weights": (math.nan, 1.0)}, r"class_weights=\[nan, 1.0\] are not finite"),
+        ({"class_weights": (0.0, 0.0)}, r"class_weights=\[0.0, 0.0\] are not .* some of them above 0"),
     ],
 )
 def test_settings_that_mean_nothing(settings, message):
@@ -322,6 +359,24 @@ def test_settings_that_mean_nothing(settings, message):
 def test_labels_that_do_not_fit(labels, problem_type, num_labels, message):
     with pytest.raises(ValueError, match=message):
         check_labels(labels, problem_type, num_labels)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "weights", "message"),
+    [
+        (SINGLE, (1.0, 2.0), r"class_weights=\[1.0, 2.0\] has 2 entries, and the model has 3 classes"),
+        (
+            MULTI,
+            (1.0,) * 4,
+            "has 4 entries, and the model has 3 classes; give one number per class, in the order of config.id2label",
+        ),
+        (REGRESSION, (1.0,), "class_weights=.* are given, but a regression has no classes; leave them out"),
+    ],
+)
+def test_class_weights_that_do_not_fit(problem_type, weights, message):
+    exit_logits, labels = example(problem_type)
+    with pytest.raises(ValueError, match=message):
+        task_losses(exit_logits, labels, problem_type, class_weights=weights)
 
 
 @pytest.mark.parametrize("problem_type", PROBLEMS)

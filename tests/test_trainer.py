@@ -388,3 +388,27 @@ def test_a_stock_trainer_takes_the_joint_step(tmp_path):
     settings = arguments(tmp_path, TrainingArguments, **batch)
     Trainer(after, settings, train_dataset=rows, optimizers=(optimizer, schedule)).train()
     assert_moved_along(before, after, expected_gradient(before, rows, "off")[0])
+
+
+@pytest.mark.parametrize("smooths", [True, False], ids=["label_smoothing_factor", "compute_loss_func"])
+def test_a_stock_trainer_that_trains_the_last_exit_alone_is_told(tmp_path, smooths, caplog):
+    """It makes a loss of `logits`; said once, and not where every exit is trained."""
+    own = {} if smooths else {"compute_loss_func": lambda outputs, labels, **_: F.cross_entropy(outputs.logits, labels)}
+    rows = batch_rows(labels_for(SINGLE, 32))
+    settings = arguments(tmp_path, TrainingArguments, max_steps=3, label_smoothing_factor=0.1 if smooths else 0.0)
+    Trainer(build(), settings, train_dataset=rows, **own).train()
+    assert caplog.text.count("Only the last of 4 exits is being trained") == 1 and "RomeBertTrainer applies both" in caplog.text
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_nobody_is_told_who_trains_every_exit_or_means_not_to(tmp_path, objective, caplog):
+    rows = batch_rows(labels_for(SINGLE, 32))
+    common = {"max_steps": 2, "label_smoothing_factor": 0.1, "gradient_regularization": "protect_last"}
+    RomeBertTrainer(build(), arguments(tmp_path, objective=objective, **common), train_dataset=rows).train()
+    Trainer(build(), arguments(tmp_path, TrainingArguments, max_steps=2), train_dataset=rows).train()
+    model, (ids, mask) = build().train(), padded_batch()
+    model(ids, mask).exit_logits.square().mean().backward()
+    model.exits.requires_grad_(False)
+    model.exits["4"].requires_grad_(True)
+    model(ids, mask).logits.square().mean().backward()
+    assert "is being trained" not in caplog.text
