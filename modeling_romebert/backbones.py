@@ -362,11 +362,17 @@ def check_token_ids(model: Any, input_ids: Tensor) -> None:
     """
     if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
-    known = vocabulary_size(model)
     lowest, highest = (value.item() for value in input_ids.aminmax())
-    if lowest < 0 or highest >= known:
-        raise ValueError(
-            f"input_ids contain {lowest if lowest < 0 else highest}, but the model's vocabulary has {known} tokens, from 0 to"
-            f" {known - 1}. Use the model's own tokenizer. If tokens were added to it, call"
-            " model.resize_token_embeddings(len(tokenizer)) and train."
-        )
+    if (flaw := beyond_vocabulary(lowest, highest, vocabulary_size(model))) is not None:
+        raise ValueError(flaw)
+
+
+def beyond_vocabulary(lowest: int, highest: int, known: int) -> str | None:
+    """Why a model with so many tokens in its vocabulary cannot take ids in lowest .. highest; `None` where it can."""
+    if lowest >= 0 and highest < known:
+        return None
+    return (
+        f"input_ids contain {lowest if lowest < 0 else highest}, but the model's vocabulary has {known} tokens, from 0 to"
+        f" {known - 1}. Use the model's own tokenizer. If tokens were added to it, call"
+        " model.resize_token_embeddings(len(tokenizer)) and train."
+    )

@@ -16,6 +16,7 @@ from .labels import LabelReader, say_ignored, take_class_names
 from .losses import IGNORED_LABEL
 from .scoring import each
 from .text_batcher import text_and_pair, was_cut, with_truncation
+from .unwrapping import inner_model
 
 logger = logging.get_logger(__name__)
 
@@ -47,8 +48,9 @@ def collect_exit_logits(
     """
     if isinstance(dataset, Mapping):
         raise ValueError(f"the dataset is a {type(dataset).__name__}; give one of its splits: {', '.join(map(str, dataset))}.")
-    take_class_names(model.config, dataset, "the dataset")
-    read, tokenize = LabelReader(model.config), _Tokenizer(tokenizer, model.max_tokens)
+    romebert = inner_model(model)
+    take_class_names(romebert.config, dataset, "the dataset")
+    read, tokenize = LabelReader(romebert.config), _Tokenizer(tokenizer, romebert.max_tokens)
     inputs, labels, rows = [], [], 0
     for index, row in enumerate(each(dataset)):
         if not isinstance(row, Mapping):
@@ -67,8 +69,8 @@ def collect_exit_logits(
         logger.warning(
             f"{tokenize.cut} of {len(labels)} texts were longer than {tokenize.settings['max_length']} tokens and were cut."
         )
-    if read.problem_type != model.problem_type:  # it was left open, and the labels settle it, as in training
-        model.config.problem_type = read.problem_type
+    if read.problem_type != romebert.problem_type:  # it was left open, and the labels settle it, as in training
+        romebert.config.problem_type = read.problem_type
     return ExitLogits(_run(model, inputs, tokenizer, batch_size, progress), np.asarray(labels), rows - len(labels))
 
 
@@ -114,8 +116,8 @@ def _run(model: Any, inputs: list[dict[str, Any]], tokenizer: Any, batch_size: i
     for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
         rows = order[start : start + batch_size]
         batch = collate([inputs[row] for row in rows])
-        check_token_ids(model, batch["input_ids"])  # while they are on the host
-        exit_logits = model(**batch.to(model.device)).exit_logits.float().cpu()  # (b, E, C)
+        check_token_ids(inner_model(model), batch["input_ids"])  # while they are on the host
+        exit_logits = model(**batch.to(inner_model(model).device)).exit_logits.float().cpu()  # (b, E, C)
         if start == 0:
             collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
         collected[rows] = exit_logits

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import BatchEncoding
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from .backbones import beyond_vocabulary
 from .batch_layout import Features
 
 # A window of long texts ends early: this bounds the memory that it takes.
@@ -161,12 +162,8 @@ class TextBatcher:
                 f"it has {len(ids)} tokens, but the model has positions for {self.max_tokens}. Leave truncation and max_length"
                 f" out, or give truncation=True and max_length={self.max_tokens}."
             )
-        if (largest := max(ids)) >= self.vocab_size:
-            return ValueError(
-                f"it has token id {largest}, but the model has embeddings for {self.vocab_size} ids. Call"
-                " model.resize_token_embeddings(len(tokenizer)) and fine-tune, or use the tokenizer that belongs to the model."
-            )
-        return None
+        flaw = beyond_vocabulary(min(ids), max(ids), self.vocab_size)
+        return None if flaw is None else ValueError(flaw)
 
 
 def _not_unicode(text: str) -> TypeError | None:

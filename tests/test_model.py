@@ -370,7 +370,8 @@ def test_states_and_attentions_need_every_layer(asked):
         ({"num_labels": 1}, {"name": "patience", "patience": 2}, "needs tolerance"),
         ({}, {"name": "entropie", "threshold": 0.1}, "'entropie' is unknown; choose from entropy, confidence"),
         ({}, {"threshold": 0.1}, "it has no 'name'"),
-        ({}, "entropy", "give a policy or its settings"),
+        ({}, "entropy", "takes exactly one of threshold .* add it"),
+        ({}, 0.3, "give a policy, its settings"),
     ],
 )
 def test_policy_that_does_not_fit(settings, policy, message):

@@ -19,7 +19,8 @@ NAMES = {0: "bad", 1: "good", 2: "so so"}
 
 def classifier(policy=ENTROPY, family=BertConfig, **settings):
     """A pipeline of a tiny model whose texts leave at every exit, and its tokenizer."""
-    model = spread_exits(build(family, exit_policy=policy, id2label=NAMES, label2id={}, **settings), TEXTS)
+    names = {} if "num_labels" in settings else {"id2label": NAMES}
+    model = spread_exits(build(family, exit_policy=policy, **names, **settings), TEXTS)
     return pipeline("early-exit-classification", model=model, tokenizer=tiny_tokenizer())
 
 
@@ -225,7 +226,7 @@ def model():
         ({"ask_every": 2}, {"exit_policy": CONFIDENT}, CONFIDENT | {"ask_every": 2}),
         ({"ask_every": 2}, {"exit_policy": CONFIDENT | {"ask_exits": [3]}}, CONFIDENT | {"ask_exits": [3]}),
         ({"ask_every": 2}, {"ask_exits": [3]}, ENTROPY | {"ask_exits": [3]}),
-        ({"ask_every": 2}, {"ask_every": 1}, ENTROPY),
+        ({"ask_every": 2}, {"ask_every": 1}, ENTROPY | {"ask_every": 1}),
         ({"ask_exits": [3], "exit_threshold": 0.3}, {"exit_policy": False}, None),
         ({"exit_policy": False}, {"exit_policy": CONFIDENT}, CONFIDENT),
         ({"exit_policy": False}, {"exit_threshold": 0.3}, {"name": "entropy", "threshold": 0.3}),

@@ -253,34 +253,11 @@ def test_many_rows_leave_at_every_exit_as_the_rule_says(policy, problem_type):
     assert len(set(expected)) >= 3
 
 
-def leaves_alone_at(policy, exits, problem_type):
-    """Exits (E, C) of one row -> index of the exit where it leaves when it is alone."""
-    policy = as_policy(policy).start(len(exits), problem_type)
-    return next((index for index in range(len(exits) - 1) if policy.leaves_alone(index, exits[index : index + 1])), len(exits) - 1)
-
-
-@given(cases())
-@settings(deadline=None, max_examples=400)
-def test_a_row_alone_leaves_as_the_rule_says(case):
-    policy, exit_logits, problem_type = case
-    expected = [leaves_at(policy, row, problem_type) for row in exit_logits.tolist()]
-    assert [leaves_alone_at(policy, row, problem_type) for row in exit_logits] == expected
-
-
-@pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
-@pytest.mark.parametrize("policy", ALL, ids=name_of)
-def test_many_rows_leave_alone_where_they_leave_in_a_batch(policy, problem_type):
-    exit_logits = 1.3 * torch.randn(300, 4, 3, generator=torch.Generator().manual_seed(1))
-    together = leave_in_a_batch(policy, exit_logits, problem_type)
-    assert [leaves_alone_at(policy, row, problem_type) for row in exit_logits] == together
-    assert len(set(together)) >= 3
-
-
 @pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
 @pytest.mark.parametrize("name", ["entropy", "confidence", "margin"])
-def test_large_logits_alone_are_sure(name, problem_type):
+def test_large_logits_are_sure(name, problem_type):
     policy = make_policy(name, threshold=1e-6 if name == "entropy" else 1 - 1e-6).start(2, problem_type)
-    assert policy.leaves_alone(0, torch.tensor([[6e4, -6e4, -6e4]], dtype=torch.float16)) is True
+    assert policy.leaves(0, torch.tensor([[6e4, -6e4, -6e4]], dtype=torch.float16)).tolist() == [True]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

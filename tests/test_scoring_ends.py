@@ -42,8 +42,8 @@ def unknown_to_the_model():
     ("wrong", "kind", "message"),
     [
         (None, TypeError, "cannot classify None of type NoneType: give a string"),
-        ("the \ud800 film", TypeError, "TextEncodeInput"),
-        ("film w99", RuntimeError, "IndexError: index out of range"),
+        ("the \ud800 film", TypeError, "it is not Unicode: surrogates not allowed at character 4"),
+        ("film w99", ValueError, "input_ids contain 124, but the model's vocabulary has 100 tokens"),
     ],
     ids=["no text", "tokenizer", "model"],
 )
@@ -72,17 +72,63 @@ def test_only_errors_and_the_form_of_an_error_with_top_k():
     assert [one["label"] is None for one in results[1]] == [True] and len(results[0]) == 2
 
 
-def test_a_batch_that_fails_as_a_whole_is_done_row_by_row(caplog):
+class Fails:
+    """A layer's hook that fails where there are too many tokens, and counts how often."""
+
+    def __init__(self, model, error, most=0):
+        self.error, self.most, self.calls = error, most, 0
+        self.handle = model.layers[1].register_forward_pre_hook(self)
+
+    def __call__(self, module, inputs):
+        if inputs[0].shape[:2].numel() > self.most:
+            self.calls += 1
+            raise self.error
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("rebatching", [False, True])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["gpu", "cpu", "python"])
+def test_where_memory_runs_out_batches_are_halved(error, rebatching, caplog):
     model, expected = copy.deepcopy(MODEL), scored(TEXTS)
-    longest = max(map(len, tiny_tokenizer()(TEXTS)["input_ids"]))
+    fails = Fails(model, error, most=100)
+    assert_same_results(scored(TEXTS, model, rebatching=rebatching, window=50, batch_tokens=1000), expected)
+    said = [record.getMessage() for record in caplog.records]
+    assert 3 <= fails.calls == len(said) <= 5  # 1000, 500, 250, 125: for good, not for each window
+    assert all("There was not enough memory for a batch of" in one for one in said)
 
-    def too_large(module, inputs):
-        if inputs[0].shape[:2].numel() > longest:
-            raise torch.OutOfMemoryError("out of memory")
 
-    model.layers[0].register_forward_pre_hook(too_large)
-    assert_same_results(scored(TEXTS, model), expected)
-    assert "texts failed (out of memory); they are classified one by one" in caplog.text
+@pytest.mark.parametrize("rebatching", [False, True])
+def test_a_text_that_is_too_large_for_the_memory_is_an_error_of_that_text(rebatching):
+    texts = [*TEXTS[:20], "film " * 50, *TEXTS[20:40]]
+    model, expected = copy.deepcopy(MODEL), scored(texts, exit_policy=False)
+    Fails(model, torch.OutOfMemoryError("CUDA out of memory."), most=48)
+    with pytest.raises(MemoryError, match="text 20: there is not enough memory for its 52 tokens: CUDA out of memory"):
+        scored(texts, model, exit_policy=False, rebatching=rebatching)
+    skipped = scored(texts, model, exit_policy=False, rebatching=rebatching, on_error="skip")
+    assert [row for row, result in enumerate(skipped) if "error" in result] == [20]
+    assert_same_results(skipped[:20] + skipped[21:], expected[:20] + expected[21:])
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("rebatching", [False, True])
+def test_a_fault_of_the_model_is_raised_as_it_is_and_tried_once(rebatching, on_error, caplog):
+    model = copy.deepcopy(MODEL)
+    fails = Fails(model, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2 shapes cannot be multiplied$") as raised:
+        scored(TEXTS, model, rebatching=rebatching, on_error=on_error, batch_tokens=200)
+    assert any(entry.name == "__call__" and entry.path.name == Path(__file__).name for entry in raised.traceback)
+    assert fails.calls == 1 and not caplog.records
+
+
+def test_a_fault_of_the_tokenizer_is_raised_as_it_is():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_setting'"):
+        scored(TEXTS, no_such_setting=True, on_error="skip")
 
 
 def test_an_error_of_the_source_passes_as_it_is():
