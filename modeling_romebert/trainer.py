@@ -20,6 +20,7 @@ from transformers.utils import logging
 from .checkpoints import TRAINER_STATE, checkpoint_to_resume
 from .dataset_checks import check_dataset
 from .evaluation import default_metric
+from .library_hooks import HookWatch
 from .losses import check_labels, infer_problem_type
 from .model_card import write_model_card
 from .modeling_romebert import RomeBertForSequenceClassification
@@ -74,6 +75,8 @@ class RomeBertTrainer(Trainer):
         self.exit_loss = self.args.exit_loss()
         self._metric_of_one_exit = self.compute_metrics
         self.compute_metrics = self._metrics_of_all_exits
+        self._hooks = HookWatch()
+        self.add_callback(self._hooks)
         self._means = RunningMeans()
         self._guard: StepGuard | None = None
         self._regularizer: GradientRegularizer | None = None
@@ -141,6 +144,7 @@ class RomeBertTrainer(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer._get_grad_norm`, once per step, between the gradients and the optimizer: where a step is judged."""
+        self._hooks.note("_get_grad_norm")
         norm = super()._get_grad_norm(*args, **kwargs)
         if isinstance(norm, Tensor) and self._guard is not None:
             if self._gradients_met is not None:
@@ -217,6 +221,7 @@ class RomeBertTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its trainer_state.json is there."""
+        self._hooks.note("_save_checkpoint")
         if self._guard is not None:
             self._guard.check()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -227,11 +232,13 @@ class RomeBertTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         """As `Trainer._save_rng_state`: the one file of each process, which the last file of the main process now waits for."""
+        self._hooks.note("_save_rng_state")
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
     def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
         """Length of the whole training: every stage takes the epochs, or steps, that the arguments give."""
+        self._hooks.note("set_initial_training_values")
         stages = len(self.objective.stages)
         whole = copy.copy(args)
         whole.num_train_epochs = args.num_train_epochs * stages
