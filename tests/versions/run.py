@@ -108,7 +108,6 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.sets) - set(SETS):
         parser.error(f"{', '.join(sorted(unknown))} is unknown; choose from {', '.join(SETS)}")
-    results = {run["set"]: run for run in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     not_found, failed = [], []
     for name in [] if given.table else given.sets or SETS:
         folder = ENVIRONMENTS / name
@@ -120,11 +119,11 @@ def main() -> int:
         print(table([run]))
         if run["failed"]:
             failed.append(name)
-        results[name] = run
+        results = {run["set"]: run for run in json.loads(RESULTS.read_text())} | {name: run}
         RESULTS.write_text(json.dumps([results[key] for key in SETS if key in results], indent=2) + "\n")
         if not (existed or given.keep):
             shutil.rmtree(folder)
-    PAGE.write_text(page([results[key] for key in SETS if key in results]), encoding="utf-8")
+    PAGE.write_text(page(json.loads(RESULTS.read_text())), encoding="utf-8")
     for name in not_found:
         print(f"{name} was not run: there is no python{name.split('-')[1]} on PATH that starts.")
     if failed:
