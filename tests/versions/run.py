@@ -65,6 +65,7 @@ def run_set(name: str, folder: Path, arguments: list[str]) -> dict[str, Any]:
         check=True,
     )
     installed = json.loads(subprocess.run([python, "-c", LIST_VERSIONS], check=True, capture_output=True, text=True).stdout)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     report = folder / "report.xml"
     tests = ["-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
     # its own tests hold setup.cfg against what was run, and so can pass only afterwards
@@ -76,7 +77,6 @@ def run_set(name: str, folder: Path, arguments: list[str]) -> dict[str, Any]:
     full = subprocess.run(
         [python, "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True
     ).stdout
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     files = f"{ran} of {len(list(ROOT.glob('tests/test_*.py')))}"
     outcome = {"files": files, "passed": passed, "failed": failed, "skipped": skipped, "commit": commit, "date": str(date.today())}
     return {"set": name, "python": full.strip(), "packages": installed, **outcome}
