@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-versions lint clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   set up, fine-tune on real reviews, evaluate, calibrate, classify (runs/quickstart)"
-	@echo "make test         set up, run the tests"
-	@echo "make lint         set up, ruff and mypy"
-	@echo "make clean        remove $(VENV)"
+	@echo "make quickstart     set up, fine-tune on real reviews, evaluate, calibrate, classify (runs/quickstart)"
+	@echo "make test           set up, run the tests"
+	@echo "make test-versions  the tests on the oldest and newest versions that setup.cfg allows (docs/versions.md)"
+	@echo "make lint           set up, ruff and mypy"
+	@echo "make clean          remove $(VENV)"
 
 # torch first and by its pinned version, so that an index with a CPU build of it is not passed over for a larger one.
 $(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -23,7 +24,10 @@ quickstart: $(BIN)/.installed
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-versions: $(BIN)/.installed
+	$(BIN)/python tests/versions/run.py $(ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -25,12 +25,22 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .batch_layout import RunLayer
 from .packed_attention import BlockDiagonalMask
 
-_CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(masking_utils.create_bidirectional_mask).parameters
+TESTED_TRANSFORMERS = "5.19.0 to 5.24.0"  # what setup.cfg allows; docs/versions.md has the runs
+
+try:  # a part of the library that moves between versions
+    from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+except ImportError as error:
+    raise ImportError(
+        f"transformers {transformers.__version__} makes masks in another way than the early-exit loop expects ({error})."
+        f" Install a version that this package was tested with: {TESTED_TRANSFORMERS}."
+    ) from error
+
+_CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(create_bidirectional_mask).parameters
 
 
 def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, padded: bool) -> Any:
@@ -48,7 +58,7 @@ def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask
             rows, tokens = attention_mask.shape
             return attention_mask.bool()[:, None, None, :].expand(rows, 1, tokens, tokens)
     no_look = {"allow_is_bidirectional_skip": False} if padded and attention_mask is not None and _CAN_BE_TOLD else {}
-    return masking_utils.create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
+    return create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
 
 
 def _padding_id(backbone: PreTrainedModel) -> int:
@@ -271,7 +281,7 @@ class ModernBertAdapter(Adapter):
     ) -> RunLayer:
         masks = {
             "full_attention": bidirectional_mask(backbone, hidden, attention_mask, padded),
-            "sliding_attention": masking_utils.create_bidirectional_sliding_window_mask(backbone.config, hidden, attention_mask),
+            "sliding_attention": create_bidirectional_sliding_window_mask(backbone.config, hidden, attention_mask),
         }
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
@@ -319,7 +329,8 @@ def check_layout(backbone: PreTrainedModel) -> None:
         except AttributeError:
             raise RuntimeError(
                 f"{type(backbone).__name__} of transformers {transformers.__version__} has no {path}, which the walk needs. Install"
-                f" a version that this package was tested with, or mend {type(adapter).__name__} in modeling_romebert/backbones.py."
+                f" a version that this package was tested with, {TESTED_TRANSFORMERS}, or mend {type(adapter).__name__} in"
+                " modeling_romebert/backbones.py."
             ) from None
 
 

@@ -22,6 +22,7 @@ from .checkpoints import TRAINER_STATE, checkpoint_to_resume
 from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
 from .dataset_checks import LabelCollator, check_dataset, is_stock
 from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
+from .library_hooks import HookWatch
 from .losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
 from .metrics import default_metric
 from .objectives import EXITS
@@ -72,6 +73,8 @@ class RomeBertTrainer(Trainer):
         if not isinstance(self.args, RomeBertTrainingArguments):
             raise TypeError(f"args is a {type(self.args).__name__}; RomeBertTrainer takes RomeBertTrainingArguments.")
         self._check_settings()
+        self._hooks = HookWatch()
+        self.add_callback(self._hooks)
         self._default_metric: Callable[..., dict[str, float]] | None = None
         if self.compute_metrics is None:
             self.compute_metrics = self._default_metrics
@@ -172,6 +175,7 @@ class RomeBertTrainer(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer._get_grad_norm`, once per step, between the gradients and the optimizer: where a step is judged."""
+        self._hooks.note("_get_grad_norm")
         norm = super()._get_grad_norm(*args, **kwargs)
         if isinstance(norm, Tensor) and self._run is not None:
             self._run.judge(norm, self.state.global_step + 1, self.optimizer)
@@ -179,6 +183,7 @@ class RomeBertTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.get_batch_samples`, which begins a step: nothing of one that did not end goes into it."""
+        self._hooks.note("get_batch_samples")
         if self._run is not None:
             self._run.begin_group()
         return super().get_batch_samples(*args, **kwargs)
@@ -209,6 +214,7 @@ class RomeBertTrainer(Trainer):
         A training starts here, also one that starts anew with smaller batches: by now `model_init` has made its model, and a search
         has set the arguments of its trial.
         """
+        self._hooks.note("set_initial_training_values")
         self._start_run()
         stages = len(self.args.training_objective.stages)
         whole = copy.copy(args)
@@ -304,6 +310,7 @@ class RomeBertTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its trainer_state.json is there."""
+        self._hooks.note("_save_checkpoint")
         if self._run is not None and self._run.guard is not None:
             self._run.guard.check()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -314,6 +321,7 @@ class RomeBertTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         """As `Trainer._save_rng_state`: the one file of each process, which the last file of the main process now waits for."""
+        self._hooks.note("_save_rng_state")
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 

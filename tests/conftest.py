@@ -1,8 +1,12 @@
 """Fixtures, and the examples as modules: `import train_glue`, `import quickstart`."""
 
 import json
+import os
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; has to be set before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

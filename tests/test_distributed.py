@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_version import CHECKPOINTING
 from distributed_run import model_of, take_steps
 from explicit import Steps, assert_equal_gradients, assert_exact, groups_of, rows_of
 from processes import LAUNCHERS
@@ -118,7 +119,7 @@ def test_two_processes_take_the_steps_of_one(two_processes, tmp_path, name):
             {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
             "reentrant checkpointing does not .* Use use_reentrant=False",
         ),
-        ({"activation_checkpointing_kwargs": {"use_reentrant": True}}, "reentrant checkpointing does not go"),
+        ({f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}, "reentrant checkpointing does not go"),
         ({"fsdp": True}, r"fsdp=True does not go .* Use DDP, or"),
     ],
 )

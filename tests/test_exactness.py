@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from by_version import checkpointing_arguments
 from explicit import (
     COLLATE,
     assert_equal_gradients,
@@ -200,9 +201,7 @@ def test_label_smoothing(tmp_path, protect):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_dropout_is_the_same_in_both_passes(tmp_path, checkpointing, protect):
     """Non-reentrant checkpointing runs every layer twice more, in the same state of the generator."""
-    settings = (
-        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}} if checkpointing else {}
-    )
+    settings = checkpointing_arguments(use_reentrant=False) if checkpointing else {}
     _, cosines = assert_steps_exact(contrary(dropout=0.1), tmp_path, accumulation=3, protect=protect, how={"rng": True}, **settings)
     assert conflicts(cosines)
 

@@ -5,6 +5,7 @@ import re
 
 import torch
 import torch.nn.functional as F
+from by_version import enable_checkpointing
 from families import families
 from tiny import CLASSES, ROWS, build, padded_batch
 from torch import Tensor
@@ -81,7 +82,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
     inside = next(module for module in model.layers[0].modules() if isinstance(module, torch.nn.Linear))
     inside.register_forward_hook(lambda *_: runs.append(1))
     plain, once = gradients(model, rows, 1), len(runs)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(model, use_reentrant=False)
     again = gradients(model, rows, 1)
     assert len(runs) == once + 2 * once  # each layer ran a second time, in the backward pass
     for name, gradient in plain.items():

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "modeling_romebert", "configuration"]
-# The build backend itself, in a process of its own: no package index is asked. torch brings the setuptools it needs.
+# The build backend itself, in a process of its own: no package index is asked.
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 
 
@@ -94,7 +94,6 @@ def test_metadata(metadata):
     assert (metadata["Name"], metadata["Requires-Python"]) == ("romebert", ">=3.10")
     assert set(metadata.get_all("Provides-Extra")) == {"plot", "lora", "benchmark", "test", "dev"}
     required = [line.replace(" ", "") for line in metadata.get_all("Requires-Dist")]
-    assert {"torch>=2.6", "transformers>=5"} <= set(required)
     of_use = [line for line in required if "extra==" not in line]
     assert not any(line.startswith(("pytest", "matplotlib", "ruff", "mypy", "hypothesis")) for line in of_use)
     assert any(line.startswith("matplotlib;") and "plot" in line for line in required)

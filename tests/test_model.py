@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from by_version import enable_checkpointing
 from tiny import CLASSES, LAYERS, ROWS, TOKENS, build, padded_batch, tiny_backbone
 from transformers import (
     AutoModel,
@@ -235,7 +236,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            enable_checkpointing(model, reentrant)
             assert model.backbone.encoder.layer[0].gradient_checkpointing
         model.zero_grad()
         torch.manual_seed(5)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from by_version import enable_checkpointing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOKENS, build, padded_batch
@@ -304,7 +305,7 @@ def test_without_conflict_it_is_the_plain_sum():
 def test_non_reentrant_checkpointing_changes_nothing(protect):
     model, batches = build().train(), make_batches(2, conflicting=True)
     expected, _ = explicit(model, batches, protect)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(model, use_reentrant=False)
     calls = []
     model.layers[0].attention.register_forward_hook(lambda *_: calls.append(1))
     regularize(model, batches, protect)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from by_version import checkpointing_arguments
 from tiny import CLASSES, LAYERS, build, padded_batch, tiny_texts, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
 
@@ -183,8 +184,7 @@ def test_checkpointing_takes_the_same_step(tmp_path):
     before = contrary()
     rows = batch_rows(labels_for(SINGLE, 32))
     after = copy.deepcopy(before)
-    checkpointing = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
-    train_plainly(after, rows, tmp_path, **checkpointing)
+    train_plainly(after, rows, tmp_path, **checkpointing_arguments(use_reentrant=False))
     assert_moved_along(before, after, expected_gradient(before, rows, "protect_exits")[0])
 
 
