@@ -163,7 +163,7 @@ def rebatched(model: Any, tokenizer: Any, policy: dict[str, Any]) -> Callable[[l
 
         def begin(rows: list[int]) -> ActiveBatch:
             started = exit_policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
-            return ActiveBatch(encoder, rows, [texts[row] for row in rows], started)
+            return ActiveBatch(encoder, rows, None, started, texts=[texts[row] for row in rows])
 
         batch_tokens = BATCH_TOKENS[model.device.type]
         scheduler = Scheduler(range(len(texts)), lengths, begin, batch_tokens, padded=not encoder.packs)

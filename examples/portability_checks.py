@@ -9,6 +9,7 @@ nothing of the package:
 import hashlib
 import importlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -221,6 +222,18 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         by_folder = pipeline(model=folder, trust_remote_code=True)
         same((type(by_folder), by_folder.task), (type(classify), TASK), "pipelines without a task")
 
+    def packed() -> None:
+        classify, shapes, said = pipeline(TASK, model=folder, trust_remote_code=True), [], []
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("transformers").addHandler(handler)
+        logging.getLogger("transformers_modules").addHandler(handler)
+        classify.model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2])))
+        classify(TEXTS, exit_policy=usual_policy(classify.model))
+        assert classify.model.encoder().packs, "this model's texts cannot be packed"
+        assert len(shapes) == 1 and shapes[0][0] == 1, f"texts were not packed in one batch: layer 1 saw {shapes}"
+        same(said, [], "warnings")
+
     def users_pipeline() -> None:
         shutil.copytree(folder, work / "users")
         (work / "users" / "shouting.py").write_text(USERS_PIPELINE)
@@ -300,6 +313,7 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         "AutoModelForSequenceClassification: logits bit-equal, same exits": classifier,
         "AutoModel: hidden states bit-equal": encoder,
         "pipeline: same labels, scores and exits": pipe,
+        "pipeline: lists are packed, and nothing is warned of": packed,
         "a user's own pipeline stays, with its file": users_pipeline,
         "save, load, save, load: bit-equal, all code files": saved_again,
         "Pipeline.save_pretrained: same results, all code files": pipeline_saved_again,

@@ -1,7 +1,7 @@
 """One small adapter per encoder family: how to embed, where the layers are, and what each of them is given.
 
 The backbone is the library's own model, used piece by piece; nothing of it is copied. Adapters hold no state, so a
-backbone whose modules are wrapped or replaced later (adapters, quantization) is walked as it then is.
+backbone whose modules are wrapped or replaced later (adapters, quantization) is run as it then is.
 
 How to add a family:
 
@@ -14,7 +14,7 @@ How to add a family:
 
 Layers are counted as they are applied: ALBERT's one layer counts as often as it runs. `token_type_ids` are ignored where the stock
 model ignores them (DistilBERT, MPNet, ModernBERT), so that any tokenizer's output can be passed on. transformers unpads ModernBERT
-inside flash attention only; with eager and sdpa it runs on padded rows, which the walk cuts to the longest as rows leave.
+inside flash attention only; with eager and sdpa it runs on padded rows, which are cut to the longest as rows exit.
 """
 
 import inspect
@@ -328,9 +328,9 @@ def check_layout(backbone: PreTrainedModel) -> None:
             attrgetter(path)(backbone)
         except AttributeError:
             raise RuntimeError(
-                f"{type(backbone).__name__} of transformers {transformers.__version__} has no {path}, which the walk needs. Install"
-                f" a version that this package was tested with, {TESTED_TRANSFORMERS}, or mend {type(adapter).__name__} in"
-                " modeling_romebert/backbones.py."
+                f"{type(backbone).__name__} of transformers {transformers.__version__} has no {path}, which the early-exit loop"
+                f" needs. Install a version that this package was tested with, {TESTED_TRANSFORMERS}, or mend"
+                f" {type(adapter).__name__} in modeling_romebert/backbones.py."
             ) from None
 
 
@@ -373,7 +373,7 @@ def check_token_ids(model: Any, input_ids: Tensor) -> None:
     """
     if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
-    lowest, highest = (value.item() for value in input_ids.aminmax())
+    lowest, highest = (int(value) for value in input_ids.aminmax())
     if (flaw := beyond_vocabulary(lowest, highest, vocabulary_size(model))) is not None:
         raise ValueError(flaw)
 

@@ -78,7 +78,7 @@ class PaddedBatch(Batch):
 
     def __init__(self, hidden: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None):
         self.hidden, self.attention_mask = hidden, attention_mask
-        self.position_ids = None if position_ids is None else position_ids.expand(len(hidden), -1)
+        self.position_ids = None if position_ids is None else position_ids.expand(hidden.shape[0], -1)
         self._sizes: Tensor | None = None  # (2, b) on the host, once measured
         self._weights: Tensor | None = None  # (b, 1, T) of `means`, made once
 
@@ -118,7 +118,7 @@ class PaddedBatch(Batch):
         """(b, T, H) -> (b, H): the first attended tokens, on whichever side the padding is."""
         if self.attention_mask is None or not may_begin_late(self.attention_mask):
             return states[:, 0]
-        return states[torch.arange(len(states), device=states.device), first_attended(self.attention_mask)]
+        return states[torch.arange(states.shape[0], device=states.device), first_attended(self.attention_mask)]
 
     def means(self, states: Tensor) -> Tensor:
         """(b, T, H) -> (b, H): over the attended tokens."""
@@ -244,8 +244,12 @@ def first_attended(attention_mask: Tensor) -> Tensor:
 
 
 def may_begin_late(attention_mask: Tensor) -> bool:
-    """Whether rows may begin after their first token, as with padding on the left. Looked at on a CPU only: it would wait."""
-    return attention_mask.device.type != "cpu" or not bool((attention_mask[:, 0] != 0).all())
+    """Whether rows may begin after their first token, as with padding on the left.
+
+    Looked at on a CPU only, where that does not wait, and not while a graph is made for any mask.
+    """
+    looks = attention_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not looks or not bool((attention_mask[:, 0] != 0).all())
 
 
 def _sizes(attention_mask: Tensor) -> Tensor:

@@ -47,22 +47,24 @@ class ActiveBatch:
     Args:
         encoder: runs layers and exits.
         rows: numbers by which the caller knows the rows, b of them.
-        batch: their tokens, embedded, or after `depth` layers; or tokenised texts, which the first step embeds.
+        batch: their tokens, embedded, or after `depth` layers; `None`: the first step embeds `texts`.
         policy: started (`ExitPolicy.start`), with what it remembers of these rows; `None`: every exit is evaluated and
             nobody exits before the last.
         depth: layers run.
+        texts: tokenised, one for each row.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         rows: list[int],
-        batch: Batch | Sequence[Features],
+        batch: Batch | None,
         policy: ExitPolicy | None,
         depth: int = 0,
+        texts: Sequence[Features] = (),
     ):
         self.encoder, self.rows, self.policy, self.depth = encoder, rows, policy, depth
-        self._batch = batch
+        self._batch, self._texts = batch, texts
         self.logits: Tensor | None = None  # (b, C) of the exit that was evaluated last, all rows that were there
 
     def __len__(self) -> int:
@@ -71,8 +73,8 @@ class ActiveBatch:
     @property
     def batch(self) -> Batch:
         """The tokens of the rows, embedded."""
-        if not isinstance(self._batch, Batch):
-            self._batch = self.encoder.embed_texts(self._batch)
+        if self._batch is None:
+            self._batch = self.encoder.embed_texts(self._texts)
         return self._batch
 
     def step(self) -> Exited | None:
@@ -185,7 +187,7 @@ def run_to_the_end(active: ActiveBatch) -> list[Exited]:
 
 def all_exits(encoder: Encoder, batch: Batch) -> Tensor:
     """Run every layer and evaluate every exit -> logits (b, E, C). Differentiable: this is what training uses."""
-    active = ActiveBatch(encoder, list(range(len(batch))), batch, policy=None)
+    active = ActiveBatch(encoder, [], batch, policy=None)  # nobody asks which rows exit: a graph is for any number of them
     logits: list[Tensor] = []
     for _ in encoder.exit_layers:
         active.step()

@@ -2,7 +2,7 @@
 
     cost = mean over rows of layers run / layers      saving = 1 - cost      speedup = 1 / cost, in layers, not in time
 
-The replay uses the same policy objects as the walk, row for row; time is for benchmarks to measure.
+The replay uses the same policy objects as the early-exit loop, row for row; time is for benchmarks to measure.
 """
 
 import os

@@ -1,8 +1,8 @@
 """What the trainer overrides in transformers without a promise that it stays, held against the version that is installed.
 
 An override of a method that the library has renamed, or no longer calls, fails in silence: the run goes on and nobody judges its
-steps. So each is looked for when a trainer is made, and has to have been called when its time has come. The walk's own needs are
-checked where a model is built (`check_layout` in backbones.py).
+steps. So each is looked for when a trainer is made, and has to have been called when its time has come. What models need is checked
+where one is built (`check_layout` in backbones.py).
 """
 
 from typing import Any

@@ -125,7 +125,7 @@ class ExitPolicy(ABC):
 
     @abstractmethod
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
-        """Exit e = 0, 1, ... and its logits (B, C) for the B rows still in the walk -> (B,) bool: which leave.
+        """Exit e = 0, 1, ... and its logits (B, C) for the B rows that have not exited -> (B,) bool: which exit.
 
         A row with a logit that is not finite never leaves, and does not count as agreeing.
         """

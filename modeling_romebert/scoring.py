@@ -9,6 +9,7 @@ the texts, so they may come from anything that belongs to it.
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from io import IOBase
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ WINDOW = 4096
 FIRST_WINDOW = 512
 # Tokens of a full batch. On a CPU half as many take 5 to 9 % more time, twice as many no less; that of a GPU is a guess.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Files whose lines are more than a text each.
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
 # Devices on which rebatching was measured to pay.
 REBATCHING_PAYS = ("cpu",)
 
@@ -99,6 +102,12 @@ def score(
             raise ValueError(f"{name}={value!r}: give a whole number from 1.")
     if isinstance(texts, (str, bytes, dict)):
         raise TypeError(f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them.")
+    file_name = str(getattr(texts, "name", "")) if isinstance(texts, IOBase) else ""
+    if file_name.lower().endswith(TABLES):
+        raise ValueError(
+            f"texts is the open file {file_name}: its lines are rows, with a header or labels, not texts. Give its column of texts,"
+            " as in (row['text'] for row in csv.DictReader(file)), or with datasets.load_dataset."
+        )
     window = 1 if batch_size == 1 else window
     policy = policy_for(model, exit_policy)
     as_results = ResultFormat(model.config, function_to_apply, top_k)
@@ -327,7 +336,7 @@ class _Scorer:
 
         def begin(of_batch: list[int]) -> ActiveBatch:
             policy = self.policy.start(len(self.model.exit_layers), self.model.problem_type, self.model.exit_layers)
-            return ActiveBatch(encoder, of_batch, [window.features[row] for row in of_batch], policy)
+            return ActiveBatch(encoder, of_batch, None, policy, texts=[window.features[row] for row in of_batch])
 
         with open_workers(min(len(rows), workers_for(self.model.device, sum(lengths)))) as workers:
             if self.rebatching:

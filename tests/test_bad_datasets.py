@@ -125,7 +125,7 @@ def test_one_class_trains_and_is_told(tmp_path, kind, caplog, monkeypatch):
     rows = relabelled(tiny_rows(8), [1] * 7 + [-100])
     trainer = trainer_of(tmp_path, KINDS[kind](rows), max_steps=8, learning_rate=1e-3)
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = [entry["loss_last"] for entry in trainer.state.log_history if "loss_last" in entry]
     assert len(losses) == 8 and losses[-1] < losses[0]
     assert "train_dataset: every row is of class 1" in caplog.text and "shuffle before taking a part" in caplog.text
 

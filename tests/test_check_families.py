@@ -39,7 +39,7 @@ def test_what_deviates_is_found(random_encoders, monkeypatch):
 
     def shifted(self, *arguments, **settings):
         run = plain(self, *arguments, **settings)
-        return lambda layer, hidden: run(layer, hidden) + 0.01
+        return lambda number, layer, hidden: run(number, layer, hidden) + 0.01
 
     monkeypatch.setattr(MPNetAdapter, "prepare", shifted)
     found = check_families.check(random_encoders["mpnet"], None, tiny_texts(12))["attention"]["eager"]

@@ -26,8 +26,15 @@ from tiny import CLASSES, LAYERS, build
 from torch.utils.data import IterableDataset, TensorDataset
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
-from modeling_romebert import ExitLoss, RomeBertForSequenceClassification, RomeBertTrainer, RomeBertTrainingArguments
+from modeling_romebert import (
+    ExitLoss,
+    RomeBertConfig,
+    RomeBertForSequenceClassification,
+    RomeBertTrainer,
+    RomeBertTrainingArguments,
+)
 from modeling_romebert.class_weights import all_labels, balanced_weights, parse_class_weights
+from modeling_romebert.labels import LabelReader
 
 WEIGHTS = [0.3, 2.0, 0.7]
 ROWS = batch_rows(labels_for(SINGLE, 32))
@@ -125,7 +132,7 @@ class Rows(torch.utils.data.Dataset):
     ids=["list", "torch", "datasets", "formatted"],
 )
 def test_labels_of_any_dataset_are_counted(dataset):
-    assert torch.equal(all_labels(dataset).long(), LABELS)
+    assert torch.equal(all_labels(dataset, LabelReader(RomeBertConfig(num_labels=3))).long(), LABELS)
 
 
 class Stream(IterableDataset):
@@ -138,7 +145,7 @@ def test_labels_that_cannot_all_be_read(tmp_path, dataset):
     with pytest.raises(
         ValueError, match=f"which is a {type(dataset).__name__} whose labels cannot all be read .*; give one number"
     ):
-        all_labels(dataset)
+        all_labels(dataset, LabelReader(RomeBertConfig(num_labels=3)))
 
 
 # ---- in the loss

@@ -7,6 +7,7 @@ from transformers import AlbertConfig, BertConfig, DebertaV2Config, DistilBertCo
 from transformers.models.bert.modeling_bert import BertPooler
 
 from modeling_romebert import RomeBertConfig
+from modeling_romebert.batch_layout import PaddedBatch
 from modeling_romebert.exits import ExitHead, Pooler, mean_weights
 
 
@@ -22,8 +23,14 @@ def masked_mean(hidden_states, mask):
     return torch.bmm(mean_weights(hidden_states, mask), hidden_states).squeeze(1)
 
 
+def pooled_for(head, hidden_states, mask):
+    """What the head is given of (B, T, H): (B, H)."""
+    batch = PaddedBatch(hidden_states, mask)
+    return batch.means(hidden_states) if head.pooler is None else batch.first_tokens(hidden_states)
+
+
 def run(head, hidden_states, mask):
-    return head(hidden_states, mean_weights(hidden_states, mask))
+    return head(pooled_for(head, hidden_states, mask))
 
 
 def head_config(**settings):
@@ -56,7 +63,7 @@ def test_no_mask_is_a_mask_of_ones():
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_what_stands_in_the_padding_is_ignored(pooling):
     hidden_states, mask = states()
-    mask[1], mask[5] = mask[0], mask[0]  # the pooler reads the first token, whatever the mask says of it
+    mask[5] = mask[0]
     other = torch.where(mask.unsqueeze(-1) == 1, hidden_states, 1e4)
     head = ExitHead(head_config(exit_pooling=pooling)).eval()
     assert torch.equal(run(head, hidden_states, mask), run(head, other, mask))
@@ -82,7 +89,7 @@ def test_pooler_is_the_stock_one():
     torch.manual_seed(0)
     stock, ours = BertPooler(tiny_backbone()), Pooler(32)
     ours.load_state_dict(stock.state_dict())
-    assert torch.equal(ours(hidden_states), stock(hidden_states))
+    assert torch.equal(ours(hidden_states[:, 0]), stock(hidden_states))
 
 
 # ---- the head
@@ -91,10 +98,10 @@ def test_pooler_is_the_stock_one():
 def test_cls_head_is_pooler_then_classifier():
     hidden_states, mask = states()
     head = ExitHead(head_config(exit_pooling="cls")).eval()
-    first = hidden_states[:, 0]
+    first = torch.stack([row[int(of_row.argmax())] for row, of_row in zip(hidden_states, mask, strict=True)])  # that is attended to
     pooled = torch.tanh(first @ head.pooler.dense.weight.T + head.pooler.dense.bias)
     torch.testing.assert_close(run(head, hidden_states, mask), pooled @ head.classifier.weight.T + head.classifier.bias)
-    assert torch.equal(run(head, hidden_states, mask), run(head, hidden_states, None))
+    assert torch.equal(run(head, hidden_states, torch.ones_like(mask)), run(head, hidden_states, None))
 
 
 def test_mean_head_is_mean_then_classifier_without_a_pooler():
@@ -127,7 +134,8 @@ def test_dropout_is_the_classifier_s_or_else_the_hidden_one(family, dropouts, ex
 def test_dropout_comes_between_pooling_and_classifier_in_training_only(pooling):
     hidden_states, mask = states()
     head = ExitHead(head_config(exit_pooling=pooling))
-    pooled = masked_mean(hidden_states, mask) if pooling == "mean" else head.pooler(hidden_states)
+    pooled = pooled_for(head, hidden_states, mask)
+    pooled = pooled if pooling == "mean" else head.pooler(pooled)
     torch.manual_seed(1)
     expected = head.classifier(torch.dropout(pooled, 0.25, train=True))
     torch.manual_seed(1)

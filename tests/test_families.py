@@ -170,12 +170,11 @@ def test_padding_on_the_left_is_padding_on_the_right(family, attention, pooling)
     for embedded in (False, True):
         inputs = {"inputs_embeds": model.get_input_embeddings()(left)} if embedded else {"input_ids": left}
         inputs |= {"attention_mask": mask.flip(1), "token_type_ids": types}
-        if not embedded or family.stem not in ("Roberta", "XLMRoberta", "Camembert", "MPNet"):  # count positions by ids
+        if not embedded or family.stem not in ("Roberta", "XLMRoberta", "Camembert", "MPNet"):  # which count positions by ids
             torch.testing.assert_close(model(**inputs).exit_logits, expected.exit_logits, rtol=0, atol=2e-5)
         early = model(**inputs, exit_policy=policy)
         full = model(**inputs).exit_logits[torch.arange(ROWS), early.exit_layer - 1]
         torch.testing.assert_close(early.logits, full, rtol=0, atol=2e-5)
-        assert early.exit_layer.unique().numel() >= 2
 
 
 @poolings

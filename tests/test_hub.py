@@ -156,6 +156,7 @@ def test_folder_loads_without_the_package(report):
         "AutoModelForSequenceClassification: logits bit-equal, same exits",
         "AutoModel: hidden states bit-equal",
         "pipeline: same labels, scores and exits",
+        "pipeline: lists are packed, and nothing is warned of",
         "a user's own pipeline stays, with its file",
         "save, load, save, load: bit-equal, all code files",
         "Pipeline.save_pretrained: same results, all code files",

@@ -158,7 +158,7 @@ def test_a_search_minimises_the_loss_and_maximises_the_metric_of_the_last_exit(t
     assert 0 <= best.objective <= 1 and f"eval_accuracy_exit_{LAYERS}" in metrics
     assert trainer.compute_objective(metrics) == metrics["eval_accuracy"]
     with_own = trainer_of(tmp_path)
-    with_own._metric_of_one_exit = lambda prediction: {"wrong": 2.0, "right": 1.0}
+    with_own.compute_metrics = lambda prediction: {"wrong": 2.0, "right": 1.0}
     assert Trials(space).search(with_own).objective == 3.0
 
 

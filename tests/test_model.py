@@ -372,7 +372,7 @@ def test_states_and_attentions_need_every_layer(asked):
         ({}, {"name": "entropie", "threshold": 0.1}, "'entropie' is unknown; choose from entropy, confidence"),
         ({}, {"threshold": 0.1}, "it has no 'name'"),
         ({}, "entropy", "takes exactly one of threshold .* add it"),
-        ({}, 0.3, "give a policy, its settings"),
+        ({}, 0.3, "give a policy"),
     ],
 )
 def test_policy_that_does_not_fit(settings, policy, message):

@@ -48,7 +48,7 @@ def texts_of(ids, mask):
 def active(model, rows, texts, policy):
     """Some texts as a batch before the first layer."""
     started = as_policy(policy).start(len(model.exit_layers), model.problem_type, model.exit_layers)
-    return ActiveBatch(model.encoder(pad_token_id=1), list(rows), [texts[row] for row in rows], started)
+    return ActiveBatch(model.encoder(pad_token_id=1), list(rows), None, started, texts=[texts[row] for row in rows])
 
 
 def run(model, texts, policy, batch_tokens, workers=1, batch_rows=None):

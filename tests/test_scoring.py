@@ -199,6 +199,15 @@ def test_one_text_is_no_list():
         score(MODEL, tiny_tokenizer(), "the film")
 
 
+def test_an_open_table_is_no_texts_and_an_open_text_file_is(tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS[:20]))
+    (tmp_path / "train.csv").write_text("text,label\nthe film,1\n")
+    with open(tmp_path / "texts.txt") as file:
+        assert_same_results(scored(file), scored(TEXTS[:20]))
+    with open(tmp_path / "train.csv") as file, pytest.raises(ValueError, match=r"open file .*train.csv.*csv.DictReader"):
+        scored(file)
+
+
 def test_progress(capsys):
     assert scored(TEXTS) == scored(TEXTS, progress=True)
     assert f"classifying: 100%|██████████| {len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err

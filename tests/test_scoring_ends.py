@@ -126,9 +126,26 @@ def test_a_fault_of_the_model_is_raised_as_it_is_and_tried_once(rebatching, on_e
     assert fails.calls == 1 and not caplog.records
 
 
-def test_a_fault_of_the_tokenizer_is_raised_as_it_is():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such_setting'"):
-        scored(TEXTS, no_such_setting=True, on_error="skip")
+class BrokenTokenizer:
+    """A tokenizer that takes no text, and counts how often it was asked."""
+
+    def __init__(self, error):
+        self.error, self.calls, self._whole = error, 0, tiny_tokenizer()
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+    def __call__(self, *texts, **settings):
+        self.calls += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [TypeError("unexpected setting"), ValueError("no vocabulary"), RuntimeError("a fault")])
+def test_a_fault_of_the_tokenizer_is_raised_as_it_is_and_tried_once(error):
+    tokenizer = BrokenTokenizer(error)
+    with pytest.raises(type(error), match=f"^{error}$"):
+        list(score(MODEL, tokenizer, TEXTS, on_error="skip"))
+    assert tokenizer.calls == 1
 
 
 def test_an_error_of_the_source_passes_as_it_is():

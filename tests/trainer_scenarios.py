@@ -130,8 +130,11 @@ class StopsAtOnce(TrainerCallback):
 def told_by(trainer):
     state, folder = trainer.state, Path(trainer.args.output_dir)
     checkpoints = {path.name: sorted(file.name for file in path.iterdir()) for path in folder.glob("checkpoint-*")}
-    of_stock = (".pt", ".pth", ".json", ".safetensors", ".bin")  # ours writes its code and its card besides
-    kept = {name: [file for file in files if file.endswith(of_stock)] for name, files in checkpoints.items()}
+    of_stock = (".pt", ".pth", ".json", ".safetensors", ".bin")  # ours writes its code, its card and its record besides
+    kept = {
+        name: [file for file in files if file.endswith(of_stock) and file != "model_record.json"]
+        for name, files in checkpoints.items()
+    }
     best = (state.best_metric, state.best_global_step, Path(state.best_model_checkpoint or "").name)
     return {"log": state.log_history, "steps": state.global_step, "epoch": state.epoch, "best": best, "checkpoints": kept}
 
@@ -486,6 +489,7 @@ SCENARIOS = {
 OWN_METRIC = ("there is a metric where none is given", r"/\w+_(accuracy|pearson|f1_micro): besides")
 # Scenario: why ours differs, and where.
 OTHERWISE = {
+    "no-rows": ("no rows are a slip of whoever made the split, and are refused by name", "ValueError$"),
     "metrics-absent": OWN_METRIC,
     "regression": OWN_METRIC,
     "several-numbers": OWN_METRIC,
