@@ -132,7 +132,8 @@ class EarlyExitPipeline(TextClassificationPipeline):
         return encoded
 
     def _forward(self, model_inputs: Any, exit_policy: Any = None, **_of_bulk_scoring: Any) -> Any:
-        self.model.eval()  # as for a list, whatever was done to the model since the pipeline was made
+        if self.model.training:  # as for a list, whatever was done to the model since the pipeline was made
+            self.model.eval()
         outputs = self.model(**model_inputs, exit_policy=policy_for(self.model, exit_policy))
         return {"logits": outputs.logits, "exit_layer": outputs.exit_layer}
 

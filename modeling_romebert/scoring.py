@@ -22,7 +22,7 @@ from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .policies import ExitPolicy, FullDepth, as_policy
 from .rebatching import Scheduler, batches_of
 from .text_batcher import TextBatcher, Window, windows
-from .workers import open_workers, workers_for
+from .workers import keep_freed_memory, open_workers, workers_for
 
 logger = logging.get_logger(__name__)
 
@@ -330,6 +330,8 @@ class _Scorer:
     def _run(self, window: Window, left: dict[int, int]) -> Iterator[Exited]:
         """Classify rows, given with their tokens: the rows of each step in which some exited."""
         self.model.eval()
+        if self.model.device.type == "cpu" and window.size > 1:
+            keep_freed_memory()
         rows, lengths = list(left), list(left.values())
         encoder = self.model.encoder(pad_token_id=self.pad_token_id, for_tokens=sum(lengths))
         limits = (self.batch_tokens, self.batch_rows, not encoder.packs)
