@@ -22,7 +22,7 @@ from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .policies import ExitPolicy, FullDepth, as_policy
 from .rebatching import Scheduler, batches_of
 from .text_batcher import TextBatcher, Window, windows
-from .workers import keep_freed_memory, open_workers, workers_for
+from .workers import keep_freed_memory, open_workers, take_number_of_threads, workers_for
 
 logger = logging.get_logger(__name__)
 
@@ -291,6 +291,7 @@ class _Scorer:
         Raises:
             TypeError, ValueError: what is wrong with a text, unless such texts are skipped.
         """
+        take_number_of_threads()
         logits = torch.zeros(window.size, self.model.num_labels)
         exit_layer = torch.zeros(window.size, dtype=torch.long)
         bar.update(len(window.errors))

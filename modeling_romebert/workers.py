@@ -108,6 +108,12 @@ def open_workers(count: int) -> Iterator[Workers]:
         yield Workers(executor, count)
 
 
+def take_number_of_threads() -> None:
+    """Let the present thread take torch's number of threads over now, if it has not yet, while nobody sets it for others."""
+    with _SETTING_THREADS:
+        torch.get_num_threads()
+
+
 def _share_threads(executor: ThreadPoolExecutor, count: int) -> None:
     """Give each worker its share of torch's threads.
 

@@ -1,5 +1,6 @@
 """Fixtures, and the examples as modules: `import train_glue`, `import quickstart`."""
 
+import gc
 import json
 import os
 import sys
@@ -14,6 +15,8 @@ from tiny import labelled, tiny_backbone, tiny_tokenizer, write_rows
 from transformers import BertModel
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
+# accelerate collects garbage after every training; half a million objects of what was imported need not be looked at each time.
+gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ The outcome of a scenario (trainer_scenarios.py) with the stock trainer is the o
 differ, the table has the reason and the place.
 """
 
-import gc
 import json
 import re
 
@@ -22,14 +21,6 @@ def outcome(kind, folder, name):
         return plain(act(trainer_of(kind, folder, settings, given(), model)))
     except Exception as error:
         return f"{type(error).__name__}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """A trainer collects garbage after every training: half a million objects that stay need not be looked at."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
