@@ -1,41 +1,37 @@
 """RomeBertTrainer: the Trainer of transformers with the exits' loss terms, and their two gradients, in `compute_loss`.
 
-Which terms a step minimises is data (objectives.py); the terms are in losses.py and the projection in projection.py. The training
-loop, accumulation, clipping, schedules, checkpoints and launchers are the library's.
+Which terms a step minimises is data (objectives.py); the terms are in losses.py and the projection in projection.py; reading data
+and evaluating exits is in exit_trainer.py. The training loop, accumulation, clipping, schedules, checkpoints and launchers are the
+library's.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, SchedulerType
+from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 from transformers.utils import logging
 
 from .checkpoints import TRAINER_STATE, checkpoint_to_resume
 from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
-from .dataset_checks import LabelCollator, check_dataset, is_stock
-from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
+from .exit_trainer import ExitTrainer
 from .library_hooks import HookWatch
 from .losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
-from .metrics import default_metric
 from .objectives import EXITS
 from .search import evaluation_loss, metrics_of_last_exit
 from .stages import restarting
 from .training_args import RomeBertTrainingArguments
 from .training_run import TrainingRun, minimised
-from .unwrapping import inner_model
 
 logger = logging.get_logger(__name__)
 
 
-class RomeBertTrainer(Trainer):
+class RomeBertTrainer(ExitTrainer):
     """Trains and evaluates a `RomeBertForSequenceClassification`.
 
     Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` and
@@ -62,10 +58,6 @@ class RomeBertTrainer(Trainer):
 
     args: RomeBertTrainingArguments
     model: Any
-    compute_metrics: Any
-    data_collator: Any
-    preprocess_logits_for_metrics: Any
-    gather_function: Any
     lr_scheduler: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -75,17 +67,9 @@ class RomeBertTrainer(Trainer):
         self._check_settings()
         self._hooks = HookWatch()
         self.add_callback(self._hooks)
-        self._default_metric: Callable[..., dict[str, float]] | None = None
-        if self.compute_metrics is None:
-            self.compute_metrics = self._default_metrics
         self._run: TrainingRun | None = None  # while there is one
         self._weighed: tuple[Any, Any, Any] | None = None  # which class weights were last asked for, of which data, and they
         self._searched: list[Any] = []  # objective and loss of each trial of a search
-
-    @property
-    def romebert(self) -> Any:
-        """The model itself, without adapters and other wrappers."""
-        return inner_model(self.model)
 
     def _check_settings(self) -> None:
         """Refuse a model and arguments that do not go together, as they are now."""
@@ -256,56 +240,6 @@ class RomeBertTrainer(Trainer):
         if run is not None:
             run.close()
 
-    # ---- data
-
-    def _check_datasets(self) -> None:
-        named = {"train_dataset": self.train_dataset}
-        if self.args.eval_strategy != "no":
-            several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-            named |= {f"eval_dataset[{key!r}]" if key else "eval_dataset": dataset for key, dataset in several.items()}
-        for name, dataset in named.items():
-            if dataset is not None:
-                check_dataset(dataset, name, self.romebert.config, self.data_collator, trains=name == "train_dataset")
-        batch = self.args.train_batch_size * self.args.world_size
-        if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < batch:
-            raise ValueError(
-                f"train_dataset has {len(self.train_dataset)} rows, less than one batch of {batch}, which"
-                " dataloader_drop_last=True drops. Set it to False, or use a smaller per_device_train_batch_size."
-            )
-
-    @contextmanager
-    def _labels_read(self, dataset: Any, name: str) -> Iterator[None]:
-        """While a data loader is made: its collator reads the labels of each row first, by the rule of labels.py."""
-        collator = self.data_collator
-        if dataset is not None and not self.is_in_train:  # else `_check_datasets` did that
-            check_dataset(dataset, name, self.romebert.config, collator, trains=False, needs_labels=False)
-        if is_stock(collator):
-            self.data_collator = LabelCollator(collator, self.romebert.config, self.romebert.max_tokens, name)
-        try:
-            yield
-        finally:
-            self.data_collator = collator
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As `Trainer.get_train_dataloader`, after a look at the labels of what is trained and evaluated on; names become ids."""
-        self._check_datasets()
-        with self._labels_read(None, "train_dataset"):
-            return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As `Trainer.get_eval_dataloader`; class names become ids."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        name = "eval_dataset"
-        if isinstance(dataset, str):
-            dataset, name = self.eval_dataset[dataset], f"eval_dataset[{dataset!r}]"
-        with self._labels_read(dataset, name):
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer.get_test_dataloader`; class names become ids."""
-        with self._labels_read(test_dataset, "test_dataset"):
-            return super().get_test_dataloader(test_dataset)
-
     # ---- checkpoints and schedule
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -365,46 +299,7 @@ class RomeBertTrainer(Trainer):
             compute_objective = evaluation_loss if by_loss else metrics_of_last_exit
         return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction, *args, **kwargs)
 
-    # ---- metrics and logs
-
-    def _default_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """The metric of an evaluation for which none is given; made with its first predictions: labels may settle the problem."""
-        if self._default_metric is None:
-            self._default_metric = default_metric(self.romebert.problem_type)
-        return self._default_metric(prediction, compute_result)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`, with what is for one exit called for each (exit_metrics.py); predictions are the last's."""
-        given = self.compute_metrics, self.preprocess_logits_for_metrics
-        metric, preprocess = given
-        self._default_metric = None
-        if metric == self._default_metrics and preprocess is not None:
-            metric = None  # it takes logits
-        self.compute_metrics = None if metric is None else ExitMetrics(metric, self.romebert.config.exit_layers)
-        if preprocess is not None:
-            self.preprocess_logits_for_metrics = for_each_exit(preprocess)
-        # Gathered as objects, a tuple would lose exits with the rows beyond the dataset's end. The loop sets the library's again.
-        self.gather_function = for_each_exit(self.gather_function)
-        try:
-            output = super().evaluation_loop(*args, **kwargs)
-        finally:
-            self.compute_metrics, self.preprocess_logits_for_metrics = given
-        return output._replace(predictions=at_exit(output.predictions, -1))
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> Any:
-        """As `Trainer.prediction_step`; the predictions are a `PerExit` of the logits (B, C).
-
-        Hidden states and attentions are predictions too, of each exit, where `ignore_keys` is given without them.
-        """
-        ignored = self.romebert.config.keys_to_ignore_at_inference if ignore_keys is None else ignore_keys
-        ignored = [*(key for key in ignored if key != "exit_logits"), "loss", "logits", "exit_layer"]
-        loss, outputs, labels = super().prediction_step(model, {**inputs, "return_dict": True}, prediction_loss_only, ignored)
-        if outputs is None:
-            return loss, None, labels
-        exit_logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
-        return loss, PerExit((logits, *others) if others else logits for logits in exit_logits.unbind(1)), labels
+    # ---- cards and logs
 
     def _settings_for_card(self) -> dict[str, Any]:
         """What a reader of the model card wants to know of the training."""

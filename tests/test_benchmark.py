@@ -12,6 +12,13 @@ from benchmark_sides import Predictions, Side, export, logits_of, sorted_batches
 from tiny import tiny_texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+# torch's older exporter, which the benchmark uses because its graphs run as fast and take a tenth of the time to make
+old_exporter = pytest.mark.filterwarnings(
+    "ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning",
+    "ignore:The feature will be removed:DeprecationWarning",
+    "ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning",
+)
+
 
 def test_layers_are_timed_against_the_stock_model(quick, capsys):
     quick()
@@ -56,6 +63,7 @@ def test_sides_take_turns_within_a_round(monkeypatch):
     assert seconds == {"a": [3, 3], "b": [3, 3]}  # three turns a round, of a second each
 
 
+@old_exporter
 def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     quick()
     settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "bf16": True, "compile": False, "growth": 40}
@@ -126,6 +134,7 @@ def test_sorted_batches_give_the_predictions_of_single_texts(quick):
     assert sorted_batches(tokenizer, logits_of(model))(texts).labels == alone
 
 
+@old_exporter
 def test_exported_model_is_the_stock_model(encoder, tmp_path):
     import onnxruntime
 

@@ -142,6 +142,7 @@ def test_no_pass_answers_with_old_weights(change, made, tmp_path, monkeypatch):
     assert accuracy == pytest.approx(sum(full_depth) / len(TEXTS))
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")  # and still used
 def test_a_pipeline_leaves_layers_that_can_be_quantized():
     model = fresh()
     pipeline("early-exit-classification", model=model, tokenizer=TOKENIZER)(TEXTS)
