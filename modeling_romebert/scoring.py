@@ -119,7 +119,7 @@ def score(
         policy,
         batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"]),
         batch_size,
-        rebatching and policy.can_rebatch(),
+        rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch(),  # which only an `ExitPolicy` has
         on_error == "skip",
     )
     batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
