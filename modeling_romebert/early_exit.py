@@ -103,8 +103,7 @@ class ActiveBatch:
 
     def split(self, count: int) -> tuple["ActiveBatch", "ActiveBatch"]:
         """The first `count` rows, and the others, as two batches in place of this one."""
-        first, second = self._part(range(count)), self._part(range(count, len(self)))
-        return first, second
+        return self._part(range(count)), self._part(range(count, len(self)))
 
     @classmethod
     def merge(cls, batches: Sequence["ActiveBatch"]) -> "ActiveBatch":

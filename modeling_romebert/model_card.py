@@ -106,14 +106,19 @@ def write_model_card(
             logger.info(f"{path} was not written by modeling_romebert, so it stays as it is.")
             return path
         text = merged
+    write_whole(path, text.encode("utf-8", errors="surrogateescape"))
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step, in a folder that is made where it does not exist: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+        unfinished.write_bytes(content)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
 def _card(config: RomeBertConfig, evaluation: dict[str, Any] | None, training: dict[str, Any]) -> tuple[dict[str, Any], str]:

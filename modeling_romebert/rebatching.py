@@ -122,7 +122,9 @@ def batches_of(lengths: Sequence[int], batch_tokens: int, batch_rows: int | None
         >>> batches_of([40, 40, 38, 38, 6, 6], batch_tokens=120)
         [3, 3]
     """
-    counts: list[int] = []
-    while (start := sum(counts)) < len(lengths):
-        counts.append(fill(lengths[start:], batch_tokens, batch_rows, padded)[0])
+    counts, start = [], 0
+    while start < len(lengths):
+        count, _ = fill(lengths[start:], batch_tokens, batch_rows, padded)
+        counts.append(count)
+        start += count
     return counts

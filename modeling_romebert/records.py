@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import cached_file, logging
 
-from .model_card import public, with_base, write_model_card
+from .model_card import public, with_base, write_model_card, write_whole
 
 logger = logging.get_logger(__name__)
 
@@ -82,13 +82,7 @@ def write_record(folder: str | os.PathLike[str], record: dict[str, Any]) -> None
     if not record["evaluation"] and not record["training"]:
         path.unlink(missing_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, (json.dumps(record, indent=2, default=str) + "\n").encode())
 
 
 def told_of(weights: str | None, *records: Mapping[str, Any]) -> dict[str, Any]:

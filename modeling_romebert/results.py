@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .model_card import write_whole
+
 
 def provenance() -> dict[str, Any]:
     """What a figure depends on besides its inputs: versions, processor and its vector instructions, threads, date."""
@@ -28,14 +30,7 @@ def provenance() -> dict[str, Any]:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` to `path` in one step: a reader sees the old file or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(Path(path), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

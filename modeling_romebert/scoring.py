@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from io import IOBase
+from itertools import islice
 from typing import Any
 
 import torch
@@ -349,9 +350,8 @@ class _Scorer:
                     if exited is not None:
                         yield exited
             else:
-                counts = iter(batches_of(lengths, *limits))
                 rest = iter(rows)
-                batches = (begin([next(rest) for _ in range(count)]) for count in counts)
+                batches = (begin(list(islice(rest, count))) for count in batches_of(lengths, *limits))
                 for _, exited_here in workers.map(_or_out_of_memory(run_to_the_end), batches):
                     yield from exited_here
 
