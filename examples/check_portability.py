@@ -1,11 +1,13 @@
-"""Does a saved model work for someone who has only transformers? Makes such an environment, tries, and prints a table.
+"""Does a saved model work for someone who has only transformers? Makes such an environment, tries, and prints
+a table.
 
     python examples/check_portability.py                      # a tiny model of random weights, saved by this package
     python examples/check_portability.py --model_dir DIR      # your own
     python examples/check_portability.py --python PATH        # in an environment that you have, instead of a new one
 
-The exit code is 0 when every check passes. The checks are in portability_checks.py; they run offline, each group in a fresh process
-whose caches start empty. Values to compare with come from the installed package, or without it from a first load of the folder.
+The exit code is 0 when every check passes. The checks are in portability_checks.py; they run offline, each
+group in a fresh process whose caches start empty. Values to compare with come from the installed package, or
+without it from a first load of the folder.
 """
 
 import argparse
@@ -27,13 +29,16 @@ WANTED = ("torch", "transformers", "accelerate")
 
 
 def make_environment(folder: Path) -> str:
-    """A virtual environment with torch, transformers and accelerate as pinned in constraints.txt -> its interpreter."""
+    """A virtual environment with torch, transformers and accelerate as pinned in constraints.txt -> its
+    interpreter.
+    """
     venv.create(folder, with_pip=True)
     python = str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python")
     constraints = ROOT / "constraints.txt"
     pinned = dict(line.split("==") for line in constraints.read_text().splitlines() if "==" in line)
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # torch first and by its pinned version, so that an index with a CPU build of it is not passed over for a larger one
+    # torch first and by its pinned version, so that an index with a CPU build of it is not passed over for a
+    # larger one
     subprocess.run([*install, f"torch=={pinned['torch']}"], check=True)
     subprocess.run([*install, "--constraint", str(constraints), *WANTED[1:]], check=True)
     return python
@@ -43,7 +48,12 @@ def versions(python: str) -> str:
     """The interpreter and what it imports, in one line."""
     told = f"*(name + ' ' + importlib.metadata.version(name) for name in {WANTED})"
     code = f"import importlib.metadata, sys; print(sys.version.split()[0], {told}, sep=', ')"
-    return "Python " + subprocess.run([python, "-I", "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return (
+        "Python "
+        + subprocess.run(
+            [python, "-I", "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
+    )
 
 
 def save_tiny_model(folder: Path) -> Path:
@@ -76,15 +86,26 @@ def check(python: str, folder: Path, work: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_dir", type=Path, help="a folder that save_pretrained wrote, with its tokenizer")
-    parser.add_argument("--python", help="interpreter of an environment with torch, transformers and accelerate")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model_dir", type=Path, help="a folder that save_pretrained wrote, with its tokenizer"
+    )
+    parser.add_argument(
+        "--python", help="interpreter of an environment with torch, transformers and accelerate"
+    )
     options = parser.parse_args(arguments)
     if options.model_dir is None and not HAS_PACKAGE:
-        parser.error("without --model_dir a model is built, which needs this package: pip install romebert, or give --model_dir.")
+        parser.error(
+            "without --model_dir a model is built, which needs this package: pip install romebert, or give"
+            " --model_dir."
+        )
     for name in ("modeling_romebert.py", "tokenizer_config.json") if options.model_dir is not None else ():
         if not (options.model_dir / name).is_file():
-            parser.error(f"--model_dir {options.model_dir}: there is no {name} in it; save model and tokenizer there.")
+            parser.error(
+                f"--model_dir {options.model_dir}: there is no {name} in it; save model and tokenizer there."
+            )
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         python = os.path.abspath(options.python) if options.python else make_environment(work / "environment")

@@ -1,11 +1,12 @@
-"""Is one stage with self-distillation better than two stages, and does the last exit pay for it? The quickstart, repeated.
+"""Is one stage with self-distillation better than two stages, and does the last exit pay for it? The
+quickstart, repeated.
 
     python examples/compare_objectives.py --seeds 1 2              # 2 objectives x 2 seeds, 20 minutes with bfloat16, else 40
 
-Stage one of the two-stage objective is ordinary fine-tuning, so its last exit is what a model without exits comes to. Every run is
-`examples/quickstart.py` with the same data, epochs (per stage) and learning rate; only the objective and the seed change. Runs that
-are finished are not repeated, a run that was stopped goes on. Written after every run: a JSON with all runs, and a plot of the
-accuracy at each exit.
+Stage one of the two-stage objective is ordinary fine-tuning, so its last exit is what a model without exits
+comes to. Every run is `examples/quickstart.py` with the same data, epochs (per stage) and learning rate; only
+the objective and the seed change. Runs that are finished are not repeated, a run that was stopped goes on.
+Written after every run: a JSON with all runs, and a plot of the accuracy at each exit.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import quickstart
 from matplotlib.figure import Figure
 from transformers import HfArgumentParser
 
-from modeling_romebert.results import read_json, write_json
+from modeling_romebert.evaluation.provenance import read_json, write_json
 
 KEPT = ("settings", "rows", "exits", "mean_over_exits", "area", "policy", "versions", "machine", "date")
 NAMES = {"romebert": "RomeBERT, one stage", "deebert": "DeeBERT, two stages"}
@@ -27,12 +28,18 @@ NAMES = {"romebert": "RomeBERT, one stage", "deebert": "DeeBERT, two stages"}
 class CompareArguments:
     """Which runs, and where they go."""
 
-    objectives: list[str] = field(default_factory=lambda: list(NAMES), metadata={"help": "Objectives of RomeBertTrainer."})
+    objectives: list[str] = field(
+        default_factory=lambda: list(NAMES), metadata={"help": "Objectives of RomeBertTrainer."}
+    )
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds of each."})
     epochs: float = field(default=2.0, metadata={"help": "Passes over the training data, per stage."})
-    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."}
+    )
     output_dir: str = field(default="runs/compare", metadata={"help": "Folder of the runs, one folder each."})
-    results_file: str = field(default="examples/results/objectives.json", metadata={"help": "JSON to write; the plot lies beside."})
+    results_file: str = field(
+        default="examples/results/objectives.json", metadata={"help": "JSON to write; the plot lies beside."}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,7 +68,9 @@ def by_objective(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Accuracy in percent at each exit and averaged over exits: mean over seeds, and for several the deviation where it matters."""
+    """Accuracy in percent at each exit and averaged over exits: mean over seeds, and for several the
+    deviation where it matters.
+    """
     layers = list(runs[0]["exits"])
     lines = [f"| objective | {' | '.join(layers)} | mean over exits |", "|---" * (len(layers) + 2) + "|"]
     for objective, of_objective in by_objective(runs).items():
@@ -82,11 +91,17 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     for objective, of_objective in by_objective(runs).items():
         layers = [int(layer) for layer in of_objective[0]["exits"]]
         exits = 100 * np.array([list(run["exits"].values()) for run in of_objective])
-        (line,) = axes.plot(layers, exits.mean(axis=0), "o-", markersize=7, label=NAMES.get(objective, objective))
+        (line,) = axes.plot(
+            layers, exits.mean(axis=0), "o-", markersize=7, label=NAMES.get(objective, objective)
+        )
         for seed in exits:
             axes.plot(layers, seed, ".", color=line.get_color(), markersize=4)
     test = runs[0]["rows"]["test"]
-    axes.set(xlabel="exit after layer", ylabel="accuracy (%)", title=f"movie reviews, {test} test sentences, MiniLM-L6")
+    axes.set(
+        xlabel="exit after layer",
+        ylabel="accuracy (%)",
+        title=f"movie reviews, {test} test sentences, MiniLM-L6",
+    )
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
 

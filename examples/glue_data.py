@@ -1,4 +1,5 @@
-"""Data for train_glue.py: a GLUE task or own files -> rows of `text`[, `text_pair`] and `label`, checked, with label ids.
+"""Data for train_glue.py: a GLUE task or own files -> rows of `text`[, `text_pair`] and `label`, checked,
+with label ids.
 
 Every flaw of a file (here and in table_files.py) is said before any model loads.
 """
@@ -16,7 +17,9 @@ SHUFFLE_SEED = 0  # of the samples that --max_train_samples and --max_eval_sampl
 
 
 class Task(NamedTuple):
-    """A GLUE task: its text columns on the Hub, its labels by id (none: regression), its metrics, the one to go by first."""
+    """A GLUE task: its text columns on the Hub, its labels by id (none: regression), its metrics, the one to
+    go by first.
+    """
 
     columns: tuple[str, ...]
     labels: tuple[str, ...]
@@ -49,7 +52,9 @@ class GlueData(NamedTuple):
         """`function` over batches of all rows; of the columns only `label` and what it returns stay."""
 
         def mapped(rows: Dataset) -> Dataset:
-            return rows.map(function, batched=True, remove_columns=[name for name in rows.column_names if name != "label"])
+            return rows.map(
+                function, batched=True, remove_columns=[name for name in rows.column_names if name != "label"]
+            )
 
         held_out = None if self.held_out is None else mapped(self.held_out)
         evaluation = {prefix: mapped(rows) for prefix, rows in self.evaluation.items()}
@@ -68,18 +73,25 @@ def data_files(data: Any) -> dict[str, str]:
     names = ("train_file", "validation_file", "validation_mismatched_file", "test_file")
     files = {name: getattr(data, name) for name in names if getattr(data, name) is not None}
     if not files and data.task_name is None:
-        raise SystemExit(f"give --task_name ({', '.join(TASKS)}), or --train_file and --validation_file, or both.")
+        raise SystemExit(
+            f"give --task_name ({', '.join(TASKS)}), or --train_file and --validation_file, or both."
+        )
     if missing := [f"--{name}" for name in ("train_file", "validation_file") if files and name not in files]:
-        raise SystemExit(f"--{next(iter(files))} is given without {' and '.join(missing)}; training needs both.")
+        raise SystemExit(
+            f"--{next(iter(files))} is given without {' and '.join(missing)}; training needs both."
+        )
     if "validation_mismatched_file" in files and data.task_name != "mnli":
-        raise SystemExit("--validation_mismatched_file is for --task_name mnli; give other labelled rows as --test_file.")
+        raise SystemExit(
+            "--validation_mismatched_file is for --task_name mnli; give other labelled rows as --test_file."
+        )
     for name, path in files.items():
         check_file(f"--{name}", path)
     return files
 
 
 def load_glue(data: Any) -> GlueData:
-    """Rows of `--task_name` from the Hub, or of the files, encoded, capped and, for calibration, with a tenth held out.
+    """Rows of `--task_name` from the Hub, or of the files, encoded, capped and, for calibration, with a tenth
+    held out.
 
     Raises:
         SystemExit: rows that cannot be read, or cannot be used as they are.
@@ -94,7 +106,8 @@ def load_glue(data: Any) -> GlueData:
     metrics = task.metrics if task else ("accuracy",) if names else ("pearson", "spearmanr")
     encoded = _encoded(train, columns, names, task)
     evaluation = {
-        prefix: _sample(_encoded(source, columns, names, task), data.max_eval_samples) for prefix, source in sources.items()
+        prefix: _sample(_encoded(source, columns, names, task), data.max_eval_samples)
+        for prefix, source in sources.items()
     }
     label_range = 0.0 if names else max(encoded["label"]) - min(encoded["label"])
     rows, held_out = _sample(encoded, data.max_train_samples), None
@@ -106,13 +119,17 @@ def load_glue(data: Any) -> GlueData:
 def _from_hub(task_name: str) -> dict[str, Table]:
     splits = {"train": "train", "eval": "validation"}
     if task_name == "mnli":
-        splits = {"train": "train", "eval_matched": "validation_matched", "eval_mismatched": "validation_mismatched"}
+        splits = {
+            "train": "train",
+            "eval_matched": "validation_matched",
+            "eval_mismatched": "validation_mismatched",
+        }
     try:
         found = load_dataset(HUB, task_name)
     except OSError as error:
         raise SystemExit(
-            f"--task_name {task_name}: {HUB} cannot be loaded from the Hub ({error}). To train on files, give --train_file and"
-            " --validation_file."
+            f"--task_name {task_name}: {HUB} cannot be loaded from the Hub ({error}). To train on files,"
+            " give --train_file and --validation_file."
         ) from error
     return {
         name: Table(f"{HUB} {task_name} {split}", found[split].column_names, found[split].to_list())
@@ -147,14 +164,16 @@ def _labels(table: Table, task: Task | None) -> list[Any]:
     unlabelled = [str(label) in ("-1", "-1.0") for label in labels]
     if all(unlabelled) or (task is not None and any(unlabelled)):
         raise SystemExit(
-            f"{table.place(unlabelled.index(True))} has label -1, the mark of GLUE's test rows, whose labels are not public."
-            " Train and evaluate on rows with labels."
+            f"{table.place(unlabelled.index(True))} has label -1, the mark of GLUE's test rows, whose"
+            " labels are not public. Train and evaluate on rows with labels."
         )
     return labels
 
 
 def _names(origin: str, labels: list[Any]) -> list[str]:
-    """Labels of own files -> their names in the order of their ids; none for numbers with a decimal point: regression."""
+    """Labels of own files -> their names in the order of their ids; none for numbers with a decimal point:
+    regression.
+    """
     values = {str(label) for label in labels}
     whole_numbers = all(_is(int, value) for value in values)
     if not whole_numbers and all(_is(float, value) for value in values):
@@ -178,7 +197,9 @@ def _encoded(table: Table, columns: tuple[str, ...], names: list[str], task: Tas
         raise SystemExit(f"{table.origin} has no column {', '.join(missing)}; {table.what_it_has()}")
     texts = {name: table.texts(column) for name, column in zip(("text", "text_pair"), columns, strict=False)}
     labels = _labels(table, task)
-    return Dataset.from_dict({**texts, "label": _ids(table, labels, names, task) if names else _numbers(table, labels)})
+    return Dataset.from_dict(
+        {**texts, "label": _ids(table, labels, names, task) if names else _numbers(table, labels)}
+    )
 
 
 def _ids(table: Table, labels: list[Any], names: list[str], task: Task | None) -> list[int]:
@@ -189,8 +210,8 @@ def _ids(table: Table, labels: list[Any], names: list[str], task: Task | None) -
     if unknown := [index for index, label in enumerate(labels) if str(label) not in ids]:
         listed = ", ".join(sorted({str(labels[index]) for index in unknown}))
         raise SystemExit(
-            f"{table.origin} has labels that training does not know: {listed}. Known are {', '.join(ids)}. The first is in"
-            f" {table.place(unknown[0]).removeprefix(table.origin + ': ')}."
+            f"{table.origin} has labels that training does not know: {listed}. Known are {', '.join(ids)}."
+            f" The first is in {table.place(unknown[0]).removeprefix(table.origin + ': ')}."
         )
     return [ids[str(label)] for label in labels]
 
@@ -210,7 +231,9 @@ def _sample(rows: Dataset, most: int | None) -> Dataset:
 
 
 def _hold_out(rows: Dataset) -> tuple[Dataset, Dataset]:
-    """Nine tenths and one tenth, by a hash of the texts: the same for every seed, and equal texts stay together."""
+    """Nine tenths and one tenth, by a hash of the texts: the same for every seed, and equal texts stay
+    together.
+    """
 
     def in_tenth(row: dict[str, Any]) -> bool:
         text = f"{row['text']}\0{row.get('text_pair', '')}".lower()
@@ -219,5 +242,7 @@ def _hold_out(rows: Dataset) -> tuple[Dataset, Dataset]:
     held_out = [index for index, row in enumerate(rows) if in_tenth(row)]
     rest = sorted(set(range(len(rows))) - set(held_out))
     if not held_out or not rest:
-        raise SystemExit(f"{len(rows)} training rows are too few to hold out a tenth for --calibrate_max_loss.")
+        raise SystemExit(
+            f"{len(rows)} training rows are too few to hold out a tenth for --calibrate_max_loss."
+        )
     return rows.select(rest), rows.select(held_out)

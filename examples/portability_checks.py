@@ -1,7 +1,7 @@
 """Does a saved folder work where only torch and transformers are? The checks, run in processes of their own.
 
-`check_portability.py` runs them in a clean environment, tests/test_hub.py in this one with the package hidden. This file imports
-nothing of the package:
+`check_portability.py` runs them in a clean environment, tests/test_hub.py in this one with the package
+hidden. This file imports nothing of the package:
 
     python portability_checks.py GROUP ARGUMENTS.json    # prints RESULT and {check: "pass" or what went wrong} as its last line
 """
@@ -40,9 +40,10 @@ class ShoutingPipeline(TextClassificationPipeline):
     def postprocess(self, model_outputs, **settings):
         return {"label": super().postprocess(model_outputs)["label"] + "!"}
 """
-# Appended to the code of a folder: a version of the code that differs where it shows, in the logits and in the pipeline's results.
+# Appended to the code of a folder: a version of the code that differs where it shows, in the logits and in
+# the pipeline's results.
 OTHER_VERSION = {
-    "exits.py": "\n_forward = ExitHead.forward\nExitHead.forward = lambda self, *given: _forward(self, *given) + 1.0\n",
+    "exit_heads.py": "\n_forward = ExitHead.forward\nExitHead.forward = lambda self, *given: _forward(self, *given) + 1.0\n",
     "pipeline_romebert.py": "\nEarlyExitPipeline.of_version = 'other'\n",
 }
 
@@ -51,19 +52,41 @@ OTHER_VERSION = {
 
 
 def run_group(python: str, group: str, work: Path, timeout: int = 600, **arguments: Any) -> dict[str, str]:
-    """Run a group of checks by the interpreter `python`, its caches in `work`, offline -> {check: "pass" or why not}."""
+    """Run a group of checks by the interpreter `python`, its caches in `work`, offline -> {check: "pass" or
+    why not}.
+    """
     work.mkdir(parents=True, exist_ok=True)
     given = work / f"{group}.json"
     given.write_text(json.dumps({**arguments, "work": str(work)}, default=str))
     ours = {"HF_HOME": str(work / "hf"), "HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "PYTHON"))}
-    command = [python, "-I", str(Path(__file__).resolve()), group, str(given)]  # -I: neither this folder nor PYTHONPATH
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "TRANSFORMERS_", "PYTHON"))
+    }
+    command = [
+        python,
+        "-I",
+        str(Path(__file__).resolve()),
+        group,
+        str(given),
+    ]  # -I: neither this folder nor PYTHONPATH
     done = subprocess.run(
-        command, cwd=work, env={**kept, **ours}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        command,
+        cwd=work,
+        env={**kept, **ours},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     last = done.stdout.strip().rpartition("\n")[2]
     if done.returncode or not last.startswith("RESULT "):
-        return {f"the process of group {group!r} ends well": (done.stderr.strip() or "it said nothing").splitlines()[-1]}
+        return {
+            f"the process of group {group!r} ends well": (
+                done.stderr.strip() or "it said nothing"
+            ).splitlines()[-1]
+        }
     return json.loads(last.removeprefix("RESULT "))
 
 
@@ -71,7 +94,11 @@ def hide_package() -> None:
     """Make modeling_romebert as good as not installed, for this process: no editable install and no checkout."""
     checkout = Path(__file__).resolve().parents[1]
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != checkout and "__editable__" not in entry]
+    sys.path[:] = [
+        entry
+        for entry in sys.path
+        if Path(entry or ".").resolve() != checkout and "__editable__" not in entry
+    ]
     importlib.invalidate_caches()
 
 
@@ -129,7 +156,9 @@ def same(found: Any, expected: Any, what: str) -> None:
 
 
 def same_results(found: list[dict[str, Any]], expected: list[dict[str, Any]], what: str = "results") -> None:
-    """Of many texts in one call: the last digit of a product of small matrices depends on where in memory they lie."""
+    """Of many texts in one call: the last digit of a product of small matrices depends on where in memory
+    they lie.
+    """
     same([{**one, "score": 0} for one in found], [{**one, "score": 0} for one in expected], what)
     close([one["score"] for one in found], [one["score"] for one in expected], what, rtol=0, atol=1e-6)
 
@@ -149,7 +178,10 @@ def same_values(model: Any, tokenizer: Any, expected: dict[str, Any]) -> None:
 
 def code_files(folder: str | Path) -> dict[str, str]:
     """name -> digest of the .py files of a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).rglob("*.py"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).rglob("*.py"))
+    }
 
 
 # ---- folders to try
@@ -186,9 +218,17 @@ def lay_out_as_hub_cache(folders: list[Path], hf_home: Path, repository: str = R
 
 
 def without_package(given: Any) -> dict[str, Callable[[], None]]:
-    """A process without the package loads `folder`, which must give `expected` and hold the code files `closure`."""
+    """A process without the package loads `folder`, which must give `expected` and hold the code files
+    `closure`.
+    """
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        pipeline,
+    )
 
     hide_package()
     folder, work, expected = given["folder"], Path(given["work"]), given["expected"]
@@ -204,7 +244,9 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
 
     def classifier() -> None:
         model = load()
-        assert type(model).__module__.startswith("transformers_modules."), f"the class comes from {type(model).__module__}"
+        assert type(model).__module__.startswith("transformers_modules."), (
+            f"the class comes from {type(model).__module__}"
+        )
         same_values(model, tokenizer, expected)
 
     def encoder() -> None:
@@ -217,7 +259,9 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         classify = pipeline(TASK, model=folder, trust_remote_code=True)
         same_results(classify(TEXTS), expected["results"])
         same_results(
-            classify(TEXTS, exit_policy=usual_policy(classify.model)), expected["results_by_policy"], "results by a policy"
+            classify(TEXTS, exit_policy=usual_policy(classify.model)),
+            expected["results_by_policy"],
+            "results by a policy",
         )
         by_folder = pipeline(model=folder, trust_remote_code=True)
         same((type(by_folder), by_folder.task), (type(classify), TASK), "pipelines without a task")
@@ -228,21 +272,30 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("transformers").addHandler(handler)
         logging.getLogger("transformers_modules").addHandler(handler)
-        classify.model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2])))
+        classify.model.layers[0].register_forward_pre_hook(
+            lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2]))
+        )
         classify(TEXTS, exit_policy=usual_policy(classify.model))
         assert classify.model.encoder().packs, "this model's texts cannot be packed"
-        assert len(shapes) == 1 and shapes[0][0] == 1, f"texts were not packed in one batch: layer 1 saw {shapes}"
+        assert len(shapes) == 1 and shapes[0][0] == 1, (
+            f"texts were not packed in one batch: layer 1 saw {shapes}"
+        )
         same(said, [], "warnings")
 
     def users_pipeline() -> None:
         shutil.copytree(folder, work / "users")
         (work / "users" / "shouting.py").write_text(USERS_PIPELINE)
         config = json.loads((work / "users" / "config.json").read_text())
-        config["custom_pipelines"]["shout"] = {"impl": "shouting.ShoutingPipeline", "pt": ["AutoModelForSequenceClassification"]}
+        config["custom_pipelines"]["shout"] = {
+            "impl": "shouting.ShoutingPipeline",
+            "pt": ["AutoModelForSequenceClassification"],
+        }
         (work / "users" / "config.json").write_text(json.dumps(config))
         load(work / "users").save_pretrained(work / "users_again")
         tokenizer.save_pretrained(work / "users_again")
-        pipeline(TASK, model=str(work / "users_again"), trust_remote_code=True).save_pretrained(work / "users_third")
+        pipeline(TASK, model=str(work / "users_again"), trust_remote_code=True).save_pretrained(
+            work / "users_third"
+        )
         shout = pipeline("shout", model=str(work / "users_third"), trust_remote_code=True)
         assert shout(TEXTS[0])[0]["label"].endswith("!"), "it does not shout"
         shout.save_pretrained(work / "users_fourth")
@@ -261,12 +314,16 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
     def pipeline_saved_again() -> None:
         pipeline(TASK, model=folder, trust_remote_code=True).save_pretrained(work / "pipeline")
         same(code_files(work / "pipeline"), given["closure"], "code files")
-        same_results(pipeline(TASK, model=str(work / "pipeline"), trust_remote_code=True)(TEXTS), expected["results"])
+        same_results(
+            pipeline(TASK, model=str(work / "pipeline"), trust_remote_code=True)(TEXTS), expected["results"]
+        )
 
     def bfloat16() -> None:
         model = load(dtype="bfloat16")
         same({parameter.dtype for parameter in model.parameters()}, {torch.bfloat16}, "dtypes")
-        close(measure(model, tokenizer)["exit_logits"], expected["exit_logits"], "logits", rtol=0.1, atol=0.15)
+        close(
+            measure(model, tokenizer)["exit_logits"], expected["exit_logits"], "logits", rtol=0.1, atol=0.15
+        )
 
     def device_map() -> None:
         model = load(device_map="auto")
@@ -278,8 +335,14 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
     def attention() -> None:
         for name in ("eager", "sdpa"):
             model = load(attn_implementation=name)
-            same({config._attn_implementation for config in (model.config, model.backbone.config)}, {name}, "implementations")
-            close(measure(model, tokenizer)["exit_logits"], expected["exit_logits"], "logits", rtol=0, atol=1e-4)
+            same(
+                {config._attn_implementation for config in (model.config, model.backbone.config)},
+                {name},
+                "implementations",
+            )
+            close(
+                measure(model, tokenizer)["exit_logits"], expected["exit_logits"], "logits", rtol=0, atol=1e-4
+            )
 
     def shards() -> None:
         model = load()
@@ -292,7 +355,9 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         model, first = load(num_labels=7, ignore_mismatched_sizes=True), load()
         same(len(measure(model, tokenizer)["logits"][0]), 7, "numbers of labels")
         kept = {name: weight for name, weight in first.state_dict().items() if "classifier" not in name}
-        assert all(torch.equal(model.state_dict()[name], weight) for name, weight in kept.items()), "other weights changed"
+        assert all(torch.equal(model.state_dict()[name], weight) for name, weight in kept.items()), (
+            "other weights changed"
+        )
 
     def two_versions() -> None:
         other = make_other_version(folder, work / "other" / Path(folder).name)
@@ -301,7 +366,11 @@ def without_package(given: Any) -> dict[str, Callable[[], None]]:
         is_other(two, tokenizer, expected)
         first = pipeline(TASK, model=folder, trust_remote_code=True)
         second = pipeline(TASK, model=str(other), trust_remote_code=True)
-        same([getattr(each, "of_version", None) for each in (first, second)], [None, "other"], "versions of the pipelines")
+        same(
+            [getattr(each, "of_version", None) for each in (first, second)],
+            [None, "other"],
+            "versions of the pipelines",
+        )
         same_results(first(TEXTS), expected["results"])
         same_values(load(), tokenizer, expected)
         two.save_pretrained(work / "other_again")
@@ -335,7 +404,9 @@ def is_other(model: Any, tokenizer: Any, expected: dict[str, Any]) -> None:
 
 
 def from_hub_cache(given: Any) -> dict[str, Callable[[], None]]:
-    """A process without the package loads REPOSITORY from the cache: `revision` gives `expected`, `main` has the other version."""
+    """A process without the package loads REPOSITORY from the cache: `revision` gives `expected`, `main` has
+    the other version.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     hide_package()
@@ -356,7 +427,11 @@ def from_hub_cache(given: Any) -> dict[str, Callable[[], None]]:
     def main() -> None:
         is_other(load(), tokenizer, expected)
         same_values(load(**pinned), tokenizer, expected)
-        same(pipeline(TASK, model=REPOSITORY, trust_remote_code=True).of_version, "other", "versions of the pipeline")
+        same(
+            pipeline(TASK, model=REPOSITORY, trust_remote_code=True).of_version,
+            "other",
+            "versions of the pipeline",
+        )
 
     def saved_again() -> None:
         load(**pinned).save_pretrained(work / "from_cache")
@@ -373,8 +448,16 @@ def from_hub_cache(given: Any) -> dict[str, Callable[[], None]]:
 
 
 def with_package(given: Any) -> dict[str, Callable[[], None]]:
-    """A process that has the package loads `folder`, of whose code files each would end the process: none is ever run."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+    """A process that has the package loads `folder`, of whose code files each would end the process: none is
+    ever run.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        pipeline,
+    )
 
     import modeling_romebert
 
@@ -400,7 +483,9 @@ def with_package(given: Any) -> dict[str, Callable[[], None]]:
         return check
 
     def own_classes() -> None:
-        same_values(modeling_romebert.RomeBertForSequenceClassification.from_pretrained(folder), tokenizer, expected)
+        same_values(
+            modeling_romebert.RomeBertForSequenceClassification.from_pretrained(folder), tokenizer, expected
+        )
 
     return {
         "without trust_remote_code": loads(),

@@ -3,18 +3,21 @@
     python examples/profile_scoring.py --model runs/quickstart/model         # after `make quickstart`; a few minutes
     python examples/profile_scoring.py --texts 500 --rounds 2 --bf16 False
 
-On one thread, so that nothing overlaps and the parts add up to the whole: tokenising and sorting, embedding, layers, exits
-(pooling, classifier, decision, rows that leave), batches (rows put together for the next layer), and results, which is the rest.
+On one thread, so that nothing overlaps and the parts add up to the whole: tokenising and sorting, embedding,
+layers, exits (pooling, classifier, decision, rows that leave), batches (rows put together for the next
+layer), and results, which is the rest.
 
-What of this no exit saves, tokenising first of all, bounds the share of the layer saving that becomes time saving,
-(time at full depth / time) / (1 / cost): were layers and exits to take time in proportion to the tokens that run them, and all else
-as long as at full depth, it would be
+What of this no exit saves, tokenising first of all, bounds the share of the layer saving that becomes time
+saving, (time at full depth / time) / (1 / cost): were layers and exits to take time in proportion to the
+tokens that run them, and all else as long as at full depth, it would be
 
     at most = t / (f + c' (t - f)) * c
 
-with the time at full depth t, of which f goes to tokenising, embedding and results, and the cost by texts c and by tokens c'.
+with the time at full depth t, of which f goes to tokenising, embedding and results, and the cost by texts c
+and by tokens c'.
 
-Policies take turns within every round; figures are medians over rounds. Results are written after each precision.
+Policies take turns within every round; figures are medians over rounds. Results are written after each
+precision.
 """
 
 import os
@@ -38,8 +41,8 @@ from transformers import HfArgumentParser, pipeline
 
 from modeling_romebert.early_exit import ActiveBatch
 from modeling_romebert.encoder import TorchEncoder
+from modeling_romebert.evaluation.provenance import provenance, write_json
 from modeling_romebert.rebatching import Scheduler
-from modeling_romebert.results import provenance, write_json
 from modeling_romebert.scoring import WINDOW
 from modeling_romebert.text_batcher import TextBatcher, windows
 
@@ -52,12 +55,22 @@ FIXED, BY_DEPTH = ("tokenising", "embedding", "results"), ("layers", "exits", "b
 class ProfileArguments:
     """What is profiled, and how often."""
 
-    model: str = field(default="runs/quickstart/model", metadata={"help": "Folder or id of a fine-tuned RomeBERT model."})
-    dataset: str | None = field(default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."})
-    texts: int = field(default=WINDOW, metadata={"help": "Texts per side and round; at most those that are sorted together."})
+    model: str = field(
+        default="runs/quickstart/model", metadata={"help": "Folder or id of a fine-tuned RomeBERT model."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."}
+    )
+    texts: int = field(
+        default=WINDOW, metadata={"help": "Texts per side and round; at most those that are sorted together."}
+    )
     rounds: int = field(default=5, metadata={"help": "Rounds; every side runs once in each."})
-    costs: list[float] = field(default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."})
-    bf16: bool | None = field(default=None, metadata={"help": "Also bfloat16; when left out, where it is fast."})
+    costs: list[float] = field(
+        default_factory=lambda: [0.5, 0.3], metadata={"help": "Costs to find entropy thresholds for."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Also bfloat16; when left out, where it is fast."}
+    )
     output_file: str | None = field(default=None, metadata={"help": "JSON to write."})
 
 
@@ -106,7 +119,10 @@ def one_thread() -> Iterator[None]:
 
 
 class Stopwatch:
-    """Seconds of each part. What runs within a part, and is a part itself, does not count for the outer one."""
+    """Seconds of each part.
+
+    What runs within a part, and is a part itself, does not count for the outer one.
+    """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -148,7 +164,9 @@ def in_parts(stopwatch: Stopwatch) -> Iterator[None]:
 def profile(
     classify: Any, precision: str, settings: dict[str, Any], texts: list[str], tokens: list[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """Every policy, full depth first, `rounds` times after one round that is not counted -> a row of figures each."""
+    """Every policy, full depth first, `rounds` times after one round that is not counted -> a row of figures
+    each.
+    """
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     costs: dict[str, tuple[float, float]] = {}
     for turn in tqdm(range(rounds + 1), desc=precision):
@@ -165,12 +183,21 @@ def profile(
 
 
 def figures(
-    policy: str, precision: str, rounds: list[dict[str, float]], full: list[dict[str, float]], cost: float, by_tokens: float
+    policy: str,
+    precision: str,
+    rounds: list[dict[str, float]],
+    full: list[dict[str, float]],
+    cost: float,
+    by_tokens: float,
 ) -> dict[str, Any]:
-    """What is told of one policy, from the seconds of each part in every round, its own and those of full depth, and its costs."""
+    """What is told of one policy, from the seconds of each part in every round, its own and those of full
+    depth, and its costs.
+    """
     totals, full_totals = [sum(parts.values()) for parts in rounds], [sum(parts.values()) for parts in full]
     fixed = [sum(parts[part] for part in FIXED) for parts in full]
-    least = [of_round + by_tokens * (total - of_round) for of_round, total in zip(fixed, full_totals, strict=True)]
+    least = [
+        of_round + by_tokens * (total - of_round) for of_round, total in zip(fixed, full_totals, strict=True)
+    ]
     return {
         "policy": policy,
         "precision": precision,
@@ -178,7 +205,9 @@ def figures(
         "cost_by_tokens": by_tokens,
         "seconds": {part: statistics.median(parts[part] for parts in rounds) for part in rounds[0]},
         "total": statistics.median(totals),
-        "added_to_layers": statistics.median(total / parts["layers"] - 1 for total, parts in zip(totals, rounds, strict=True)),
+        "added_to_layers": statistics.median(
+            total / parts["layers"] - 1 for total, parts in zip(totals, rounds, strict=True)
+        ),
         "saving_on_the_clock": ratio(full_totals, totals)["median"] * cost,
         "at_most": ratio(full_totals, least)["median"] * cost,
     }
@@ -188,14 +217,18 @@ def table(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
     parts = ("layers", *(part for part in (*FIXED, *BY_DEPTH) if part != "layers"))
     lines = [
-        f"| precision, policy | cost | by tokens | seconds | {' | '.join(parts)} | added to the layers | on the clock | at most |",
+        f"| precision, policy | cost | by tokens | seconds | {' | '.join(parts)} | added to the layers | on"
+        " the clock | at most |",
         "|---|---|---|---|" + "---|" * len(parts) + "---|---|---|",
     ]
     for row in results["profile"]:
-        seconds = " | ".join(f"{seconds:.2f}" for seconds in (row["total"], *(row["seconds"][part] for part in parts)))
+        seconds = " | ".join(
+            f"{seconds:.2f}" for seconds in (row["total"], *(row["seconds"][part] for part in parts))
+        )
         lines.append(
-            f"| {row['precision']}, {row['policy']} | {row['cost']:.2f} | {row['cost_by_tokens']:.2f} | {seconds}"
-            f" | {row['added_to_layers']:.0%} | {row['saving_on_the_clock']:.0%} | {row['at_most']:.0%} |"
+            f"| {row['precision']}, {row['policy']} | {row['cost']:.2f} | {row['cost_by_tokens']:.2f} |"
+            f" {seconds} | {row['added_to_layers']:.0%} | {row['saving_on_the_clock']:.0%} |"
+            f" {row['at_most']:.0%} |"
         )
     return "\n".join(lines)
 

@@ -3,8 +3,8 @@
     python examples/push_to_hub.py --model_dir runs/quickstart/model --repo_id user/name          # shows, sends nothing
     python examples/push_to_hub.py --model_dir runs/quickstart/model --repo_id user/name --push
 
-What only training needs, pickles, hidden files and what lies outside of the folder stay here. The model loads elsewhere with
-`trust_remote_code=True`, so its code goes along.
+What only training needs, pickles, hidden files and what lies outside of the folder stay here. The model loads
+elsewhere with `trust_remote_code=True`, so its code goes along.
 """
 
 import glob
@@ -26,7 +26,10 @@ LEFT_OUT = (
     (r"\..*", "hidden"),
     (r"__pycache__|.*\.py[co]", "compiled code"),
     (r"checkpoint-.*|global_step\d.*", "a checkpoint of the training"),
-    (r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args)\b.*", "needed by the training only"),
+    (
+        r"(optimizer|scheduler|scaler|rng_state|trainer_state|training_args)\b.*",
+        "needed by the training only",
+    ),
     (r"(optimizer|rng_state)_.*", "needed by the training only"),
     (r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|distcp)", "a pickle, which can run code when it is loaded"),
 )
@@ -39,9 +42,15 @@ class PushArguments:
     model_dir: str = field(metadata={"help": "Folder that save_pretrained or save_model wrote."})
     repo_id: str = field(metadata={"help": "Where to: user/name."})
     push: bool = field(default=False, metadata={"help": "Upload; without it, only show what would be."})
-    public: bool = field(default=False, metadata={"help": "Anybody may read the repository; private without it."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, made where it does not exist; main when left out."})
-    token: str | None = field(default=None, metadata={"help": "Of the Hub; left out, that of `hf auth login` or of HF_TOKEN."})
+    public: bool = field(
+        default=False, metadata={"help": "Anybody may read the repository; private without it."}
+    )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, made where it does not exist; main when left out."}
+    )
+    token: str | None = field(
+        default=None, metadata={"help": "Of the Hub; left out, that of `hf auth login` or of HF_TOKEN."}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     warnings = check(folder, files, left_out)
 
     visible = "public" if arguments.public else "private"
-    print(f"{folder} -> {arguments.repo_id} ({visible}{f', {arguments.revision}' if arguments.revision else ''})\n")
+    print(
+        f"{folder} -> {arguments.repo_id}"
+        f" ({visible}{f', {arguments.revision}' if arguments.revision else ''})\n"
+    )
     for name in files:
         print(f"{readable((folder / name).stat().st_size):>10}  {name}")
     print(f"{readable(sum((folder / name).stat().st_size for name in files)):>10}  in {len(files)} files")
@@ -74,7 +86,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def choose(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The files of a folder that go, sorted, and those that stay with the reason. A folder that stays is named once, with a `/`."""
+    """The files of a folder that go, sorted, and those that stay with the reason.
+
+    A folder that stays is named once, with a `/`.
+    """
     files: list[str] = []
     left_out: dict[str, str] = {}
     for path in _walk(folder, left_out):
@@ -99,7 +114,9 @@ def _walk(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
 
 def by_name(name: str) -> str | None:
     """Why a file or folder of this name stays here; `None` when it may go."""
-    return next((why for pattern, why in LEFT_OUT if re.fullmatch(pattern, name.lower(), flags=re.DOTALL)), None)
+    return next(
+        (why for pattern, why in LEFT_OUT if re.fullmatch(pattern, name.lower(), flags=re.DOTALL)), None
+    )
 
 
 def reason(folder: Path, path: Path) -> str | None:
@@ -133,25 +150,35 @@ def check(folder: Path, files: list[str], left_out: dict[str, str]) -> list[str]
     config = _read_json(folder / "config.json")
     if config.get("model_type") != "romebert":
         raise SystemExit(
-            f"{folder}: config.json says model_type {config.get('model_type')!r}; this sends models of 'romebert' only."
+            f"{folder}: config.json says model_type {config.get('model_type')!r}; this sends models of"
+            " 'romebert' only."
         )
     if not any(name.endswith(".safetensors") for name in files):
-        raise SystemExit(f"{folder}: no *.safetensors among the files to send; save the weights with model.save_pretrained.")
+        raise SystemExit(
+            f"{folder}: no *.safetensors among the files to send; save the weights with"
+            " model.save_pretrained."
+        )
     for index in (name for name in files if name.endswith(".safetensors.index.json")):
         for shard in sorted(set(_read_json(folder / index).get("weight_map", {}).values())):
             need(shard, f"{index} names it as a part of the weights. Save the model again.")
     if not config.get("auto_map"):
         raise SystemExit(
-            f"{folder}: config.json has no auto_map, so nobody can load the model. Save it with model.save_pretrained."
+            f"{folder}: config.json has no auto_map, so nobody can load the model. Save it with"
+            " model.save_pretrained."
         )
     for module in code_files(folder, config):
         need(module, "the model needs it to load elsewhere. Save the model again with model.save_pretrained.")
 
     warnings = []
     if "README.md" not in files:
-        warnings.append("there is no README.md, so nobody is told what the model is for. modeling_romebert.model_card writes one.")
+        warnings.append(
+            "there is no README.md, so nobody is told what the model is for. modeling_romebert.model_card"
+            " writes one."
+        )
     if not any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in files):
-        warnings.append("there is no tokenizer, so the pipeline will not load. Save it with tokenizer.save_pretrained.")
+        warnings.append(
+            "there is no tokenizer, so the pipeline will not load. Save it with tokenizer.save_pretrained."
+        )
     base = (config.get("backbone_config") or {}).get("_name_or_path") or ""
     if os.path.isabs(base) or base.startswith((".", "~")):
         warnings.append(f"config.json names a folder of this machine, {base}, as the origin of the encoder.")
@@ -160,12 +187,18 @@ def check(folder: Path, files: list[str], left_out: dict[str, str]) -> list[str]
 
 def code_files(folder: Path, config: dict[str, Any]) -> list[str]:
     """The files that `auto_map` and `custom_pipelines` name, and those that they import from beside them."""
-    named = [*config["auto_map"].values(), *(task["impl"] for task in config.get("custom_pipelines", {}).values())]
+    named = [
+        *config["auto_map"].values(),
+        *(task["impl"] for task in config.get("custom_pipelines", {}).values()),
+    ]
     modules = [f"{name.split('.')[0]}.py" for name in named]
     for module in modules:  # grows while it is read
         if (folder / module).is_file():
             source = (folder / module).read_text(encoding="utf-8")
-            beside = [f"{name}.py" for name in re.findall(r"^\s*from\s+\.(\w+)\s+import", source, flags=re.MULTILINE)]
+            beside = [
+                f"{name}.py"
+                for name in re.findall(r"^\s*from\s+\.(\w+)\s+import", source, flags=re.MULTILINE)
+            ]
             modules += [name for name in beside if name not in modules]
     return sorted(set(modules))
 
@@ -181,7 +214,8 @@ def push(folder: Path, files: list[str], arguments: PushArguments) -> None:
         url = api.create_repo(arguments.repo_id, private=not arguments.public, exist_ok=True)
         if not arguments.public and not api.model_info(arguments.repo_id).private:
             raise SystemExit(
-                f"{arguments.repo_id} exists and is public. Nothing was uploaded; --public uploads to it all the same."
+                f"{arguments.repo_id} exists and is public. Nothing was uploaded; --public uploads to it"
+                " all the same."
             )
         if arguments.revision and not arguments.revision.startswith("refs/"):
             api.create_branch(arguments.repo_id, branch=arguments.revision, exist_ok=True)
@@ -193,7 +227,9 @@ def push(folder: Path, files: list[str], arguments: PushArguments) -> None:
             commit_message="Upload RomeBERT model",
         )
     except Exception as error:  # of the network or of the Hub: a script has nothing to add to either
-        raise SystemExit(f"The upload to {arguments.repo_id} failed: {type(error).__name__}: {error}") from error
+        raise SystemExit(
+            f"The upload to {arguments.repo_id} failed: {type(error).__name__}: {error}"
+        ) from error
     print(f"\nUploaded to {url}")
 
 

@@ -3,10 +3,10 @@
     make quickstart                                                # or: python examples/quickstart.py
     python examples/quickstart.py --model bert-base-uncased --dataset reviews.csv --output-dir runs/mine
 
-Fine-tunes a 6-layer MiniLM the RomeBERT way on movie-review sentences, prints how good each exit is, picks on validation the
-threshold that loses at most a point, and shows on test what that saves, in layers and on the clock. A second run with the same
-settings continues where the first stopped, or shows what it found. `--dataset` takes a CSV, TSV or JSONL file with columns
-`text` and `label`.
+Fine-tunes a 6-layer MiniLM the RomeBERT way on movie-review sentences, prints how good each exit is, picks on
+validation the threshold that loses at most a point, and shows on test what that saves, in layers and on the
+clock. A second run with the same settings continues where the first stopped, or shows what it found.
+`--dataset` takes a CSV, TSV or JSONL file with columns `text` and `label`.
 """
 
 import shutil
@@ -32,7 +32,7 @@ from modeling_romebert import (
     evaluate_exits,
     score,
 )
-from modeling_romebert.results import provenance, read_json, write_json
+from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
 
 SENTENCES = (
     "A delight from start to finish.",
@@ -46,17 +46,32 @@ SENTENCES = (
 class QuickstartArguments:
     """What a user may want to change; `examples/train_glue.py` has every training argument."""
 
-    model: str | None = field(default=None, metadata={"help": "Encoder to start from, folder or id; MiniLM-L6 when left out."})
-    dataset: str | None = field(default=None, metadata={"help": "CSV, TSV or JSONL with `text` and `label`; else movie reviews."})
-    output_dir: str = field(default="runs/quickstart", metadata={"help": "Folder of the run: checkpoints, model, results, curve."})
+    model: str | None = field(
+        default=None, metadata={"help": "Encoder to start from, folder or id; MiniLM-L6 when left out."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "CSV, TSV or JSONL with `text` and `label`; else movie reviews."}
+    )
+    output_dir: str = field(
+        default="runs/quickstart", metadata={"help": "Folder of the run: checkpoints, model, results, curve."}
+    )
     epochs: float | None = field(
         default=None,
-        metadata={"help": "Passes over the training data; for deebert, per stage. Left out, 2 in bfloat16 and 1.75 without."},
+        metadata={
+            "help": "Passes over the training data; for deebert, per stage. Left out, 2 in bfloat16 and 1.75 without."
+        },
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak of the linear schedule."})
-    objective: str = field(default="romebert", metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."})
-    exit_reduction: str = field(default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit good."})
-    distillation_reduction: str = field(default="mean", metadata={"help": "batchmean is the paper's; mean weighs it less."})
+    objective: str = field(
+        default="romebert",
+        metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."},
+    )
+    exit_reduction: str = field(
+        default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit good."}
+    )
+    distillation_reduction: str = field(
+        default="mean", metadata={"help": "batchmean is the paper's; mean weighs it less."}
+    )
     gradient_regularization: str | None = field(
         default=None,
         metadata={
@@ -70,9 +85,15 @@ class QuickstartArguments:
             "help": "While training. Left out, the encoder's own in bfloat16, and none without: it costs a tenth of the time."
         },
     )
-    bf16: bool | None = field(default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."})
-    max_loss: float = field(default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose on validation."})
-    seed: int = field(default=1, metadata={"help": "Of weights, order and dropout. The split of the data is fixed."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."}
+    )
+    max_loss: float = field(
+        default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose on validation."}
+    )
+    seed: int = field(
+        default=1, metadata={"help": "Of weights, order and dropout. The split of the data is fixed."}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,7 +116,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the machine has instructions for bfloat16, which make training about 1.7 times as fast; emulated it is slower."""
+    """Whether the machine has instructions for bfloat16, which make training about 1.7 times as fast;
+    emulated it is slower.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -107,12 +130,18 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
     splits, names = load_splits(arguments.dataset)
     source = arguments.model or str(minilm())
     tokenizer = AutoTokenizer.from_pretrained(source)
-    rows = {name: split.map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True) for name, split in splits.items()}
+    rows = {
+        name: split.map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
+        for name, split in splits.items()
+    }
 
     # 2. Fine-tune: one stage, all exits.
     set_seed(arguments.seed)
     model = RomeBertForSequenceClassification.from_pretrained(
-        source, exit_pooling="mean", id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
+        source,
+        exit_pooling="mean",
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
     )
     if arguments.dropout is not None:
         for module in model.modules():
@@ -161,10 +190,17 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
     # 5. On test: full depth against exits, in accuracy, layers and time.
     comparison = compare(model, rows["test"], tokenizer)
 
-    # 6. Save: weights, config, code, tokenizer, and a card that tells the figures. The results say that the run is finished.
+    # 6. Save: weights, config, code, tokenizer, and a card that tells the figures. The results say that the
+    # run is finished.
     model.evaluation |= {
-        "dataset": {"name": Path(arguments.dataset).name if arguments.dataset else "movie reviews", "split": "test"},
-        "calibrated": {"cost": comparison["early_exit"]["cost"], "metric": comparison["early_exit"]["accuracy"]},
+        "dataset": {
+            "name": Path(arguments.dataset).name if arguments.dataset else "movie reviews",
+            "split": "test",
+        },
+        "calibrated": {
+            "cost": comparison["early_exit"]["cost"],
+            "metric": comparison["early_exit"]["accuracy"],
+        },
         "picture": True,
     }
     model.save_pretrained(folder / "model")
@@ -185,7 +221,9 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
 
 
 def compare(model: Any, dataset: Dataset, tokenizer: Any, turn: int = 500) -> dict[str, Any]:
-    """Full depth and the calibrated policy on the same texts, in turns of so many: accuracy, cost, and seconds with tokenising."""
+    """Full depth and the calibrated policy on the same texts, in turns of so many: accuracy, cost, and
+    seconds with tokenising.
+    """
     texts, labels = list(dataset["text"]), list(dataset["label"])
     sides = {"full_depth": False, "early_exit": model.config.exit_policy}
     for policy in sides.values():
@@ -202,7 +240,8 @@ def compare(model: Any, dataset: Dataset, tokenizer: Any, turn: int = 500) -> di
         predicted = (model.config.label2id[result["label"]] for result in of_side)
         found[side] = {
             "accuracy": statistics.mean(one == other for one, other in zip(predicted, labels, strict=True)),
-            "cost": statistics.mean(result["exit_layer"] for result in of_side) / model.config.num_hidden_layers,
+            "cost": statistics.mean(result["exit_layer"] for result in of_side)
+            / model.config.num_hidden_layers,
             "seconds": seconds[side],
         }
     return {
@@ -215,13 +254,24 @@ def compare(model: Any, dataset: Dataset, tokenizer: Any, turn: int = 500) -> di
 def show(folder: Path) -> None:
     """Print what a finished run found."""
     results = read_json(folder / "results.json")
-    print(f"\n{ExitReport.from_json(folder / 'exits.json').table()}\n\nThe curve is in {folder / 'curve.png'}.")
-    print(f"\nChosen on validation to lose at most {results['settings']['max_loss']:g}: {results['policy']}. On test, in turns:\n")
+    print(
+        f"\n{ExitReport.from_json(folder / 'exits.json').table()}\n\nThe curve is in {folder / 'curve.png'}."
+    )
+    print(
+        f"\nChosen on validation to lose at most {results['settings']['max_loss']:g}: {results['policy']}."
+        " On test, in turns:\n"
+    )
     print("| | accuracy | cost (layers) | seconds |\n|---|---|---|---|")
     for side in ("full_depth", "early_exit"):
         figures = results[side]
-        print(f"| {side.replace('_', ' ')} | {figures['accuracy']:.4f} | {figures['cost']:.3f} | {figures['seconds']:.2f} |")
-    print(f"\n{results['speedup_layers']:.2f} times fewer layers, {results['speedup_time']:.2f} times less time.")
+        print(
+            f"| {side.replace('_', ' ')} | {figures['accuracy']:.4f} | {figures['cost']:.3f} |"
+            f" {figures['seconds']:.2f} |"
+        )
+    print(
+        f"\n{results['speedup_layers']:.2f} times fewer layers, {results['speedup_time']:.2f} times less"
+        " time."
+    )
 
 
 def classify(model: Path) -> None:
@@ -229,7 +279,9 @@ def classify(model: Path) -> None:
     results = pipeline("early-exit-classification", model=str(model))(list(SENTENCES))
     print()
     for sentence, result in zip(SENTENCES, results, strict=True):
-        print(f"left after layer {result['exit_layer']}  {result['label']:>8} {result['score']:.2f}  {sentence}")
+        print(
+            f"left after layer {result['exit_layer']}  {result['label']:>8} {result['score']:.2f}  {sentence}"
+        )
     print(f"\nThe model is in {model}.")
 
 

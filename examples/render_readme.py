@@ -1,4 +1,5 @@
-"""Write the figures of README.md from the results files: what stands between `<!-- name -->` and `<!-- /name -->`.
+"""Write the figures of README.md from the results files: what stands between `<!-- name -->` and `<!-- /name
+-->`.
 
 python examples/render_readme.py          # after examples/results/*.json changed
 """
@@ -15,7 +16,7 @@ import check_families
 import compare_objectives
 import profile_scoring
 
-from modeling_romebert.results import read_json
+from modeling_romebert.evaluation.provenance import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "examples" / "results"
@@ -46,9 +47,10 @@ def headline(run: dict[str, Any]) -> str:
     full, early = run["full_depth"], run["early_exit"]
     return (
         f"On {run['rows']['test']} movie-review sentences it never saw, a 6-layer MiniLM trained this way for"
-        f" {run['settings']['epochs']:g} epochs, with a threshold\nchosen on validation, runs {100 * early['cost']:.0f} % of its"
-        f" layers and is right on {100 * early['accuracy']:.1f} % of them, against {100 * full['accuracy']:.1f} % at full"
-        f" depth.\nTokenising included, that is {run['speedup_time']:.2f} times as fast on the clock ({made_with(run)})."
+        f" {run['settings']['epochs']:g} epochs, with a threshold\nchosen on validation, runs"
+        f" {100 * early['cost']:.0f} % of its layers and is right on {100 * early['accuracy']:.1f} % of"
+        f" them, against {100 * full['accuracy']:.1f} % at full depth.\nTokenising included, that is"
+        f" {run['speedup_time']:.2f} times as fast on the clock ({made_with(run)})."
     )
 
 
@@ -71,8 +73,12 @@ def shares(run: dict[str, Any]) -> str:
     lines = ["| batch | on the clock | on the clock by tokens |", "|---|---|---|"]
     for size in dict.fromkeys(row["batch_size"] for row in run["early_exit"]):
         rows = [row for row in run["early_exit"] if row["batch_size"] == size]
-        spans = ([row[name] for row in rows] for name in ("saving_on_the_clock", "saving_on_the_clock_by_tokens"))
-        lines.append(f"| {size} | " + " | ".join(f"{min(span):.0%} to {max(span):.0%}" for span in spans) + " |")
+        spans = (
+            [row[name] for row in rows] for name in ("saving_on_the_clock", "saving_on_the_clock_by_tokens")
+        )
+        lines.append(
+            f"| {size} | " + " | ".join(f"{min(span):.0%} to {max(span):.0%}" for span in spans) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -91,7 +97,9 @@ def made_with(run: dict[str, Any]) -> str:
     """Where a figure comes from, in a few words."""
     machine = run["machine"]
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    processor = " ".join([machine["processor"], *filter(None, [machine.get("instructions")])])  # older files do not say which
+    processor = " ".join(
+        [machine["processor"], *filter(None, [machine.get("instructions")])]
+    )  # older files do not say which
     where = machine["accelerator"] or f"{processor} CPU, {threads}"
     return f"{where}, torch {run['versions']['torch'].split('+')[0]}, transformers {run['versions']['transformers']}"
 
@@ -104,11 +112,15 @@ def render(text: str, parts: dict[str, str]) -> str:
     """
     for name, content in parts.items():
         text, count = re.subn(
-            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, c=content: m[1] + c + m[2], text, flags=re.DOTALL
+            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)",
+            lambda m, c=content: m[1] + c + m[2],
+            text,
+            flags=re.DOTALL,
         )
         if count != 1:
             raise ValueError(
-                f"README.md has {count} places for {name!r}; it needs one, between <!-- {name} --> and <!-- /{name} -->."
+                f"README.md has {count} places for {name!r}; it needs one, between <!-- {name} --> and <!--"
+                f" /{name} -->."
             )
     return text
 

@@ -1,4 +1,6 @@
-"""The texts of the quickstart and the benchmark: movie reviews or a file of one's own, split by a hash of the text."""
+"""The texts of the quickstart and the benchmark: movie reviews or a file of one's own, split by a hash of the
+text.
+"""
 
 import hashlib
 from collections import Counter
@@ -12,7 +14,9 @@ NEUTRAL = 0.5  # sentences rated closer to 0 than this are left out
 
 
 def load_splits(path: str | None) -> tuple[dict[str, Dataset], list[str]]:
-    """A file with `text` and `label`, or `None` for movie reviews -> train, validation, test, and the label names by id."""
+    """A file with `text` and `label`, or `None` for movie reviews -> train, validation, test, and the label
+    names by id.
+    """
     return load_reviews() if path is None else load_file(path)
 
 
@@ -21,10 +25,13 @@ def load_reviews() -> tuple[dict[str, Dataset], list[str]]:
     reviews = movie_reviews()
     clear = [review for review in reviews if abs(review.rating) > NEUTRAL]
     print(
-        f"{len(reviews)} sentences; {len(reviews) - len(clear)} with a mean rating within {NEUTRAL} of neutral are left out:"
-        " people do not agree on them."
+        f"{len(reviews)} sentences; {len(reviews) - len(clear)} with a mean rating within {NEUTRAL} of"
+        " neutral are left out: people do not agree on them."
     )
-    return split_by_hash([{"text": review.text, "label": int(review.rating > 0)} for review in clear]), ["negative", "positive"]
+    return split_by_hash([{"text": review.text, "label": int(review.rating > 0)} for review in clear]), [
+        "negative",
+        "positive",
+    ]
 
 
 def load_file(path: str) -> tuple[dict[str, Dataset], list[str]]:
@@ -40,20 +47,26 @@ def load_file(path: str) -> tuple[dict[str, Dataset], list[str]]:
     rows_of = Counter(labels)
     names = sorted(rows_of)
     if len(names) < 2:
-        raise SystemExit(f"{table.origin}: the column label holds {names}; classification needs at least two labels.")
+        raise SystemExit(
+            f"{table.origin}: the column label holds {names}; classification needs at least two labels."
+        )
     if fraction := _first_fraction(labels):
         raise SystemExit(
-            f"{table.origin}: the column label holds numbers such as {fraction}, and this trains a classifier. For a regression use"
-            " examples/train_glue.py."
+            f"{table.origin}: the column label holds numbers such as {fraction}, and this trains a"
+            " classifier. For a regression use examples/train_glue.py."
         )
     print(f"{len(table.rows)} rows: {', '.join(f'{rows_of[name]} {name!r}' for name in names)}")
-    return split_by_hash([{"text": text, "label": names.index(label)} for text, label in zip(texts, labels, strict=True)]), names
+    return split_by_hash(
+        [{"text": text, "label": names.index(label)} for text, label in zip(texts, labels, strict=True)]
+    ), names
 
 
 def _first_fraction(labels: list[str]) -> str | None:
     """The first label that is no whole number, where all are numbers."""
     try:
-        return next((label for label, number in [(label, float(label)) for label in labels] if number % 1 != 0), None)
+        return next(
+            (label for label, number in [(label, float(label)) for label in labels] if number % 1 != 0), None
+        )
     except ValueError:
         return None
 

@@ -1,11 +1,13 @@
-"""One folder per run: made for one set of settings, continued by the same, refused to any other, never overwritten in silence."""
+"""One folder per run: made for one set of settings, continued by the same, refused to any other, never
+overwritten in silence.
+"""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from modeling_romebert import checkpoints
-from modeling_romebert.results import read_json, write_json
+from modeling_romebert.evaluation.provenance import read_json, write_json
+from modeling_romebert.training import resume
 
 SETTINGS = "settings.json"
 
@@ -21,11 +23,14 @@ def check_run_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> 
         earlier = read_json(folder / SETTINGS)
         if earlier != settings:
             raise SystemExit(
-                f"{folder} holds a run with other settings ({_difference(earlier, settings)}). Choose another --output_dir, or"
-                " delete the folder."
+                f"{folder} holds a run with other settings ({_difference(earlier, settings)}). Choose"
+                " another --output_dir, or delete the folder."
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SystemExit(f"{folder} exists, and not as a run of this script. Choose another --output_dir; nothing was touched.")
+        raise SystemExit(
+            f"{folder} exists, and not as a run of this script. Choose another --output_dir; nothing was"
+            " touched."
+        )
     return folder
 
 
@@ -57,9 +62,9 @@ def finished(folder: Path, results: str = "results.json") -> bool:
 def last_checkpoint(folder: str | os.PathLike[str], say: bool = True) -> str | None:
     """The newest complete checkpoint to continue from, said aloud; `None` when there is none.
 
-    A checkpoint that was cut off while it was written is passed over (modeling_romebert/checkpoints.py).
+    A checkpoint that was cut off while it was written is passed over (modeling_romebert/training/resume.py).
     """
-    newest = checkpoints.last_checkpoint(folder)
+    newest = resume.last_checkpoint(folder)
     if say and newest is not None:
         print(f"continuing from {newest}")
     return newest

@@ -1,7 +1,9 @@
-"""Files of labelled texts as people have them, CSV, TSV, JSON or JSONL -> rows, each with its place in the file for messages.
+"""Files of labelled texts as people have them, CSV, TSV, JSON or JSONL -> rows, each with its place in the
+file for messages.
 
-Nothing is guessed: a CSV cell `NA` is the text NA, and an empty one is missing. What cannot be read in exactly one way ends the
-program with the file, the row, the line, and what to do. Which columns are needed, and what labels mean, is for the caller.
+Nothing is guessed: a CSV cell `NA` is the text NA, and an empty one is missing. What cannot be read in
+exactly one way ends the program with the file, the row, the line, and what to do. Which columns are needed,
+and what labels mean, is for the caller.
 """
 
 import codecs
@@ -30,7 +32,9 @@ class Table(NamedTuple):
     origin: str  # what names the file in messages
     columns: list[str]
     rows: list[dict[str, Any]]
-    lines: list[int] | None = None  # where each row begins, counted from 1; `None` where rows are no lines of a file
+    lines: list[int] | None = (
+        None  # where each row begins, counted from 1; `None` where rows are no lines of a file
+    )
     has_header: bool = False
 
     def place(self, index: int) -> str:
@@ -52,7 +56,10 @@ class Table(NamedTuple):
         texts = [str(value) for value in self._cells(column)]
         for index, text in enumerate(texts):
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise SystemExit(f"{self.place(index)} has half a character in its {column}, {text[:60]!r}. Delete or mend it.")
+                raise SystemExit(
+                    f"{self.place(index)} has half a character in its {column}, {text[:60]!r}. Delete or"
+                    " mend it."
+                )
         return texts
 
     def labels(self, column: str = "label") -> list[Any]:
@@ -67,7 +74,10 @@ class Table(NamedTuple):
         values = [row.get(column) for row in self.rows]
         if missing := [index for index, value in enumerate(values) if _is_missing(value)]:
             others = f", and {len(missing) - 1} other rows have none" if len(missing) > 1 else ""
-            raise SystemExit(f"{self.place(missing[0])} has no {column}{others}. Fill what is missing, or delete such rows.")
+            raise SystemExit(
+                f"{self.place(missing[0])} has no {column}{others}. Fill what is missing, or delete such"
+                " rows."
+            )
         for index, value in enumerate(values):
             if isinstance(value, list | dict):
                 raise SystemExit(f"{self.place(index)} has {column} {value!r}; give one {column} per row.")
@@ -121,17 +131,20 @@ def _decoded(origin: str, content: bytes) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         if encoding != "utf-8-sig":
-            raise SystemExit(f"{origin} begins as {encoding} and goes on otherwise ({error.reason}). Save it as UTF-8.") from None
+            raise SystemExit(
+                f"{origin} begins as {encoding} and goes on otherwise ({error.reason}). Save it as UTF-8."
+            ) from None
         line = content.count(b"\n", 0, error.start) + 1
         before = content[: error.start].split(b"\n")[-1][-20:].decode("utf-8", errors="ignore")
         raise SystemExit(
-            f"{origin}: line {line} is not UTF-8: byte 0x{content[error.start]:02x} after {before!r}. Save it as UTF-8; a file in"
-            " Latin-1 becomes that with: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+            f"{origin}: line {line} is not UTF-8: byte 0x{content[error.start]:02x} after {before!r}. Save"
+            " it as UTF-8; a file in Latin-1 becomes that with: iconv -f LATIN1 -t UTF-8 OLD > NEW"
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise SystemExit(
-            f"{origin}: line {line} holds a NUL character: it is no text, or UTF-16 without its mark. Save it as UTF-8."
+            f"{origin}: line {line} holds a NUL character: it is no text, or UTF-16 without its mark. Save"
+            " it as UTF-8."
         )
     return text
 
@@ -143,7 +156,9 @@ def _delimiter(text: str) -> str:
     """What separates the cells of the header, so that `label` is one of them."""
     first = text.lstrip().splitlines()[0]
     separated = {delimiter: [cell.strip(' "') for cell in first.split(delimiter)] for delimiter in DELIMITERS}
-    return next((delimiter for delimiter, cells in separated.items() if "label" in cells and len(cells) > 1), ",")
+    return next(
+        (delimiter for delimiter, cells in separated.items() if "label" in cells and len(cells) > 1), ","
+    )
 
 
 def _csv_table(origin: str, text: str, delimiter: str) -> Table:
@@ -157,8 +172,9 @@ def _csv_table(origin: str, text: str, delimiter: str) -> Table:
         lines.append(line)
         if len(cells) != len(columns):
             raise SystemExit(
-                f"{Table(origin, columns, rows, lines).place(len(rows) - 1)} has {len(cells)} cells, and the header has"
-                f" {len(columns)} ({', '.join(columns)}). A cell with a {delimiter!r} or a line break in it needs quotes around it."
+                f"{Table(origin, columns, rows, lines).place(len(rows) - 1)} has {len(cells)} cells, and"
+                f" the header has {len(columns)} ({', '.join(columns)}). A cell with a {delimiter!r} or a"
+                " line break in it needs quotes around it."
             )
     return Table(origin, [name for name in columns or [] if name], rows, lines, has_header=True)
 
@@ -175,7 +191,8 @@ def _csv_rows(origin: str, text: str, delimiter: str) -> Iterator[tuple[int, lis
                 line = reader.line_num + 1
         except csv.Error as error:
             raise SystemExit(
-                f"{origin}: the row that begins in line {line} cannot be read ({error}). A cell that begins with a quote ends"
+                f"{origin}: the row that begins in line {line} cannot be read ({error}). A cell that begins"
+                " with a quote ends"
                 ' with one, and has those within it doubled: "a ""good"" film".'
             ) from None
 
@@ -194,7 +211,8 @@ def _header(origin: str, cells: list[str]) -> list[str]:
     columns = [cell.strip() for cell in cells]
     if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
         raise SystemExit(
-            f"{origin} has more than one column {twice[0]!r}: its header is {', '.join(columns)}. Rename or delete one."
+            f"{origin} has more than one column {twice[0]!r}: its header is {', '.join(columns)}. Rename or"
+            " delete one."
         )
     return columns
 
@@ -218,10 +236,14 @@ def _jsonl_table(origin: str, text: str) -> Table:
         try:
             rows.append(json.loads(content, object_pairs_hook=_object))
         except ValueError as error:
-            why = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            why = (
+                f"{error.msg} at character {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else error
+            )
             raise SystemExit(
-                f"{origin}: line {line} is no JSON ({why}): {content.strip()[:60]!r}. Each line holds one object,"
-                " {...}; a .json file may hold one list of objects, [{...}, {...}], instead."
+                f"{origin}: line {line} is no JSON ({why}): {content.strip()[:60]!r}. Each line holds one"
+                " object, {...}; a .json file may hold one list of objects, [{...}, {...}], instead."
             ) from None
         lines.append(line)
     return _table_of_objects(origin, rows, lines)
@@ -234,7 +256,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _table_of_objects(origin: str, rows: list[Any], lines: list[int] | None) -> Table:
-    table = Table(origin, list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)), rows, lines)
+    table = Table(
+        origin,
+        list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row)),
+        rows,
+        lines,
+    )
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise SystemExit(f"{table.place(index)} is {str(row)[:60]!r}, no object with named columns.")

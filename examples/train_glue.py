@@ -1,13 +1,15 @@
-"""Fine-tune a multi-exit classifier on a GLUE task or on own files, with every training argument of transformers.
+"""Fine-tune a multi-exit classifier on a GLUE task or on own files, with every training argument of
+transformers.
 
     python examples/train_glue.py --recipe rte --output_dir runs/rte
     python examples/train_glue.py --train_file train.csv --validation_file dev.csv --output_dir runs/mine
-    torchrun --nproc_per_node 2 examples/train_glue.py --recipe mnli --per_device_train_batch_size 4 --output_dir runs/mnli
+    torchrun --nproc_per_node 2 examples/train_glue.py --recipe mnli --output_dir runs/mnli
 
-Files are CSV, TSV, JSON or JSONL with `text`, `label` and for pairs `text_pair`; with --task_name also with the Hub's column names.
-A recipe is a YAML file of arguments, read before those of the command line. The same command again continues from the last
-checkpoint, or reports the finished run. --output_dir receives metrics.json, exits.json (cost and metric of an exit policy) and
-model/, which `pipeline("early-exit-classification")` loads.
+Files are CSV, TSV, JSON or JSONL with `text`, `label` and for pairs `text_pair`; with --task_name also with
+the Hub's column names. A recipe is a YAML file of arguments, read before those of the command line. The same
+command again continues from the last checkpoint, or reports the finished run. --output_dir receives
+metrics.json, exits.json (cost and metric of an exit policy) and model/, which
+`pipeline("early-exit-classification")` loads.
 """
 
 import hashlib
@@ -32,20 +34,46 @@ from modeling_romebert import (
     calibrate,
     evaluate_exits,
 )
-from modeling_romebert.evaluation import SWEEPS
-from modeling_romebert.metrics import compute_metrics
-from modeling_romebert.results import provenance, read_json, write_json
+from modeling_romebert.evaluation.evaluate import SWEEPS
+from modeling_romebert.evaluation.metrics import compute_metrics
+from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
 
 METRICS = "metrics.json"
 TOLERANCE = 0.1  # of the range of labels: exits whose numbers differ by less agree
-# Training arguments that decide which weights come out. Others (logging, saving, loading, devices) may change when a run goes on.
+# Training arguments that decide which weights come out. Others (logging, saving, loading, devices) may change
+# when a run goes on.
 DECISIVE = (
-    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *(
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "train_sampling_strategy",
+    ),
+    *(
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+    ),
+    *(
+        "optim",
+        "optim_args",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "label_smoothing_factor",
+        "neftune_noise_alpha",
+    ),
     *("seed", "data_seed", "dataloader_drop_last", "bf16", "fp16"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    *(f.name for f in fields(RomeBertTrainingArguments) if f.name not in {f.name for f in fields(TrainingArguments)}),
+    *(
+        f.name
+        for f in fields(RomeBertTrainingArguments)
+        if f.name not in {f.name for f in fields(TrainingArguments)}
+    ),
 )
 
 
@@ -54,7 +82,8 @@ class ModelArguments:
     """Where to start from, and which exits."""
 
     model_name_or_path: str = field(
-        default="bert-base-uncased", metadata={"help": "Encoder or RomeBERT checkpoint to start from: folder or id on the Hub."}
+        default="bert-base-uncased",
+        metadata={"help": "Encoder or RomeBERT checkpoint to start from: folder or id on the Hub."},
     )
     exit_pooling: str | None = field(
         default=None,
@@ -63,7 +92,9 @@ class ModelArguments:
             "choices": ["cls", "mean"],
         },
     )
-    exit_layers: list[int] | None = field(default=None, metadata={"help": "Layers with an exit, counted from 1; default all."})
+    exit_layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers with an exit, counted from 1; default all."}
+    )
 
 
 @dataclass
@@ -72,10 +103,13 @@ class DataArguments:
 
     recipe: str | None = field(
         default=None,
-        metadata={"help": "Name of a recipe that comes with romebert, or a YAML file of arguments. The command line wins over it."},
+        metadata={
+            "help": "Name of a recipe that comes with romebert, or a YAML file of arguments. The command line wins over it."
+        },
     )
     task_name: str | None = field(
-        default=None, metadata={"help": "GLUE task, from the Hub when no files are given.", "choices": list(TASKS)}
+        default=None,
+        metadata={"help": "GLUE task, from the Hub when no files are given.", "choices": list(TASKS)},
     )
     train_file: str | None = field(
         default=None,
@@ -83,12 +117,22 @@ class DataArguments:
             "help": "CSV, TSV, JSON, JSONL with text[, text_pair], label. Labels with a decimal point (4.0) make it a regression."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on; for mnli, matched."})
-    validation_mismatched_file: str | None = field(default=None, metadata={"help": "The same, for mnli, mismatched."})
-    test_file: str | None = field(default=None, metadata={"help": "The same, with labels, evaluated once, after training."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "The same, to evaluate on; for mnli, matched."}
+    )
+    validation_mismatched_file: str | None = field(
+        default=None, metadata={"help": "The same, for mnli, mismatched."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "The same, with labels, evaluated once, after training."}
+    )
     max_length: int = field(default=128, metadata={"help": "Tokens that longer texts are cut to."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random sample, the same in every run."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on such a sample of each evaluation set."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on a random sample, the same in every run."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on such a sample of each evaluation set."}
+    )
     calibrate_max_loss: float | None = field(
         default=None,
         metadata={
@@ -103,7 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(where, data, training)
     finally:
-        PartialState().destroy_process_group()  # gloo's threads may abort an interpreter that ends while they run
+        # Gloo's threads may abort an interpreter that ends while they run
+        PartialState().destroy_process_group()
 
 
 def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> None:
@@ -124,7 +169,9 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
         glue = load_glue(data)
     tokenizer = AutoTokenizer.from_pretrained(where.model_name_or_path)
     max_length = min(data.max_length, tokenizer.model_max_length)
-    glue = glue.map(lambda rows: tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length))
+    glue = glue.map(
+        lambda rows: tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length)
+    )
 
     # 2. The model: the weights of its exits depend on the seed.
     set_seed(training.seed)
@@ -149,9 +196,12 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
     metrics = {}
     for prefix, rows in glue.evaluation.items():
         metrics |= trainer.evaluate(rows, metric_key_prefix=prefix)
-    figures = {name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))}
+    figures = {
+        name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))
+    }
 
-    # 5. What leaving early costs and saves, the model, and last of all the file that says that the run is finished.
+    # 5. What leaving early costs and saves, the model, and last of all the file that says that the run is
+    # finished.
     if trainer.is_world_process_zero():
         policy = judge_policy(model, tokenizer, glue, data, training, folder)
         model.save_pretrained(folder / "model")
@@ -161,7 +211,9 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
             "seed": training.seed,
             "world_size": training.world_size,
             "train": {
-                "runtime": trained.metrics["train_runtime"],  # of this process; from the checkpoint on where there was one
+                "runtime": trained.metrics[
+                    "train_runtime"
+                ],  # of this process; from the checkpoint on where there was one
                 "resumed_from": None if checkpoint is None else Path(checkpoint).name,
                 "steps": trained.global_step,
                 "samples": len(glue.train),
@@ -174,7 +226,9 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
             "provenance": provenance(),
         }
         write_json(folder / METRICS, results)
-        print(f"\n{exit_table(results)}\n\nThe model is in {folder / 'model'}; results in {folder / METRICS}.")
+        print(
+            f"\n{exit_table(results)}\n\nThe model is in {folder / 'model'}; results in {folder / METRICS}."
+        )
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # of what logs it
 
@@ -184,7 +238,9 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
 
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, RomeBertTrainingArguments]:
     """The command line, after the arguments of its recipe."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, RomeBertTrainingArguments), description=__doc__.split("\n")[0])
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, RomeBertTrainingArguments), description=__doc__.split("\n")[0]
+    )
     recipe = parser.parse_args(argv).recipe
     if recipe is not None:
         argv = [*recipe_arguments(recipe), *argv]
@@ -205,14 +261,20 @@ def recipe_arguments(recipe: str) -> list[str]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise SystemExit(f"--recipe {recipe}: {path} is no mapping of argument names to values.")
-    known_fields = {f.name: f for kind in (ModelArguments, DataArguments, RomeBertTrainingArguments) for f in fields(kind)}
+    known_fields = {
+        f.name: f for kind in (ModelArguments, DataArguments, RomeBertTrainingArguments) for f in fields(kind)
+    }
     if unknown := [str(key) for key in content if key not in known_fields or key == "recipe"]:
-        raise SystemExit(f"--recipe {recipe}: {path} holds {', '.join(unknown)}, which is no argument; see --help.")
+        raise SystemExit(
+            f"--recipe {recipe}: {path} holds {', '.join(unknown)}, which is no argument; see --help."
+        )
     arguments: list[str] = []
     for key, value in content.items():
         kind = known_fields[key].type
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise SystemExit(f'--recipe {recipe}: {key} is read as {value}; in YAML, put no, yes, on and off in quotes: "no".')
+            raise SystemExit(
+                f'--recipe {recipe}: {key} is read as {value}; in YAML, put no, yes, on and off in quotes: "no".'
+            )
         if isinstance(value, list):
             arguments += [f"--{key}", *map(str, value)]
         else:
@@ -220,9 +282,13 @@ def recipe_arguments(recipe: str) -> list[str]:
     return arguments
 
 
-def settings_of(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> dict[str, Any]:
+def settings_of(
+    where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments
+) -> dict[str, Any]:
     """What makes a run this run and no other. Files count by what they hold."""
-    files = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in data_files(data).items()}
+    files = {
+        name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in data_files(data).items()
+    }
     others = ("task_name", "max_length", "max_train_samples", "max_eval_samples", "calibrate_max_loss")
     values = training.to_dict()
     return {
@@ -238,9 +304,16 @@ def settings_of(where: ModelArguments, data: DataArguments, training: RomeBertTr
 
 def load_model(where: ModelArguments, names: list[str]) -> RomeBertForSequenceClassification:
     """The checkpoint with a fresh head per exit, told its labels."""
-    given = {name: getattr(where, name) for name in ("exit_pooling", "exit_layers") if getattr(where, name) is not None}
+    given = {
+        name: getattr(where, name)
+        for name in ("exit_pooling", "exit_layers")
+        if getattr(where, name) is not None
+    }
     if names:
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+        labels = {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: index for index, name in enumerate(names)},
+        }
         given |= {**labels, "problem_type": "single_label_classification"}
     else:
         given |= {"num_labels": 1, "problem_type": "regression"}
@@ -248,27 +321,47 @@ def load_model(where: ModelArguments, names: list[str]) -> RomeBertForSequenceCl
 
 
 def validation_sets(glue: GlueData) -> Any:
-    """What a Trainer evaluates between epochs so that the names of the metrics are those of the end: one set, or sets by name."""
+    """What a Trainer evaluates between epochs so that the names of the metrics are those of the end: one set,
+    or sets by name.
+    """
     if "eval" in glue.evaluation:
         return glue.evaluation["eval"]
-    return {prefix.removeprefix("eval_"): rows for prefix, rows in glue.evaluation.items() if prefix.startswith("eval_")}
+    return {
+        prefix.removeprefix("eval_"): rows
+        for prefix, rows in glue.evaluation.items()
+        if prefix.startswith("eval_")
+    }
 
 
 def judge_policy(
-    model: Any, tokenizer: Any, glue: GlueData, data: DataArguments, training: RomeBertTrainingArguments, folder: Path
+    model: Any,
+    tokenizer: Any,
+    glue: GlueData,
+    data: DataArguments,
+    training: RomeBertTrainingArguments,
+    folder: Path,
 ) -> dict[str, Any] | None:
-    """Sweep a policy over every evaluation set, and with --calibrate_max_loss choose one and tell what it does there.
+    """Sweep a policy over every evaluation set, and with --calibrate_max_loss choose one and tell what it
+    does there.
 
-    Written: exits.json; for mnli exits_matched.json and exits_mismatched.json; for a --test_file exits_test.json.
+    Written: exits.json; for mnli exits_matched.json and exits_mismatched.json; for a --test_file
+        exits_test.json.
     """
     policy: dict[str, Any] = {"name": "entropy"}
     if not glue.names:
         policy = {"name": "patience", "tolerance": TOLERANCE * glue.label_range}
-    common = {"metric": glue.metrics[0], "policy": policy, "batch_size": training.per_device_eval_batch_size, "progress": False}
+    common = {
+        "metric": glue.metrics[0],
+        "policy": policy,
+        "batch_size": training.per_device_eval_batch_size,
+        "progress": False,
+    }
     thresholds = SWEEPS[policy["name"]](len(model.config.exit_layers))
     chosen, at = None, []
     if glue.held_out is not None:
-        chosen = calibrate(model, glue.held_out, tokenizer, max_loss=data.calibrate_max_loss, **common).to_dict()
+        chosen = calibrate(
+            model, glue.held_out, tokenizer, max_loss=data.calibrate_max_loss, **common
+        ).to_dict()
         at = [chosen["patience" if policy["name"] == "patience" else "threshold"]]
     outcome, for_card = {}, None
     for prefix, rows in glue.evaluation.items():
@@ -282,9 +375,15 @@ def judge_policy(
             if chosen is not None:
                 for_card["calibrated"] = {"cost": point.cost, "metric": point.metric}
         report.model = str(folder / "model")
-        report.to_json(folder / ("_".join(["exits", *(part for part in prefix.split("_") if part != "eval")]) + ".json"))
+        report.to_json(
+            folder / ("_".join(["exits", *(part for part in prefix.split("_") if part != "eval")]) + ".json")
+        )
     model.evaluation = for_card  # the first set's, for the model card
-    return None if chosen is None else {"settings": chosen, "held_out_samples": len(glue.held_out), "outcome": outcome}
+    return (
+        None
+        if chosen is None
+        else {"settings": chosen, "held_out_samples": len(glue.held_out), "outcome": outcome}
+    )
 
 
 def exit_table(results: dict[str, Any]) -> str:
@@ -292,7 +391,10 @@ def exit_table(results: dict[str, Any]) -> str:
     columns = [name.removesuffix("_mean") for name in results["metrics"] if name.endswith("_mean")]
 
     def row(title: Any, which: str) -> str:
-        return " | ".join([f"| {title}", *(f"{results['metrics'][column + which]:.4f}" for column in columns)]) + " |"
+        return (
+            " | ".join([f"| {title}", *(f"{results['metrics'][column + which]:.4f}" for column in columns)])
+            + " |"
+        )
 
     lines = [f"| exit after layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [row(layer, f"_exit_{layer}") for layer in results["exit_layers"]]

@@ -1,25 +1,27 @@
 """RomeBERT: text classifiers that stop thinking as soon as they are sure, for Hugging Face transformers.
 
-Importing this package registers the model with `AutoConfig`, `AutoModel` and `AutoModelForSequenceClassification`, and the task
-`"early-exit-classification"` with `pipeline`.
+Importing this package registers the model with `AutoConfig`, `AutoModel` and
+`AutoModelForSequenceClassification`, and the task `"early-exit-classification"` with `pipeline`. What trains
+and what evaluates is imported when its name is first used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .calibration import calibrate
+from .configuration_romebert import VERSION as __version__
 from .configuration_romebert import RomeBertConfig
-from .evaluation import ExitReport, evaluate_exits
+from .exit_policies import POLICIES, ExitPolicy, make_policy
 from .losses import ExitLoss
 from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
-from .objectives import OBJECTIVES
 from .pipeline_romebert import EarlyExitPipeline
-from .policies import POLICIES, ExitPolicy, make_policy
-from .precision import compare_precision
-from .projection import project
 from .scoring import score
-from .trainer import RomeBertTrainer
-from .training_args import RomeBertTrainingArguments
+
+if TYPE_CHECKING:
+    from .evaluation import ExitReport, calibrate, compare_precision, evaluate_exits
+    from .training import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments, project
 
 __all__ = [
     "OBJECTIVES",
@@ -34,6 +36,7 @@ __all__ = [
     "RomeBertModel",
     "RomeBertTrainer",
     "RomeBertTrainingArguments",
+    "__version__",
     "calibrate",
     "compare_precision",
     "evaluate_exits",
@@ -42,11 +45,32 @@ __all__ = [
     "score",
 ]
 
+_IMPORTED_WHEN_USED = {
+    "evaluation": ("ExitReport", "calibrate", "compare_precision", "evaluate_exits"),
+    "training": ("OBJECTIVES", "RomeBertTrainer", "RomeBertTrainingArguments", "project"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for room, names in _IMPORTED_WHEN_USED.items():
+        if name in names:
+            return getattr(import_module(f".{room}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 AutoConfig.register(RomeBertConfig.model_type, RomeBertConfig)
 AutoModel.register(RomeBertConfig, RomeBertModel)
 AutoModelForSequenceClassification.register(RomeBertConfig, RomeBertForSequenceClassification)
 PIPELINE_REGISTRY.register_pipeline(
-    "early-exit-classification", pipeline_class=EarlyExitPipeline, pt_model=AutoModelForSequenceClassification, type="text"
+    "early-exit-classification",
+    pipeline_class=EarlyExitPipeline,
+    pt_model=AutoModelForSequenceClassification,
+    type="text",
 )
-# With this mark, `Pipeline.save_pretrained` lets the config name no task but ours. The model itself names it, beside a user's own.
+# With this mark, `Pipeline.save_pretrained` lets the config name no task but ours. The model itself names it,
+# beside a user's own.
 del EarlyExitPipeline._registered_impl

@@ -1,20 +1,23 @@
 """One small adapter per encoder family: how to embed, where the layers are, and what each of them is given.
 
-The backbone is the library's own model, used piece by piece; nothing of it is copied. Adapters hold no state, so a
-backbone whose modules are wrapped or replaced later (adapters, quantization) is run as it then is.
+The backbone is the library's own model, used piece by piece; nothing of it is copied. Adapters hold no state,
+so a backbone whose modules are wrapped or replaced later (adapters, quantization) is run as it then is.
 
 How to add a family:
 
-1. Read `forward` of its model in transformers: what is done before the layers, to each layer, and after the last one.
-2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`. Where layers are given more than a
-   mask, or look at positions themselves, `packs` is False.
+1. Read `forward` of its model in transformers: what is done before the layers, to each layer, and after the
+    last one.
+2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`. Where layers
+   are given more than a mask, or look at positions themselves, `packs` is False.
 3. Enter its model type in `FAMILIES` of configuration_romebert.py, in the same place.
-4. Enter one row in `FAMILIES` of tests/families.py and run `python -m pytest tests/test_families*.py`. They hold the family
-   against the stock model layer by layer, and try loading, training with the projection, early exit in batches and the Hub.
+4. Enter one row in `FAMILIES` of tests/families.py and run `python -m pytest tests/test_families*.py`. They
+   hold the family against the stock model layer by layer, and try loading, training with the projection,
+   early exit in batches and the Hub.
 
-Layers are counted as they are applied: ALBERT's one layer counts as often as it runs. `token_type_ids` are ignored where the stock
-model ignores them (DistilBERT, MPNet, ModernBERT), so that any tokenizer's output can be passed on. transformers unpads ModernBERT
-inside flash attention only; with eager and sdpa it runs on padded rows, which are cut to the longest as rows exit.
+Layers are counted as they are applied: ALBERT's one layer counts as often as it runs. `token_type_ids` are
+ignored where the stock model ignores them (DistilBERT, MPNet, ModernBERT), so that any tokenizer's output can
+be passed on. transformers unpads ModernBERT inside flash attention only; with eager and sdpa it runs on
+padded rows, which are cut to the longest as rows exit.
 """
 
 import inspect
@@ -27,8 +30,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .batch_layout import RunLayer
-from .packed_attention import BlockDiagonalMask
+from .batch_layout import BlockDiagonalMask, RunLayer
 
 TESTED_TRANSFORMERS = "5.19.0 to 5.24.0"  # what setup.cfg allows; docs/versions.md has the runs
 
@@ -36,18 +38,22 @@ try:  # a part of the library that moves between versions
     from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 except ImportError as error:
     raise ImportError(
-        f"transformers {transformers.__version__} makes masks in another way than the early-exit loop expects ({error})."
-        f" Install a version that this package was tested with: {TESTED_TRANSFORMERS}."
+        f"transformers {transformers.__version__} makes masks in another way than the early-exit loop"
+        f" expects ({error}). Install a version that this package was tested with: {TESTED_TRANSFORMERS}."
     ) from error
 
 _CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(create_bidirectional_mask).parameters
 
 
-def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, padded: bool) -> Any:
-    """Hidden states (B, T, H) and mask (B, T) -> the mask as the attention backend wants it; padded: see `Adapter.prepare`.
+def bidirectional_mask(
+    backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, padded: bool
+) -> Any:
+    """Hidden states (B, T, H) and mask (B, T) -> the mask as the attention backend wants it; padded: see
+    `Adapter.prepare`.
 
-    For torch's own attention what the library would make is made directly: (B, 1, T, T), or none where nothing is padded. After
-    rows have left it is made anew, and the library's way takes as long as an exit. Texts that lie end to end bring their mask.
+    For torch's own attention what the library would make is made directly: (B, 1, T, T), or none where
+    nothing is padded. After rows have left it is made anew, and the library's way takes as long as an exit.
+    Texts that lie end to end bring their mask.
     """
     if isinstance(attention_mask, BlockDiagonalMask):
         return attention_mask
@@ -57,7 +63,11 @@ def bidirectional_mask(backbone: PreTrainedModel, hidden: Tensor, attention_mask
         if padded and attention_mask.dim() == 2:
             rows, tokens = attention_mask.shape
             return attention_mask.bool()[:, None, None, :].expand(rows, 1, tokens, tokens)
-    no_look = {"allow_is_bidirectional_skip": False} if padded and attention_mask is not None and _CAN_BE_TOLD else {}
+    no_look = (
+        {"allow_is_bidirectional_skip": False}
+        if padded and attention_mask is not None and _CAN_BE_TOLD
+        else {}
+    )
     return create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
 
 
@@ -72,39 +82,59 @@ def _places_from(first: Tensor, tokens: int) -> Tensor:
 
 
 def _states(output: Any) -> Tensor:
-    """What a layer returns -> its hidden states: alone or first in a tuple, by family and by version of transformers."""
+    """What a layer returns -> its hidden states: alone or first in a tuple, by family and by version of
+    transformers.
+    """
     return output[0] if isinstance(output, tuple) else output
 
 
 class Adapter:
-    """What most encoders share with BERT: `embeddings`, then `encoder.layer[k](hidden_states, attention_mask=...)`."""
+    """What most encoders share with BERT: `embeddings`, then `encoder.layer[k](hidden_states,
+    attention_mask=...)`.
+    """
 
-    inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")  # that `embeddings` takes
+    inputs: tuple[str, ...] = (
+        "input_ids",
+        "token_type_ids",
+        "position_ids",
+        "inputs_embeds",
+    )  # that `embeddings` takes
     layer_list = "encoder.layer"
     others: tuple[str, ...] = ()  # what else the adapter reaches for in the backbone
     packs = True  # layers are given a mask and nothing else, so that texts can be packed (batch_layout.py)
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
-        """Longest sequence that there are positions for, special tokens included; `None` where any length runs."""
+        """Longest sequence that there are positions for, special tokens included; `None` where any length
+        runs.
+        """
         return config.max_position_embeddings
 
-    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+    def embed(
+        self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None
+    ) -> Tensor:
         """input_ids (B, T) or inputs_embeds (B, T, embedding size), with what goes with them -> (B, T, H)"""
         return backbone.embeddings(**{name: inputs[name] for name in self.inputs})
 
-    def packed_positions(self, backbone: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Ids (T,) of packed texts, and their lengths -> (T,): the positions that `embeddings` would give each text alone."""
+    def packed_positions(
+        self, backbone: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """Ids (T,) of packed texts, and their lengths -> (T,): the positions that `embeddings` would give
+        each text alone.
+        """
         return torch.cat([torch.arange(length) for length in lengths])
 
-    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+    def shifted_positions(
+        self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool
+    ) -> Tensor | None:
         """Positions (B, T) of rows that begin at `first` (B,), such as those with padding on the left.
 
-        from_ids: whether there are token ids, by which some families count. `None` where `embeddings` gets them right itself.
+        from_ids: whether there are token ids, by which some families count. `None` where `embeddings` gets
+            them right itself.
         """
         return _places_from(first, tokens)
 
     def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
-        """The L layers in the order in which they are applied; one that is applied n times is there n times."""
+        """The L layers in the order of use; one that is applied n times is there n times."""
         return attrgetter(self.layer_list)(backbone)
 
     def prepare(
@@ -117,18 +147,21 @@ class Adapter:
     ) -> RunLayer:
         """Hidden states (B, T, H), mask and positions (B, T) -> how to run a layer on these rows.
 
-        Called again for the survivors whenever rows have left. Masks are made as the attention backend wants them. padded: the
-        mask is known to mask something, so that nobody has to look, which would wait for the device.
+        Called again for the survivors whenever rows have left. Masks are made as the attention backend wants
+        them. padded: the mask is known to mask something, so that nobody has to look, which would wait for
+        the device.
         """
         mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
         return lambda number, layer, hidden: _states(layer(hidden, attention_mask=mask))
 
     def finish(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """What the stock model does to the output of its last layer, (B, T, H) -> (B, T, H); every exit sees its layer's so."""
+        """What the stock model does to the output of its last layer, (B, T, H) -> (B, T, H); every exit sees
+        its layer's so.
+        """
         return hidden
 
     def states_by_layer(self, config: PreTrainedConfig, states: Sequence[Tensor]) -> Sequence[Tensor]:
-        """`hidden_states` of the stock model -> embeddings and one state per layer, L + 1 tensors (B, T, H)."""
+        """`hidden_states` of the stock model -> embeddings and L layers: L + 1 tensors (B, T, H)."""
         return states
 
     def pooler(self, backbone: PreTrainedModel) -> nn.Linear | None:
@@ -142,20 +175,26 @@ class RobertaAdapter(Adapter):
     def max_tokens(self, config: PreTrainedConfig) -> int:
         return config.max_position_embeddings - config.pad_token_id - 1
 
-    def packed_positions(self, backbone: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def packed_positions(
+        self, backbone: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
         pad = _padding_id(backbone)
         counts = input_ids != pad  # the padding token is not counted, not even within a text
         counted = torch.cat([of_text.cumsum(dim=0) for of_text in counts.split(list(lengths))])
         return counted * counts + pad
 
-    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+    def shifted_positions(
+        self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool
+    ) -> Tensor | None:
         return None if from_ids else _places_from(first, tokens) + _padding_id(backbone) + 1
 
 
 class ElectraAdapter(Adapter):
     """ELECTRA: BERT's layers; small embeddings are projected to the hidden size."""
 
-    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+    def embed(
+        self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None
+    ) -> Tensor:
         embedded = super().embed(backbone, attention_mask, **inputs)
         return backbone.embeddings_project(embedded) if hasattr(backbone, "embeddings_project") else embedded
 
@@ -168,16 +207,22 @@ class DistilBertAdapter(Adapter):
 
 
 class MPNetAdapter(Adapter):
-    """MPNet: all layers add one bias to the attention scores, by distance of the tokens; positions are counted from 2."""
+    """MPNet: all layers add one bias to the attention scores, by distance of the tokens; positions are
+    counted from 2.
+    """
 
     inputs = ("input_ids", "position_ids", "inputs_embeds")
     others = ("encoder.compute_position_bias",)
     packs = False
 
     def max_tokens(self, config: PreTrainedConfig) -> int:
-        return config.max_position_embeddings - 2  # its embeddings pad with position 1, whatever the config says
+        return (
+            config.max_position_embeddings - 2
+        )  # its embeddings pad with position 1, whatever the config says
 
-    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+    def shifted_positions(
+        self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool
+    ) -> Tensor | None:
         return None if from_ids else _places_from(first, tokens) + 2
 
     def prepare(
@@ -194,18 +239,29 @@ class MPNetAdapter(Adapter):
 
 
 class DebertaV2Adapter(Adapter):
-    """DeBERTa v2 and v3: relative attention; padding is blanked in the embeddings; a convolution may go beside the first layer."""
+    """DeBERTa v2 and v3: relative attention; padding is blanked in the embeddings; a convolution may go
+    beside the first layer.
+    """
 
-    others = ("encoder.get_attention_mask", "encoder.get_rel_pos", "encoder.get_rel_embedding", "encoder.conv")
+    others = (
+        "encoder.get_attention_mask",
+        "encoder.get_rel_pos",
+        "encoder.get_rel_embedding",
+        "encoder.conv",
+    )
     packs = False
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         return config.max_position_embeddings if config.position_biased_input else None
 
-    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> Tensor | None:
+    def shifted_positions(
+        self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool
+    ) -> Tensor | None:
         return _places_from(first, tokens) if backbone.config.position_biased_input else None
 
-    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+    def embed(
+        self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None
+    ) -> Tensor:
         return backbone.embeddings(mask=attention_mask, **inputs)
 
     def prepare(
@@ -218,7 +274,9 @@ class DebertaV2Adapter(Adapter):
     ) -> RunLayer:
         encoder = backbone.encoder
         rows = hidden.shape[:2]
-        attended = hidden.new_ones(rows) if attention_mask is None else attention_mask.to(hidden.dtype)  # (B, T)
+        attended = (
+            hidden.new_ones(rows) if attention_mask is None else attention_mask.to(hidden.dtype)
+        )  # (B, T)
         arguments = {
             "attention_mask": encoder.get_attention_mask(attended),  # (B, 1, T, T)
             "relative_pos": encoder.get_rel_pos(hidden),
@@ -239,12 +297,16 @@ class AlbertAdapter(Adapter):
     layer_list = "encoder.albert_layer_groups"
     others = ("encoder.embedding_hidden_mapping_in",)
 
-    def embed(self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None) -> Tensor:
+    def embed(
+        self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None
+    ) -> Tensor:
         return backbone.encoder.embedding_hidden_mapping_in(super().embed(backbone, attention_mask, **inputs))
 
     def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
         groups, count = super().layers(backbone), backbone.config.num_hidden_layers
-        return [groups[int(index / (count / len(groups)))] for index in range(count)]  # the stock model's own rounding
+        return [
+            groups[int(index / (count / len(groups)))] for index in range(count)
+        ]  # the stock model's own rounding
 
     def states_by_layer(self, config: PreTrainedConfig, states: Sequence[Tensor]) -> Sequence[Tensor]:
         return states[:: config.inner_group_num]  # the stock model also tells what is inside a group
@@ -254,10 +316,12 @@ class AlbertAdapter(Adapter):
 
 
 class ModernBertAdapter(Adapter):
-    """ModernBERT: rotary positions and a mask per kind of attention, local or global; a norm after the last layer.
+    """ModernBERT: rotary positions and a mask per kind of attention, local or global; a norm after the last
+    layer.
 
-    Its layers add to a stream that is normed only where it is read, so every exit reads it through that final norm: at the last
-    layer because the stock model does, before it because a stream that grows with depth has no scale a classifier could rely on.
+    Its layers add to a stream that is normed only where it is read, so every exit reads it through that final
+    norm: at the last layer because the stock model does, before it because a stream that grows with depth has
+    no scale a classifier could rely on.
     """
 
     inputs = ("input_ids", "inputs_embeds")
@@ -268,7 +332,9 @@ class ModernBertAdapter(Adapter):
     def max_tokens(self, config: PreTrainedConfig) -> None:
         return None
 
-    def shifted_positions(self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool) -> None:
+    def shifted_positions(
+        self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool
+    ) -> None:
         return None  # rotary: only distances count
 
     def prepare(
@@ -281,11 +347,15 @@ class ModernBertAdapter(Adapter):
     ) -> RunLayer:
         masks = {
             "full_attention": bidirectional_mask(backbone, hidden, attention_mask, padded),
-            "sliding_attention": create_bidirectional_sliding_window_mask(backbone.config, hidden, attention_mask),
+            "sliding_attention": create_bidirectional_sliding_window_mask(
+                backbone.config, hidden, attention_mask
+            ),
         }
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
-        rotary = {kind: backbone.rotary_emb(hidden, position_ids, kind) for kind in set(backbone.config.layer_types)}
+        rotary = {
+            kind: backbone.rotary_emb(hidden, position_ids, kind) for kind in set(backbone.config.layer_types)
+        }
 
         def run(number: int, layer: Any, hidden: Tensor) -> Tensor:
             kind = layer.attention_type
@@ -328,18 +398,20 @@ def check_layout(backbone: PreTrainedModel) -> None:
             attrgetter(path)(backbone)
         except AttributeError:
             raise RuntimeError(
-                f"{type(backbone).__name__} of transformers {transformers.__version__} has no {path}, which the early-exit loop"
-                f" needs. Install a version that this package was tested with, {TESTED_TRANSFORMERS}, or mend"
-                f" {type(adapter).__name__} in modeling_romebert/backbones.py."
+                f"{type(backbone).__name__} of transformers {transformers.__version__} has no {path}, which"
+                " the early-exit loop needs. Install a version that this package was tested with,"
+                f" {TESTED_TRANSFORMERS}, or mend {type(adapter).__name__} in modeling_romebert/backbones.py."
             ) from None
 
 
-def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None) -> None:
+def check_inputs(
+    model: Any, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+) -> None:
     """Whether ids (B, T) or embeddings (B, T, H) and a mask fit one of our models.
 
     Raises:
-        ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, a mask that is not (B, T), or ids
-            beyond the vocabulary, see `check_token_ids`.
+        ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, a mask that is
+            not (B, T), or ids beyond the vocabulary, see `check_token_ids`.
     """
     given = input_ids if input_ids is not None else inputs_embeds
     if given is None or (input_ids is not None and inputs_embeds is not None):
@@ -347,12 +419,13 @@ def check_inputs(model: Any, input_ids: Tensor | None, attention_mask: Tensor | 
     rows, tokens = given.shape[:2]
     if (limit := model.max_tokens) is not None and tokens > limit:
         raise ValueError(
-            f"input of {tokens} tokens, but the backbone has positions for {limit}. Cut it in the tokenizer with truncation=True"
-            f" and max_length={limit}; a pipeline takes the same arguments."
+            f"input of {tokens} tokens, but the backbone has positions for {limit}. Cut it in the tokenizer"
+            f" with truncation=True and max_length={limit}; a pipeline takes the same arguments."
         )
     if attention_mask is not None and attention_mask.shape != (rows, tokens):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows}, {tokens})."
+            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows},"
+            f" {tokens})."
         )
     if input_ids is not None:
         check_token_ids(model, input_ids)
@@ -365,13 +438,19 @@ def vocabulary_size(model: Any) -> int:
 
 
 def check_token_ids(model: Any, input_ids: Tensor) -> None:
-    """Whether the vocabulary of one of our models has ids (...). Ids on a GPU are not looked at, which would wait for the device:
-    where they go there in the package, call this first.
+    """Whether the vocabulary of one of our models has ids (...). Ids on a GPU are not looked at, which would
+    wait for the device: where they go there in the package, call this first.
 
     Raises:
-        ValueError: an id that is not in the vocabulary, as those of tokens that were added to a tokenizer later.
+        ValueError: an id that is not in the vocabulary, as those of tokens that were added to a tokenizer
+            later.
     """
-    if input_ids.device.type != "cpu" or not input_ids.numel() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if (
+        input_ids.device.type != "cpu"
+        or not input_ids.numel()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+    ):
         return
     lowest, highest = (int(value) for value in input_ids.aminmax())
     if (flaw := beyond_vocabulary(lowest, highest, vocabulary_size(model))) is not None:
@@ -379,11 +458,13 @@ def check_token_ids(model: Any, input_ids: Tensor) -> None:
 
 
 def beyond_vocabulary(lowest: int, highest: int, known: int) -> str | None:
-    """Why a model with so many tokens in its vocabulary cannot take ids in lowest .. highest; `None` where it can."""
+    """Why a model with so many tokens in its vocabulary cannot take ids in lowest .. highest; `None` where it
+    can.
+    """
     if lowest >= 0 and highest < known:
         return None
     return (
-        f"input_ids contain {lowest if lowest < 0 else highest}, but the model's vocabulary has {known} tokens, from 0 to"
-        f" {known - 1}. Use the model's own tokenizer. If tokens were added to it, call"
+        f"input_ids contain {lowest if lowest < 0 else highest}, but the model's vocabulary has {known}"
+        f" tokens, from 0 to {known - 1}. Use the model's own tokenizer. If tokens were added to it, call"
         " model.resize_token_embeddings(len(tokenizer)) and train."
     )

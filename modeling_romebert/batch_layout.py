@@ -1,24 +1,81 @@
 """Batches: how the tokens of several rows lie in one tensor, padded to the longest row or packed end to end.
 
-Both can do what the early-exit loop asks of its rows: keep some, be split, be joined. Padded batches are what every family,
-attention and device takes. A packed batch holds no padding: its layers run on the tokens of its texts alone.
-Nothing here runs a layer or knows of exits; encoder.py does.
+Both can do what the early-exit loop asks of its rows: keep some, be split, be joined. Padded batches are what
+every family, attention and device takes. A packed batch holds no padding: its layers run on the tokens of its
+texts alone. Nothing here runs a layer or knows of exits; encoder.py does.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .exits import mean_weights, weighted_mean
+from .exit_heads import mean_weights, weighted_mean
+
+
+class BlockDiagonalMask(Tensor):
+    """A block-diagonal attention mask that is never written out.
+
+    For `F.scaled_dot_product_attention`, which hands over to it, as to torch's own `CausalBias`
+    (torch.nn.attention.bias). Neighbours of the same length are attended to in one call. The mask holds no
+    values of its own.
+
+    Example:
+        >>> query, key, value = torch.randn(3, 1, 2, 5, 8)  # each (1, heads, T, D)
+        >>> mask = BlockDiagonalMask.of([2, 3])
+        >>> together = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        >>> alone = F.scaled_dot_product_attention(query[:, :, :2], key[:, :, :2], value[:, :, :2])
+        >>> torch.allclose(together[:, :, :2], alone)
+        True
+    """
+
+    runs: list[tuple[int, int]]  # neighbours of the same length: how many, and their length
+
+    @classmethod
+    def of(cls, lengths: Iterable[int]) -> "BlockDiagonalMask":
+        """Lengths of the texts, T tokens in all -> their mask."""
+        mask = torch.empty(0).as_subclass(cls)
+        mask.runs = [(len(list(texts)), length) for length, texts in groupby(lengths)]
+        return mask
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _attend(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: BlockDiagonalMask, **settings: Any
+) -> Tensor:
+    """query, key, value (1, heads, T, D) -> (1, heads, T, D); for settings see
+    `F.scaled_dot_product_attention`.
+    """
+    _, heads, tokens, size = query.shape
+    attended = query.new_empty(
+        tokens, heads, size
+    )  # as the layer wants it, so that nobody has to transpose it
+    start = 0
+    for texts, length in attn_mask.runs:
+        stop = start + texts * length
+        of_run = [
+            states[0, :, start:stop].unflatten(1, (texts, length)).transpose(0, 1)
+            for states in (query, key, value)
+        ]
+        of_texts = F.scaled_dot_product_attention(*of_run, **settings)  # (texts, heads, length, D)
+        attended[start:stop].view(texts, length, heads, size).copy_(of_texts.transpose(1, 2))
+        start = stop
+    return attended.transpose(0, 1).unsqueeze(0)
+
 
 # A tokenised text, by name of the model's input: lists of equal length.
 Features = Mapping[str, Sequence[int]]
-# The number of a layer from 0, the layer, and hidden states of the rows that it was made for -> hidden states.
+# The number of a layer from 0, the layer, and hidden states of the rows that it was made for -> hidden
+# states.
 RunLayer = Callable[[int, nn.Module, Tensor], Tensor]
 
 
@@ -76,7 +133,9 @@ class PaddedBatch(Batch):
         position_ids (b, T) or (1, T): `None` where the backbone counts them itself.
     """
 
-    def __init__(self, hidden: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None):
+    def __init__(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ):
         self.hidden, self.attention_mask = hidden, attention_mask
         self.position_ids = None if position_ids is None else position_ids.expand(hidden.shape[0], -1)
         self._sizes: Tensor | None = None  # (2, b) on the host, once measured
@@ -118,7 +177,9 @@ class PaddedBatch(Batch):
         """(b, T, H) -> (b, H): the first attended tokens, on whichever side the padding is."""
         if self.attention_mask is None or not may_begin_late(self.attention_mask):
             return states[:, 0]
-        return states[torch.arange(states.shape[0], device=states.device), first_attended(self.attention_mask)]
+        return states[
+            torch.arange(states.shape[0], device=states.device), first_attended(self.attention_mask)
+        ]
 
     def means(self, states: Tensor) -> Tensor:
         """(b, T, H) -> (b, H): over the attended tokens."""
@@ -164,20 +225,27 @@ class PaddedBatch(Batch):
 
     def full_mask(self) -> Tensor:
         """(b, T): also where nothing is padded."""
-        return self.hidden.new_ones(self.hidden.shape[:2], dtype=torch.long) if self.attention_mask is None else self.attention_mask
+        return (
+            self.hidden.new_ones(self.hidden.shape[:2], dtype=torch.long)
+            if self.attention_mask is None
+            else self.attention_mask
+        )
 
 
 class PackedBatch(Batch):
     """b rows end to end, as flash attention has them, and a few zeros behind them.
 
-    Args:
-        hidden (1, T + filler, H): embedded, or after some layers; T tokens in all. The filler makes it one of few sizes.
+    Args: hidden (1, T + filler, H): embedded, or after some layers; T tokens in all. The filler makes it one
+        of few sizes.
         lengths: tokens of each row, at least 1.
     """
 
     def __init__(self, hidden: Tensor, lengths: list[int]):
         self.hidden, self._lengths = hidden, lengths
-        self.cu_seqlens: list[int] = [0, *accumulate(lengths)]  # (b + 1,): where each row starts, and the last one ends
+        self.cu_seqlens: list[int] = [
+            0,
+            *accumulate(lengths),
+        ]  # (b + 1,): where each row starts, and the last one ends
 
     @property
     def lengths(self) -> list[int]:
@@ -196,14 +264,19 @@ class PackedBatch(Batch):
         return states[0, self.cu_seqlens[:-1]]
 
     def means(self, states: Tensor) -> Tensor:
-        """One row cannot touch another, which a product with a matrix of weights would allow: 0 * NaN is NaN."""
+        """Sums row by row: in a product with a matrix of weights a NaN of one row would reach all."""
         bounds = torch.tensor(self.cu_seqlens)  # (b + 1,)
         tokens = torch.arange(self.cu_seqlens[-1])  # (T,)
-        return F.embedding_bag(tokens, states[0].float(), bounds, mode="mean", include_last_offset=True).to(states.dtype)
+        return F.embedding_bag(tokens, states[0].float(), bounds, mode="mean", include_last_offset=True).to(
+            states.dtype
+        )
 
     def select(self, rows: Sequence[int]) -> "PackedBatch":
         bounds = self.cu_seqlens
-        return self._joined([self.hidden[:, bounds[row] : bounds[row + 1]] for row in rows], [self.lengths[row] for row in rows])
+        return self._joined(
+            [self.hidden[:, bounds[row] : bounds[row + 1]] for row in rows],
+            [self.lengths[row] for row in rows],
+        )
 
     def view(self, rows: range) -> "PackedBatch":
         """A view, without filler."""
@@ -228,7 +301,8 @@ class PackedBatch(Batch):
 def rounded_up(tokens: int) -> int:
     """Tokens of a packed batch -> tokens that its layers run on, a few more, so that few sizes occur.
 
-    Both the allocator and oneDNN, which compiles code for each size, do badly with constantly changing batch sizes.
+    Both the allocator and oneDNN, which compiles code for each size, do badly with constantly changing batch
+    sizes.
 
     Example:
         >>> rounded_up(57), rounded_up(500), rounded_up(2000)
@@ -239,7 +313,7 @@ def rounded_up(tokens: int) -> int:
 
 
 def first_attended(attention_mask: Tensor) -> Tensor:
-    """attention_mask (B, T) -> (B,): place of the first attended token; 0 for a row that attends to nothing."""
+    """attention_mask (B, T) -> (B,): place of the first attended token; 0 where there is none."""
     return (attention_mask != 0).to(torch.uint8).argmax(dim=1)
 
 
@@ -253,7 +327,7 @@ def may_begin_late(attention_mask: Tensor) -> bool:
 
 
 def _sizes(attention_mask: Tensor) -> Tensor:
-    """attention_mask (b, T) -> (2, b): tokens up to the last attended one, at least 1, and attended tokens."""
+    """attention_mask (b, T) -> (2, b): tokens up to the last attended one (at least 1), and attended ones."""
     attended = attention_mask != 0
     places = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
     return torch.stack([(places * attended).amax(dim=1).clamp(min=1), attended.sum(dim=1)])

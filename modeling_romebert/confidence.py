@@ -1,8 +1,8 @@
 """How sure an exit is: logits (B, C) -> one number per row.
 
-A row is read as decisions among K outcomes: one among C classes for single-label problems, C yes-or-no decisions for multi-label
-ones. It is only as sure as its least sure decision. Every operator shows on the clock of small batches, so that one decision has no
-dimension of its own.
+A row is read as decisions among K outcomes: one among C classes for single-label problems, C yes-or-no
+decisions for multi-label ones. It is only as sure as its least sure decision. Every operator shows on the
+clock of small batches, so that one decision has no dimension of its own.
 """
 
 import math
@@ -26,15 +26,20 @@ def _lowest(values: Tensor) -> Tensor:
 
 
 def negative_entropy(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): minus the entropy, in -ln K (uniform) .. 0 (sure), of the least sure decision.
+    """log_p (B, K) or (B, D, K) -> (B,): minus the entropy, in -ln K (uniform) .. 0 (sure), of the least sure
+    decision.
 
-    Not a number where a logit was infinite or not a number: a product with an infinite log-probability is none.
+    Not a number where a logit was infinite or not a number: a product with an infinite log-probability is
+        none.
     """
     return _lowest((log_p.exp() * log_p).sum(dim=-1))
 
 
 def normalized_entropy(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): entropy over ln K, in 0 (sure) .. 1 (uniform), of the least sure decision."""
+    """log_p (B, K) or (B, D, K) -> (B,): entropy over ln K, in 0 (sure) ..
+
+    1 (uniform), of the least sure decision.
+    """
     return negative_entropy(log_p) / -math.log(log_p.shape[-1])
 
 
@@ -44,7 +49,9 @@ def confidence(log_p: Tensor) -> Tensor:
 
 
 def margin(log_p: Tensor) -> Tensor:
-    """log_p (B, K) or (B, D, K) -> (B,): largest minus second largest probability, of the least sure decision."""
+    """log_p (B, K) or (B, D, K) -> (B,): largest minus second largest probability, of the least sure
+    decision.
+    """
     best, second = log_p.exp().topk(2, dim=-1).values.unbind(dim=-1)  # (B,) or (B, D) each
     return _lowest(best - second)
 

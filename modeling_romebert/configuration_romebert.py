@@ -1,4 +1,5 @@
-"""Alias of `configuration/configuration_romebert.py`, so that the model file has its config as a sibling on the Hub.
+"""Alias of `configuration/configuration_romebert.py`, so that the model file has its config as a sibling on
+the Hub.
 
 `save_pretrained` of a model copies this file first and then the config's own file over it.
 """

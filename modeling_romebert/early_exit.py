@@ -1,8 +1,9 @@
-"""The early-exit loop: run layers up to the next exit that is evaluated, let sure rows exit, go on with the others.
+"""The early-exit loop: run layers up to the next exit that is evaluated, let sure rows exit, go on with the
+others.
 
-This is the only loop over layers. Full depth is the policy under which nobody exits early; a single text is a batch of one.
-The layers belong to the model (encoder.py), the tensors to the batch (batch_layout.py), the decision to the policy
-(policies.py), and which rows share a batch to the scheduler (rebatching.py).
+This is the only loop over layers. Full depth is the policy under which nobody exits early; a single text is a
+batch of one. The layers belong to the model (encoder.py), the tensors to the batch (batch_layout.py), the
+decision to the policy (exit_policies.py), and which rows share a batch to the scheduler (rebatching.py).
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .batch_layout import Batch, Features
-from .policies import ExitPolicy
+from .exit_policies import ExitPolicy
 
 
 class Encoder(Protocol):
-    """What the loop needs of a model. Batches are of the encoder's own making: nobody else looks inside them."""
+    """What the loop needs of a model. Batches are the encoder's own: nobody else looks inside them."""
 
     exit_layers: list[int]
     num_labels: int
@@ -48,8 +49,8 @@ class ActiveBatch:
         encoder: runs layers and exits.
         rows: numbers by which the caller knows the rows, b of them.
         batch: their tokens, embedded, or after `depth` layers; `None`: the first step embeds `texts`.
-        policy: started (`ExitPolicy.start`), with what it remembers of these rows; `None`: every exit is evaluated and
-            nobody exits before the last.
+        policy: started (`ExitPolicy.start`), with what it remembers of these rows; `None`: every exit is
+            evaluated and nobody exits before the last.
         depth: layers run.
         texts: tokenised, one for each row.
     """
@@ -65,7 +66,9 @@ class ActiveBatch:
     ):
         self.encoder, self.rows, self.policy, self.depth = encoder, rows, policy, depth
         self._batch, self._texts = batch, texts
-        self.logits: Tensor | None = None  # (b, C) of the exit that was evaluated last, all rows that were there
+        self.logits: Tensor | None = (
+            None  # (b, C) of the exit that was evaluated last, all rows that were there
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,7 +81,8 @@ class ActiveBatch:
         return self._batch
 
     def step(self) -> Exited | None:
-        """Run to the next exit that is evaluated -> the rows that exit there, `None` for none. At the last exit all do.
+        """Run to the next exit that is evaluated -> the rows that exit there, `None` for none. At the last
+        exit all do.
 
         Waits for the device once, unless it is at the last exit or there is no policy.
         """
@@ -91,7 +95,9 @@ class ActiveBatch:
             return self._all_exit()
         if self.policy is None:
             return None
-        exiting: list[bool] = self.policy.leaves(index, self.logits).tolist()  # b of them; the one wait for the device
+        exiting: list[bool] = self.policy.leaves(
+            index, self.logits
+        ).tolist()  # b of them; the one wait for the device
         if all(exiting):
             return self._all_exit()
         if not any(exiting):
@@ -115,7 +121,13 @@ class ActiveBatch:
         rows = [row for batch in batches for row in batch.rows]
         policies = [batch.policy for batch in batches if batch.policy is not None]
         policy = policies[0].merge(policies) if policies else None
-        return cls(first.encoder, rows, first.batch.concat([batch.batch for batch in batches[1:]]), policy, first.depth)
+        return cls(
+            first.encoder,
+            rows,
+            first.batch.concat([batch.batch for batch in batches[1:]]),
+            policy,
+            first.depth,
+        )
 
     def _next_exit(self) -> int:
         """Index of the next exit that is evaluated; the last one always is."""
@@ -143,7 +155,9 @@ class ActiveBatch:
         if policy is not None:
             policy = policy.merge([policy])  # a memory of its own
             policy.keep(slice(kept.start, kept.stop))
-        return ActiveBatch(self.encoder, self.rows[kept.start : kept.stop], self.batch.view(kept), policy, self.depth)
+        return ActiveBatch(
+            self.encoder, self.rows[kept.start : kept.stop], self.batch.view(kept), policy, self.depth
+        )
 
 
 def _index(rows: list[int], like: Tensor | None) -> Tensor:
@@ -164,12 +178,18 @@ def classify(encoder: Encoder, batch: Batch, policy: ExitPolicy) -> tuple[Tensor
         logits (b, C) of the exit where each row exited, and layers run (b,).
     """
     if not len(batch):  # the library's layers do not run on no rows
-        return batch.hidden.new_empty(0, encoder.num_labels), torch.empty(0, dtype=torch.long, device=batch.hidden.device)
+        return batch.hidden.new_empty(0, encoder.num_labels), torch.empty(
+            0, dtype=torch.long, device=batch.hidden.device
+        )
     exited = run_to_the_end(ActiveBatch(encoder, list(range(len(batch))), batch, policy))
     if len(exited) == 1:  # all at once: nothing to put in order
-        return exited[0].logits, torch.full((len(exited[0].rows),), exited[0].layer, device=exited[0].logits.device)
+        return exited[0].logits, torch.full(
+            (len(exited[0].rows),), exited[0].layer, device=exited[0].logits.device
+        )
     rows = _index([row for one in exited for row in one.rows], exited[0].logits)  # (b,)
-    layers = torch.tensor([one.layer for one in exited for _ in one.rows]).to(rows.device, non_blocking=True)  # (b,)
+    layers = torch.tensor([one.layer for one in exited for _ in one.rows]).to(
+        rows.device, non_blocking=True
+    )  # (b,)
     order = rows.argsort()
     return torch.cat([one.logits for one in exited])[order], layers[order]
 
@@ -185,8 +205,12 @@ def run_to_the_end(active: ActiveBatch) -> list[Exited]:
 
 
 def all_exits(encoder: Encoder, batch: Batch) -> Tensor:
-    """Run every layer and evaluate every exit -> logits (b, E, C). Differentiable: this is what training uses."""
-    active = ActiveBatch(encoder, [], batch, policy=None)  # nobody asks which rows exit: a graph is for any number of them
+    """Run every layer and evaluate every exit -> logits (b, E, C). Differentiable: this is what training
+    uses.
+    """
+    active = ActiveBatch(
+        encoder, [], batch, policy=None
+    )  # nobody asks which rows exit: a graph is for any number of them
     logits: list[Tensor] = []
     for _ in encoder.exit_layers:
         active.step()

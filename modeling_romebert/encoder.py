@@ -1,7 +1,8 @@
 """A model's embeddings, layers and exits, as the early-exit loop (early_exit.py) runs them on a batch.
 
-Token ids go straight into a batch: packed where layers can keep the texts of a packed batch apart, else padded on the right.
-How a family is walked is in backbones.py, how an exit pools and classifies in exits.py.
+Token ids go straight into a batch: packed where layers can keep the texts of a packed batch apart, else
+padded on the right. How a family's layers are called is in backbones.py, how an exit pools and classifies in
+exit_heads.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,16 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .backbones import RunLayer, check_inputs
-from .batch_layout import Batch, Features, PackedBatch, PaddedBatch, first_attended, may_begin_late, rounded_up
-from .packed_attention import BlockDiagonalMask
+from .batch_layout import (
+    Batch,
+    BlockDiagonalMask,
+    Features,
+    PackedBatch,
+    PaddedBatch,
+    first_attended,
+    may_begin_late,
+    rounded_up,
+)
 
 # What a forward pass takes.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -47,7 +56,9 @@ class TorchEncoder:
 
     @property
     def packs(self) -> bool:
-        """Whether texts can be packed: on a CPU, with torch's own attention, for layers that are given a mask and nothing else."""
+        """Whether texts can be packed: on a CPU, with torch's own attention, for layers that are given a mask
+        and nothing else.
+        """
         attention = self.backbone.config._attn_implementation
         return self.model.device.type == "cpu" and attention == "sdpa" and self.adapter.packs
 
@@ -65,7 +76,9 @@ class TorchEncoder:
             return self._embed_packed({name: [text[name] for text in texts] for name in names}, lengths)
         longest = max(lengths)
         if self.pad_token_id is None and min(lengths) < longest:
-            raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token, or give batch_size=1.")
+            raise ValueError(
+                "the tokenizer has no padding token; set tokenizer.pad_token, or give batch_size=1."
+            )
         fill = {"input_ids": self.pad_token_id or 0, "token_type_ids": 0}
         inputs: dict[str, Tensor | None] = dict.fromkeys(INPUTS)
         for name in names:
@@ -103,17 +116,21 @@ class TorchEncoder:
         return PaddedBatch(hidden, inputs["attention_mask"], inputs["position_ids"])
 
     def with_positions(self, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-        """Checked inputs with each row's positions counted from its first attended token: padding may be on either side.
+        """Checked inputs with each row's positions counted from its first attended token: padding may be on
+        either side.
 
         Args:
-            inputs: input_ids (B, T) or inputs_embeds (B, T, H); attention_mask, token_type_ids, position_ids (B, T).
+            inputs: input_ids (B, T) or inputs_embeds (B, T, H); attention_mask, token_type_ids, position_ids
+                (B, T).
         """
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         check_inputs(self.model, ids, mask, inputs["inputs_embeds"])
         positions = inputs["position_ids"]
         if positions is None and mask is not None and may_begin_late(mask):
             first = first_attended(mask)  # (B,)
-            positions = self.adapter.shifted_positions(self.backbone, first, mask.shape[1], from_ids=ids is not None)
+            positions = self.adapter.shifted_positions(
+                self.backbone, first, mask.shape[1], from_ids=ids is not None
+            )
         return {**inputs, "position_ids": positions}
 
     # ---- the loop's side
@@ -125,14 +142,18 @@ class TorchEncoder:
         for number in range(first, last):
             layer = self.layers[number]
             if self._checkpoints(layer):
-                batch.hidden = self.model._gradient_checkpointing_func(batch.run_layer, number, layer, batch.hidden)
+                batch.hidden = self.model._gradient_checkpointing_func(
+                    batch.run_layer, number, layer, batch.hidden
+                )
             else:
                 batch.hidden = batch.run_layer(number, layer, batch.hidden)
             if self.states is not None:
                 self.states.append(batch.hidden)
 
     def exit_logits(self, batch: Batch, layer: int, is_finished: bool = False) -> Tensor:
-        """(b, C) of the exit after `layer`. is_finished: `hidden` is what the stock model returns, not what its layer did."""
+        """(b, C) of the exit after `layer`. is_finished: `hidden` is what the stock model returns, not what
+        its layer did.
+        """
         finished = batch.hidden if is_finished else self.adapter.finish(self.backbone, batch.hidden)
         if self.states is not None and layer == self.exit_layers[-1]:
             self.states[-1] = finished  # as the stock model returns its last state
@@ -143,9 +164,13 @@ class TorchEncoder:
         """How to run a layer on the rows of a batch: made once for the same rows."""
         if isinstance(batch, PackedBatch):
             lengths = [*batch.lengths, batch.filler] if batch.filler else batch.lengths
-            return self.adapter.prepare(self.backbone, batch.hidden, BlockDiagonalMask.of(lengths), None, padded=True)
+            return self.adapter.prepare(
+                self.backbone, batch.hidden, BlockDiagonalMask.of(lengths), None, padded=True
+            )
         assert isinstance(batch, PaddedBatch)
-        return self.adapter.prepare(self.backbone, batch.hidden, batch.attention_mask, batch.position_ids, padded=batch.is_measured)
+        return self.adapter.prepare(
+            self.backbone, batch.hidden, batch.attention_mask, batch.position_ids, padded=batch.is_measured
+        )
 
     def _checkpoints(self, layer: nn.Module) -> bool:
         """Whether gradient checkpointing is done here, for families whose layers do not do it themselves."""

@@ -1,21 +1,29 @@
-"""What travels to the Hub with the weights, so that a model loads where only transformers is installed.
+"""What travels beside the weights: the code, so that a model loads where only transformers is installed, and
+its record.
 
-A saved folder holds the files of `CLOSURE`, and its config.json points into them. What a user has added, a model, a config or a
-pipeline of their own, stays there beside ours. The weights are safetensors.
+A saved folder holds the files of `CLOSURE`, and its config.json points into them. What a user has added, a
+model, a config or a pipeline of their own, stays there beside ours. `model_record.json` holds the evaluation
+and the training for the next save, with a digest of the weights that they are of; the card (model_card.py)
+tells them to readers.
 """
 
 import copy
+import hashlib
+import json
+import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .configuration_romebert import CustomPipelines, RomeBertConfig, is_own
+from .model_card import public, with_base, write_model_card, write_whole
 
 logger = logging.get_logger(__name__)
 
@@ -25,23 +33,20 @@ CLOSURE = (
     "batch_layout.py",
     "confidence.py",
     "configuration_romebert.py",
+    "cpu.py",
     "early_exit.py",
     "encoder.py",
-    "exits.py",
+    "exit_heads.py",
+    "exit_policies.py",
     "hub.py",
-    "loading.py",
     "losses.py",
     "model_card.py",
     "modeling_romebert.py",
-    "packed_attention.py",
     "pipeline_romebert.py",
-    "policies.py",
-    "prepacked.py",
+    "pretrained.py",
     "rebatching.py",
-    "records.py",
     "scoring.py",
     "text_batcher.py",
-    "workers.py",
 )
 
 AUTO_MAP = {
@@ -62,7 +67,9 @@ CUSTOM_PIPELINES = {
 def name_code(config: Any) -> None:
     """Let a config name the classes of this package beside those that a user has registered on it."""
     named: dict[str, Any] = getattr(config, "auto_map", None) or {}
-    config.auto_map = AUTO_MAP | {auto_class: named[auto_class] for auto_class in named if not is_own(named[auto_class])}
+    config.auto_map = AUTO_MAP | {
+        auto_class: named[auto_class] for auto_class in named if not is_own(named[auto_class])
+    }
     tasks = dict(CUSTOM_PIPELINES)
     for task, entry in (getattr(config, "custom_pipelines", None) or {}).items():
         if not is_own(entry["impl"]):
@@ -73,13 +80,18 @@ def name_code(config: Any) -> None:
 
 
 def copy_code(config: Any, folder: Path) -> None:
-    """Put into a folder the code that a config names: that of this package, and a user's from where the model was loaded.
+    """Put into a folder the code that a config names: that of this package, and a user's from where the model
+    was loaded.
 
-    transformers copies the files of the class that is saved. This is for the others: ours beside a class that a user derived, and a
-    user's pipeline beside a model of ours.
+    transformers copies the files of the class that is saved. This is for the others: ours beside a class that
+    a user derived, and a user's pipeline beside a model of ours.
     """
     for name in CLOSURE:
-        module = sys.modules[RomeBertConfig.__module__] if name == "configuration_romebert.py" else sys.modules[__name__]
+        module = (
+            sys.modules[RomeBertConfig.__module__]
+            if name == "configuration_romebert.py"
+            else sys.modules[__name__]
+        )
         _copy(Path(str(module.__file__)).with_name(name), folder)
     loaded_from = Path(config.name_or_path)
     for reference in sorted(_references(config)):
@@ -97,13 +109,21 @@ def check_code(config: Any, folder: Path) -> None:
     for reference in sorted(_references(config)):
         name = f"{reference.partition('.')[0]}.py"
         if "--" not in reference and not (folder / name).exists():
-            logger.warning(f"config.json names {reference}, and there is no {name} in {folder}. Copy it there.")
+            logger.warning(
+                f"config.json names {reference}, and there is no {name} in {folder}. Copy it there."
+            )
 
 
 def _references(config: Any) -> set[str]:
     """What `auto_map` and `custom_pipelines` name: `[REPOSITORY--]module.Class`."""
-    named = [one for entry in config.auto_map.values() for one in _listed(entry)]  # of a tokenizer slow and fast, one of them None
-    return {one for one in (*named, *(entry["impl"] for entry in config.custom_pipelines.values())) if one is not None}
+    named = [
+        one for entry in config.auto_map.values() for one in _listed(entry)
+    ]  # of a tokenizer slow and fast, one of them None
+    return {
+        one
+        for one in (*named, *(entry["impl"] for entry in config.custom_pipelines.values()))
+        if one is not None
+    }
 
 
 def _listed(entry: Any) -> list[Any]:
@@ -116,17 +136,116 @@ def _copy(file: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-@contextmanager
-def safetensors_only(name: Any) -> Iterator[None]:
-    """Around a load with `use_safetensors=True`: when there are none, say so, and how to get them from a pickle."""
+RECORD = "model_record.json"
+
+
+def weights_digest(state_dict: Mapping[str, Any]) -> str | None:
+    """Names and values of a state dict -> a digest; `None` where values are not at hand (offloaded, or parts
+    of sharded weights).
+
+    Values count, not how they are held: fp16 and bf16 are hashed as the fp32 numbers that they are, on
+    whatever device. Rounding weights to fewer bits makes other weights of them.
+
+    Example:
+        >>> ones = torch.ones(2)
+        >>> weights_digest({"w": ones}) == weights_digest({"w": ones.half()})
+        True
+        >>> weights_digest({"w": ones}) == weights_digest({"w": 2 * ones})
+        False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        value = state_dict[name]
+        digest.update(name.encode())
+        if not isinstance(value, Tensor):  # as quantized modules have them
+            digest.update(repr(value).encode())
+            continue
+        if value.is_meta or hasattr(value, "to_local"):
+            return None
+        digest.update(repr(tuple(value.shape)).encode())
+        digest.update(_values(value))
+    return digest.hexdigest()
+
+
+def _values(tensor: Tensor) -> Any:
+    """The bytes of a tensor's numbers."""
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.is_floating_point() and tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def read_record(name_or_path: str | os.PathLike[str], **at_hub: Any) -> dict[str, Any]:
+    """The record of a saved model, in a folder or on the Hub; empty where there is none."""
+    found = cached_file(
+        str(name_or_path),
+        RECORD,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **at_hub,
+    )
+    if found is None:
+        return {}
     try:
-        yield
-    except OSError as error:
-        if "safetensors" not in str(error):
-            raise
-        raise OSError(
-            f"{name} holds no weights as safetensors, and pickled ones (pytorch_model.bin) are not loaded: a pickle can run code."
-            " Convert them once, in their folder: weights = torch.load('pytorch_model.bin', weights_only=True);"
-            " safetensors.torch.save_file({key: weight.contiguous().clone() for key, weight in weights.items()},"
-            " 'model.safetensors', {'format': 'pt'})"
-        ) from error
+        return json.loads(Path(found).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:  # the weights are sound without it
+        logger.warning(
+            f"{found} is no JSON ({error}), so what it told of evaluation and training is left out."
+        )
+        return {}
+
+
+def write_record(folder: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Write the record into a folder in one step; one that tells nothing is none, and an older one goes."""
+    path = Path(folder, RECORD)
+    if not record["evaluation"] and not record["training"]:
+        path.unlink(missing_ok=True)
+        return
+    write_whole(path, (json.dumps(record, indent=2, default=str) + "\n").encode())
+
+
+def told_of(weights: str | None, *records: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first record that is of these weights tells; of others' only what they started from."""
+    for record in records:
+        if weights is not None and record.get("weights") == weights:
+            return dict(record)
+    bases = (record["training"].get("base_model") for record in records if record.get("training"))
+    base = next(filter(None, bases), None)
+    return {"training": {"base_model": base}} if base else {}
+
+
+def write_card_and_record(
+    model: Any,
+    folder: str | os.PathLike[str],
+    state_dict: Mapping[str, Any],
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write the card and the record of a model that is saved in a folder.
+
+    Args:
+        model: a `RomeBertPreTrainedModel`, with what it knows of its evaluation and training.
+        state_dict: the weights that are saved.
+        training: what to tell of the training; the model's `training_settings` when left out.
+    """
+    evaluation, training = model.evaluation, training or model.training_settings or {}
+    before = (model._record, read_record(folder) if os.path.isdir(folder) else {})
+    weights = weights_digest(state_dict) if evaluation or training or any(before) else None
+    if evaluation is not None and (weights is None or evaluation["weights"] != weights):
+        logger.warning_once(
+            "What evaluate_exits reported is of other weights than those that are saved, so the model card"
+            " leaves it out. Evaluate the weights that you save: after training, merging adapters, or"
+            " rounding to another dtype."
+        )
+        evaluation = None
+    told = told_of(weights, *before)
+    evaluation = evaluation or told.get("evaluation")
+    training = with_base({**(told.get("training") or {}), **training}, model.config)
+    write_model_card(folder, model.config, evaluation, training)
+    if evaluation is not None:
+        evaluation = {
+            name: value for name, value in evaluation.items() if name != "model"
+        }  # a folder of this machine, perhaps
+    write_record(folder, {"weights": weights, "evaluation": evaluation, "training": public(training)})

@@ -1,10 +1,13 @@
-"""What training minimises: exit logits (B, E, C) and labels -> the loss of the last exit and the loss of the others.
+"""What training minimises: exit logits (B, E, C) and labels -> the loss of the last exit and the loss of the
+others.
 
     L_last = task(y, z_E)
-    L_exit = sum over k < E of w_k [ (1 - gamma) task(y, z_k) + gamma T^2 KL( softmax(teacher_k / T) || softmax(z_k / T) ) ]
+    L_exit = sum over k < E of w_k [ (1 - gamma) task(y, z_k)
+                                     + gamma T^2 KL( softmax(teacher_k / T) || softmax(z_k / T) ) ]
 
-(RomeBERT, arXiv 2101.09755, section 3). Pure functions and one bundle of settings; how the gradients of the two terms are
-combined is in projection.py, which terms a step uses in objectives.py. Everything is computed in fp32.
+(RomeBERT, arXiv 2101.09755, section 3). Pure functions and one bundle of settings; how the gradients of the
+two terms are combined is in gradient_projection.py, which terms a step uses in objectives.py. Everything is
+computed in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,18 +23,24 @@ IGNORED_LABEL = -100
 
 
 def infer_problem_type(num_labels: int, labels: Tensor) -> str:
-    """The rule of transformers: one label is regression, whole-number labels name a class, others are multi-label targets.
+    """The rule of transformers: one label is regression, whole-number labels name a class, others are
+    multi-label targets.
 
     Whole numbers are targets too where each row has one per label (B, C), which transformers cannot train on.
     """
     if num_labels == 1:
         return "regression"
     per_label = labels.ndim == 2 and labels.shape[1] == num_labels
-    return "multi_label_classification" if labels.is_floating_point() or per_label else "single_label_classification"
+    return (
+        "multi_label_classification"
+        if labels.is_floating_point() or per_label
+        else "single_label_classification"
+    )
 
 
 def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
-    """Refuse labels that do not fit the problem: (B,) class ids, (B, C) targets in 0..1, or (B,) or (B, C) finite numbers.
+    """Refuse labels that do not fit the problem: (B,) class ids, (B, C) targets in 0..1, or (B,) or (B, C)
+    finite numbers.
 
     Raises:
         ValueError: wrong shape or a value outside the allowed range.
@@ -40,19 +49,28 @@ def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
     if problem_type == "single_label_classification":
         if labels.numel() != rows or labels.is_floating_point():
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; a single label needs ({rows},) class ids."
+                f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; a single label needs"
+                f" ({rows},) class ids."
             )
         wrong = (labels < 0) & (labels != IGNORED_LABEL) | (labels >= num_labels)
-        allowed = f"class ids 0..{num_labels - 1}, or {IGNORED_LABEL} for none; the number of classes is config.num_labels"
+        allowed = (
+            f"class ids 0..{num_labels - 1}, or {IGNORED_LABEL} for none;"
+            " the number of classes is config.num_labels"
+        )
     elif labels.numel() != rows * num_labels:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}; problem_type={problem_type!r} needs ({rows}, {num_labels}).")
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; problem_type={problem_type!r} needs ({rows},"
+            f" {num_labels})."
+        )
     elif problem_type == "multi_label_classification":
         wrong, allowed = ~((labels >= 0) & (labels <= 1)), "targets in 0..1"
     else:
         wrong, allowed = ~torch.isfinite(labels), "finite numbers"
     if wrong.any():
         row, value = wrong.nonzero()[0, 0].item(), labels[wrong][0].item()
-        raise ValueError(f"labels hold {value}; {problem_type} takes {allowed}. It is of row {row} of the batch.")
+        raise ValueError(
+            f"labels hold {value}; {problem_type} takes {allowed}. It is of row {row} of the batch."
+        )
 
 
 def labelled_rows(labels: Tensor, problem_type: str) -> Tensor:
@@ -70,19 +88,24 @@ def task_losses(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, averaged over the batch.
+    """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, averaged
+    over the batch.
 
-    Cross-entropy for a single label, binary cross-entropy averaged over labels for several, squared error for regression: at
-    every exit what the stock sequence classifier computes at its only one, and 0 where no row of the batch has a label.
+    Cross-entropy for a single label, binary cross-entropy averaged over labels for several, squared error for
+    regression: at every exit what the stock sequence classifier computes at its only one, and 0 where no row
+    of the batch has a label.
 
     Args:
-        class_weights: C numbers. For a single label `weight` of `torch.nn.functional.cross_entropy`: the mean is weighted too. For
-            several `pos_weight` of `binary_cross_entropy_with_logits`: how much a label's positives count.
+        class_weights: C numbers. For a single label `weight` of `torch.nn.functional.cross_entropy`: the mean
+            is weighted too. For several `pos_weight` of `binary_cross_entropy_with_logits`: how much a
+            label's positives count.
     """
     logits = exit_logits.float()
     rows, exits, classes = logits.shape
     if labels.shape[:1] != (rows,):
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, but the batch has {rows} rows: give one entry per row.")
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, but the batch has {rows} rows: give one entry per row."
+        )
     weights = None
     if class_weights is not None:
         check_class_weights(class_weights, problem_type, classes)
@@ -103,7 +126,9 @@ def task_losses(
         return _mean_over_rows(loss, counts)
     targets = labels.to(logits.dtype).view(rows, 1, classes).expand_as(logits)
     if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights).mean(dim=(0, 2))
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights).mean(
+            dim=(0, 2)
+        )
     return F.mse_loss(logits, targets, reduction="none").mean(dim=(0, 2))
 
 
@@ -123,37 +148,50 @@ def check_class_weights(class_weights: Sequence[float], problem_type: str | None
         ValueError: it is a regression, or there is not one weight per class.
     """
     if problem_type == "regression":
-        raise ValueError(f"class_weights={list(class_weights)} are given, but a regression has no classes; leave them out.")
+        raise ValueError(
+            f"class_weights={list(class_weights)} are given, but a regression has no classes; leave them out."
+        )
     if len(class_weights) != num_labels:
         raise ValueError(
-            f"class_weights={list(class_weights)} has {len(class_weights)} entries, and the model has {num_labels} classes; give"
-            " one number per class, in the order of config.id2label."
+            f"class_weights={list(class_weights)} has {len(class_weights)} entries, and the model has"
+            f" {num_labels} classes; give one number per class, in the order of config.id2label."
         )
 
 
 def distillation_losses(
-    student: Tensor, teacher: Tensor, problem_type: str, temperature: float, reduction: str, counted: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    problem_type: str,
+    temperature: float,
+    reduction: str,
+    counted: Tensor | None = None,
 ) -> Tensor:
-    """student (B, K, C), teacher (B, K, C) -> (K,): T^2 KL(teacher || student) at temperature T, averaged over the batch.
+    """student (B, K, C), teacher (B, K, C) -> (K,): T^2 KL(teacher || student) at temperature T, averaged
+    over the batch.
 
-    Several labels are several two-class problems, whose divergences are averaged. Regression has no temperature: squared
-    distance to the teacher. No gradient flows into the teacher.
+    Several labels are several two-class problems, whose divergences are averaged. Regression has no
+    temperature: squared distance to the teacher. No gradient flows into the teacher.
 
     Args:
-        reduction: `"batchmean"` divides by the batch only, as in the paper; `"mean"` by the number of classes too, as in the
-            reference code (which makes the term 1/C of the formula).
-        counted (B,): bool, which rows the mean is over; all of them where it is left out, and 0 where there are none.
+        reduction: `"batchmean"` divides by the batch only, as in the paper; `"mean"` by the number of classes
+            too, as in the reference code (which makes the term 1/C of the formula).
+        counted (B,): bool, which rows the mean is over; all of them where it is left out, and 0 where there
+            are none.
     """
     student, teacher = student.float(), teacher.detach().float()
     counted = student.new_ones(student.shape[0]) if counted is None else counted.to(student.dtype)
     if problem_type == "regression":
-        return _mean_over_rows(F.mse_loss(student, teacher, reduction="none").mean(dim=2) * counted[:, None], counted)
+        return _mean_over_rows(
+            F.mse_loss(student, teacher, reduction="none").mean(dim=2) * counted[:, None], counted
+        )
     student, teacher = student / temperature, teacher / temperature
     if problem_type == "multi_label_classification":
         classes = 2
         p, log_p = torch.sigmoid(teacher), F.logsigmoid(teacher)
         q, log_q = torch.sigmoid(-teacher), F.logsigmoid(-teacher)
-        divergence = p * (log_p - F.logsigmoid(student)) + q * (log_q - F.logsigmoid(-student))  # (B, K, C), each in nats
+        divergence = p * (log_p - F.logsigmoid(student)) + q * (
+            log_q - F.logsigmoid(-student)
+        )  # (B, K, C), each in nats
         divergence = divergence.mean(dim=2)
     else:
         classes = student.shape[2]
@@ -207,13 +245,14 @@ class ExitLoss:
     """The joint RomeBERT loss, as a function of exit logits and labels.
 
     Args:
-        distillation_weight: gamma in 0..1, the share of distillation in the loss of the exits before the last.
+        distillation_weight: gamma in 0..1, the share of distillation in the loss of the exits before the
+            last.
         distillation_temperature: T above 0. No meaning for regression.
         distillation_reduction: `"batchmean"` (the paper) or `"mean"` (the reference code, 1/C of it).
         teacher: `"last"` or `"next"`: which exit teaches each exit before the last.
         exit_weights: `"uniform"` or `"depth"`, the w_k; their mean is 1.
-        exit_reduction: `"sum"` over the exits before the last (the paper) or `"mean"`, which keeps the last exit from being
-            outweighed in deep models.
+        exit_reduction: `"sum"` over the exits before the last (the paper) or `"mean"`, which keeps the last
+            exit from being outweighed in deep models.
         label_smoothing: as in `torch.nn.functional.cross_entropy`; for a single label only.
         class_weights: one number, 0 or more, per class; `None` weighs all alike. See `task_losses`.
 
@@ -246,33 +285,49 @@ class ExitLoss:
             ("exit_reduction", EXIT_REDUCTIONS),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}."
+                )
         if not 0 <= self.distillation_weight <= 1:
-            raise ValueError(f"distillation_weight={self.distillation_weight} is not in 0..1 (0 turns distillation off).")
+            raise ValueError(
+                f"distillation_weight={self.distillation_weight} is not in 0..1 (0 turns distillation off)."
+            )
         if not 0 < self.distillation_temperature < float("inf"):
             raise ValueError(
-                f"distillation_temperature={self.distillation_temperature} is not above 0 (1 leaves the logits as they are)."
+                f"distillation_temperature={self.distillation_temperature} is not above 0 (1 leaves the"
+                " logits as they are)."
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} is not in 0..1 (1 excluded).")
         weights = self.class_weights
-        if weights is not None and not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
-            raise ValueError(f"class_weights={list(weights)} are not finite numbers of 0 or more, some of them above 0.")
+        if weights is not None and not (
+            all(0 <= weight < float("inf") for weight in weights) and any(weights)
+        ):
+            raise ValueError(
+                f"class_weights={list(weights)} are not finite numbers of 0 or more, some of them above 0."
+            )
 
     @classmethod
     def from_config(cls, config: Any) -> "ExitLoss":
         """The loss that a `RomeBertConfig` describes."""
         weights = config.class_weights
-        return cls(**{name: getattr(config, name) for name in OF_CONFIG}, class_weights=None if weights is None else tuple(weights))
+        return cls(
+            **{name: getattr(config, name) for name in OF_CONFIG},
+            class_weights=None if weights is None else tuple(weights),
+        )
 
     def write_to(self, config: Any) -> None:
-        """Let a `RomeBertConfig` describe this loss, but for the label smoothing, which belongs to a training."""
+        """Let a `RomeBertConfig` describe this loss, but for the label smoothing, which belongs to a
+        training.
+        """
         for name in OF_CONFIG:
             setattr(config, name, getattr(self, name))
         config.class_weights = None if self.class_weights is None else list(self.class_weights)
 
     def task_losses(self, exit_logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
-        """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, see `task_losses`."""
+        """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, see
+        `task_losses`.
+        """
         return task_losses(exit_logits, labels, problem_type, self.label_smoothing, self.class_weights)
 
     def __call__(
@@ -305,6 +360,8 @@ class ExitLoss:
                 labelled_rows(labels, problem_type),
             )
             early = (1 - self.distillation_weight) * early + self.distillation_weight * divergence
-        layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(early.device, non_blocking=True)  # or the host waits
+        layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(
+            early.device, non_blocking=True
+        )  # or the host waits
         early = EXIT_WEIGHTS[self.exit_weights](layers) * early
         return LossTerms(per_exit[-1], EXIT_REDUCTIONS[self.exit_reduction](early), per_exit.detach())

@@ -1,6 +1,7 @@
 """The model card: config, evaluation and training settings -> README.md, with metadata that the Hub reads.
 
-Every number comes from what is handed in; nothing is measured here. Travels to the Hub with the model's code, so it writes its YAML
+Every number comes from what is handed in; nothing is measured here. Travels to the Hub with the model's code,
+so it writes its YAML
 by hand: scalars and flow collections of JSON are YAML.
 """
 
@@ -21,16 +22,19 @@ logger = logging.get_logger(__name__)
 
 BEGIN = "<!-- romebert: written by modeling_romebert from here on; what you change is overwritten -->"
 END = "<!-- romebert: yours again from here on -->"
-TEMPLATE = "This model card has been automatically generated."  # in the card that transformers writes where there is none
+# In the card that transformers writes where there is none
+TEMPLATE = "This model card has been automatically generated."
 TAGS = ["romebert", "early-exit", "text-classification", "custom_code"]
-# Of an evaluation that may be gone: never kept from an older card. Other metadata is, where there is nothing new to say.
+# Of an evaluation that may be gone: never kept from an older card. Other metadata is, where there is nothing
+# new to say.
 EVALUATED = ("metrics", "model-index")
 NEEDED = ("metric", "num_examples", "num_layers", "exit_layers", "exits", "policy", "curve")
 LOSS = (*OF_CONFIG, "class_weights")
 # Entries of `training` that have another place in the card.
 ELSEWHERE = ("license", "datasets", "language", "base_model", "hub_model_id", "provenance")
 LIMITS = """\
-- Early exits know what early layers know: texts that need the last layers leave late, or leave early and wrong.
+- Early exits know what early layers know: texts that need the last layers leave late, or leave early and
+    wrong.
 - A threshold holds for texts like those it was chosen on. On other texts, evaluate and calibrate anew.
 - Cost counts layers, not time: saved layers are saved time only where batches hold little padding.
 - Texts longer than the encoder takes are cut off. What else was not evaluated above is not known."""
@@ -45,23 +49,28 @@ CITATION = """\
 ```"""
 
 
-def model_card(config: RomeBertConfig, evaluation: dict[str, Any] | None = None, training: dict[str, Any] | None = None) -> str:
+def model_card(
+    config: RomeBertConfig, evaluation: dict[str, Any] | None = None, training: dict[str, Any] | None = None
+) -> str:
     """The text of README.md.
 
     Args:
         config: of the model that the card is about.
-        evaluation: what `ExitReport.to_json` writes. May also hold `"dataset": {"name", "split"}` (and `"type"`, its id on the
-            Hub), `"calibrated": {"cost", "metric"}`, what `config.exit_policy` gave on the same examples (with `"policy"`, what the
-            policy of that name gave: left out when the config's is another one), and `"picture"`, the name of a file beside the
-            card, or `True` for curve.png. `None`: the card says that the model has not been evaluated.
-        training: settings to list, e.g. objective, learning rate, epochs, batch size, seed; tokens and folders are left out.
-            `license`, `datasets`, `language`, `base_model` and `hub_model_id` go to the metadata, `provenance` to the versions.
+        evaluation: what `ExitReport.to_json` writes. May also hold `"dataset": {"name", "split"}` (and
+            `"type"`, its id on the Hub), `"calibrated": {"cost", "metric"}`, what `config.exit_policy` gave
+            on the same examples (with `"policy"`, what the
+            policy of that name gave: left out when the config's is another one), and `"picture"`, the name of
+            a file beside the card, or `True` for curve.png. `None`: the card says that the model has not been
+            evaluated.
+        training: settings to list, e.g. objective, learning rate, epochs, batch size, seed; tokens and
+            folders are left out. `license`, `datasets`, `language`, `base_model` and `hub_model_id` go to the
+            metadata, `provenance` to the versions.
 
     Raises:
         ValueError: the evaluation lacks an entry, or is one of a model with other exits.
 
     Example:
-        >>> config = RomeBertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=64)
+        >>> config = RomeBertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4)
         >>> "This model has not been evaluated." in model_card(config)
         True
     """
@@ -77,9 +86,10 @@ def write_model_card(
 ) -> Path:
     """Write README.md into a folder, in one step: a reader sees the old file or the new one.
 
-    Of a README.md that was written here before, the part between the two marks and the metadata of the card are replaced; text
-    around the marks and metadata of other names stay. `license`, `language`, `datasets` and `base_model` stay too where there is
-    nothing new to say. A README.md without the marks is its author's: not a byte of it changes.
+    Of a README.md that was written here before, the part between the two marks and the metadata of the card
+    are replaced; text around the marks and metadata of other names stay. `license`, `language`, `datasets`
+    and `base_model` stay too where there is nothing new to say. A README.md without the marks is its
+    author's: not a byte of it changes.
 
     Args:
         folder: made where it does not exist.
@@ -93,14 +103,16 @@ def write_model_card(
 
     Example:
         >>> import tempfile
-        >>> config = RomeBertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=64)
+        >>> config = RomeBertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4)
         >>> write_model_card(tempfile.mkdtemp(), config).name
         'README.md'
     """
     path = Path(folder) / "README.md"
     text = model_card(config, evaluation, training)
     if path.exists():
-        old = path.read_bytes().decode("utf-8", errors="surrogateescape")  # not a byte of what stays may change
+        old = path.read_bytes().decode(
+            "utf-8", errors="surrogateescape"
+        )  # not a byte of what stays may change
         merged = _merged(old, *_card(config, evaluation, training or {}))
         if merged is None:
             logger.info(f"{path} was not written by modeling_romebert, so it stays as it is.")
@@ -111,7 +123,9 @@ def write_model_card(
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one step, in a folder that is made where it does not exist: a reader sees the old file or the new one."""
+    """Write a file in one step, in a folder that is made where it does not exist: a reader sees the old file
+    or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -121,7 +135,9 @@ def write_whole(path: Path, content: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _card(config: RomeBertConfig, evaluation: dict[str, Any] | None, training: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _card(
+    config: RomeBertConfig, evaluation: dict[str, Any] | None, training: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
     """-> metadata by name, and the text between the marks."""
     if evaluation is not None:
         _check(config, evaluation)
@@ -141,13 +157,22 @@ def _card(config: RomeBertConfig, evaluation: dict[str, Any] | None, training: d
 
 def _check(config: RomeBertConfig, evaluation: dict[str, Any]) -> None:
     if missing := [name for name in NEEDED if name not in evaluation]:
-        raise ValueError(f"evaluation has no {', '.join(missing)}; give the content of the file that ExitReport.to_json writes.")
-    if unknown := {"cost", "metric"} - (evaluation.get("calibrated") or {"cost": 1, "metric": 0}).keys():
-        raise ValueError(f"evaluation['calibrated'] has no {', '.join(sorted(unknown))}; it needs cost and metric.")
-    if list(evaluation["exit_layers"]) != list(config.exit_layers) or evaluation["num_layers"] != config.num_hidden_layers:
         raise ValueError(
-            f"evaluation is of a model with exits after layers {evaluation['exit_layers']} of {evaluation['num_layers']}, but the"
-            f" config says {config.exit_layers} of {config.num_hidden_layers}; evaluate this model, or leave the evaluation out."
+            f"evaluation has no {', '.join(missing)}; give the content of the file that ExitReport.to_json"
+            " writes."
+        )
+    if unknown := {"cost", "metric"} - (evaluation.get("calibrated") or {"cost": 1, "metric": 0}).keys():
+        raise ValueError(
+            f"evaluation['calibrated'] has no {', '.join(sorted(unknown))}; it needs cost and metric."
+        )
+    if (
+        list(evaluation["exit_layers"]) != list(config.exit_layers)
+        or evaluation["num_layers"] != config.num_hidden_layers
+    ):
+        raise ValueError(
+            f"evaluation is of a model with exits after layers {evaluation['exit_layers']} of"
+            f" {evaluation['num_layers']}, but the config says {config.exit_layers} of"
+            f" {config.num_hidden_layers}; evaluate this model, or leave the evaluation out."
         )
 
 
@@ -157,7 +182,11 @@ def _check(config: RomeBertConfig, evaluation: dict[str, Any]) -> None:
 def _metadata(
     config: RomeBertConfig, evaluation: dict[str, Any] | None, training: dict[str, Any], base: str | None
 ) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification", "tags": TAGS}
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": TAGS,
+    }
     known = {"base_model": base, **{name: training.get(name) for name in ("license", "language", "datasets")}}
     metadata.update({name: value for name, value in known.items() if value})
     if evaluation is not None:
@@ -167,7 +196,9 @@ def _metadata(
     return metadata
 
 
-def _model_index(config: RomeBertConfig, evaluation: dict[str, Any], training: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _model_index(
+    config: RomeBertConfig, evaluation: dict[str, Any], training: dict[str, Any]
+) -> list[dict[str, Any]] | None:
     """The figures in the form that the Hub shows beside the card; `None` where none of them is a number."""
     metric, dataset = evaluation["metric"], evaluation.get("dataset") or {}
     name = dataset.get("name", "unknown")
@@ -178,14 +209,17 @@ def _model_index(config: RomeBertConfig, evaluation: dict[str, Any], training: d
     figures = [figure for figure in figures if math.isfinite(figure["value"])]
     result = {
         "task": {"type": "text-classification", "name": "Text classification"},
-        "dataset": {"type": dataset.get("type", name), "name": name} | ({"split": dataset["split"]} if "split" in dataset else {}),
+        "dataset": {"type": dataset.get("type", name), "name": name}
+        | ({"split": dataset["split"]} if "split" in dataset else {}),
         "metrics": figures,
     }
     return [{"name": _name(config, training), "results": [result]}] if figures else None
 
 
 def with_base(training: dict[str, Any], config: RomeBertConfig) -> dict[str, Any]:
-    """Settings of a training with the encoder's id on the Hub, where it is known: a loaded config no longer tells it."""
+    """Settings of a training with the encoder's id on the Hub, where it is known: a loaded config no longer
+    tells it.
+    """
     base = _base_model(config, training)
     return {"base_model": base, **training} if base else training
 
@@ -217,7 +251,9 @@ def _yaml(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
         return re.sub(r"^(-?\d+)e", r"\1.0e", text)  # 1e-05 is a string to YAML
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)  # YAML takes printable ones only
+    return "".join(
+        char if char.isprintable() else f"\\U{ord(char):08x}" for char in text
+    )  # YAML takes printable ones only
 
 
 def _front_matter(metadata: Any, kept: str = "") -> str:
@@ -230,7 +266,9 @@ def _front_matter(metadata: Any, kept: str = "") -> str:
 
 
 def _merged(old: str, metadata: dict[str, Any], body: str) -> str | None:
-    """An older README.md with new metadata and a new text between the marks; `None` when it is not one of ours."""
+    """An older README.md with new metadata and a new text between the marks; `None` when it is not one of
+    ours.
+    """
     if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
         return None
     before, after = old[: old.index(BEGIN)], old[old.index(END) + len(END) :]
@@ -240,11 +278,17 @@ def _merged(old: str, metadata: dict[str, Any], body: str) -> str | None:
         kept, before = _other_metadata(front[1] or "", {*metadata, *EVALUATED}), before[front.end() :]
     elif not before.startswith("\n"):
         before = f"\n{before}"
-    return None if kept is None else f"{_front_matter(metadata.items(), kept)}{before}{BEGIN}\n{body}\n{END}{after}"
+    return (
+        None
+        if kept is None
+        else f"{_front_matter(metadata.items(), kept)}{before}{BEGIN}\n{body}\n{END}{after}"
+    )
 
 
 def _other_metadata(block: str, names: set[str]) -> str | None:
-    """The lines of a YAML block that belong to other names than these; `None` where the block is not lines of `name: value`."""
+    """The lines of a YAML block that belong to other names than these; `None` where the block is not lines of
+    `name: value`.
+    """
     kept, keep = "", True
     for line in block.splitlines(keepends=True):
         if found := re.match(r"""(["']?)([^\s"'#\[\]{}:-][^"':]*)\1\s*:(?:\s|$)""", line):
@@ -262,22 +306,31 @@ def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
     family, layers = config.backbone_config.model_type, config.num_hidden_layers
     encoder = f"`{base}`, a `{family}` encoder" if base else f"a `{family}` encoder"
     every = list(config.exit_layers) == list(range(1, layers + 1))
-    where = "every layer" if every else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
+    where = (
+        "every layer"
+        if every
+        else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
+    )
     if (config.problem_type or ("regression" if config.num_labels == 1 else "")) == "regression":
         says = "a number"
     else:
         kind = "any number of" if config.problem_type == "multi_label_classification" else "one of"
-        says = f"{kind} {config.num_labels} labels ({', '.join(f'`{_text(name)}`' for name in config.id2label.values())})"
+        names = ", ".join(f"`{_text(name)}`" for name in config.id2label.values())
+        says = f"{kind} {config.num_labels} labels ({names})"
     return (
         f"A RomeBERT text classifier, which gives a text {says}: {encoder} of {layers} layers with an exit"
-        f" after {where}, at which a text leaves as soon as the model is sure enough. Answers hold `label`, `score` and"
-        " `exit_layer`, the number of layers that ran."
+        f" after {where}, at which a text leaves as soon as the model is sure enough. Answers hold `label`,"
+        " `score` and `exit_layer`, the number of layers that ran."
     )
 
 
 def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
     model = json.dumps(training["hub_model_id"]) if training.get("hub_model_id") else "ID"
-    explained = "" if training.get("hub_model_id") else "`ID` is the name of this repository, or the folder of the model. "
+    explained = (
+        ""
+        if training.get("hub_model_id")
+        else "`ID` is the name of this repository, or the folder of the model. "
+    )
     installed = [
         "import modeling_romebert  # registers the task",
         "from transformers import pipeline",
@@ -300,9 +353,17 @@ def _evaluation(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> st
     """As `ExitReport.table`, with where the examples come from and the picture."""
     if evaluation is None:
         return "This model has not been evaluated."
-    metric, dataset, layers = _cell(evaluation["metric"]), evaluation.get("dataset") or {}, evaluation["exit_layers"]
+    metric, dataset, layers = (
+        _cell(evaluation["metric"]),
+        evaluation.get("dataset") or {},
+        evaluation["exit_layers"],
+    )
     where = ", ".join(_cell(dataset[name]) for name in ("name", "split") if name in dataset)
-    lines = [f"On {evaluation['num_examples']} examples{f' ({where})' if where else ''}, every text leaving at one exit:", ""]
+    lines = [
+        f"On {evaluation['num_examples']} examples{f' ({where})' if where else ''}, every text leaving at"
+        " one exit:",
+        "",
+    ]
     lines += [f"| exit after layer | {metric} |", "|---|---|"]
     lines += [f"| {layer} | {value:.4f} |" for layer, value in zip(layers, evaluation["exits"], strict=True)]
     lines += [f"| mean | {sum(evaluation['exits']) / len(layers):.4f} |", ""]
@@ -310,10 +371,16 @@ def _evaluation(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> st
         lines += [f"![{metric} over cost]({quote(picture if isinstance(picture, str) else 'curve.png')})", ""]
     name = _cell(evaluation["policy"]["name"])
     lines += [f"Leaving by the `{name}` policy; cost is layers run / layers, averaged over texts:", ""]
-    lines += [f"| {name} threshold | cost | speedup (layers) | {metric} | same as full depth |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} threshold | cost | speedup (layers) | {metric} | same as full depth |",
+        "|---|---|---|---|---|",
+    ]
     for point in evaluation["curve"]:
         threshold, cost = f"{point['threshold']:g}", point["cost"]
-        lines.append(f"| {threshold} | {cost:.3f} | {1 / cost:.2f} | {point['metric']:.4f} | {point['agreement']:.4f} |")
+        lines.append(
+            f"| {threshold} | {cost:.3f} | {1 / cost:.2f} | {point['metric']:.4f} |"
+            f" {point['agreement']:.4f} |"
+        )
     if "area" in evaluation:
         lines += ["", f"Area under the curve: {evaluation['area']:.4f}."]
     return "\n".join(lines)
@@ -329,7 +396,10 @@ def _calibrated(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> di
 
 def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
     if not config.exit_policy:
-        return "The model has no calibrated exit policy, so every text runs every layer unless a call names a policy or threshold."
+        return (
+            "The model has no calibrated exit policy, so every text runs every layer unless a call names a"
+            " policy or threshold."
+        )
     text = f"The pipeline uses `config.exit_policy`: `{_text(config.exit_policy)}`."
     calibrated = _calibrated(config, evaluation)
     if evaluation is None or calibrated is None:
@@ -343,7 +413,9 @@ def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
 
 def _training(config: RomeBertConfig, training: dict[str, Any]) -> str:
     loss = {name: getattr(config, name) for name in LOSS if getattr(config, name) is not None}
-    given = {name: value for name, value in public(training).items() if name not in ELSEWHERE and value is not None}
+    given = {
+        name: value for name, value in public(training).items() if name not in ELSEWHERE and value is not None
+    }
     if not given:
         settings = ", ".join(f"`{name}` {_text(value)}" for name, value in loss.items())
         return f"How the model was trained is not recorded. The loss that its config describes: {settings}."
@@ -364,7 +436,11 @@ def _versions(config: RomeBertConfig, evaluation: dict[str, Any], training: dict
         found["romebert"] = config.romebert_version
     machine = made.get("machine") or {}
     parts = [f"{name} {_text(version)}" for name, version in found.items()]
-    parts += [_text(part) for part in (machine.get("accelerator") or machine.get("processor"), made.get("date")) if part]
+    parts += [
+        _text(part)
+        for part in (machine.get("accelerator") or machine.get("processor"), made.get("date"))
+        if part
+    ]
     return f"{', '.join(parts)}." if parts else "Not recorded."
 
 

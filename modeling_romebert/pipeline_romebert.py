@@ -1,7 +1,8 @@
 """`pipeline("early-exit-classification")`: text -> label, score, exit_layer.
 
-The stock text-classification pipeline with an exit policy handed to the model and the exit told in the results. One text takes the
-stock path; lists, datasets and generators are scored in bulk (scoring.py). The model stays as it is.
+The stock text-classification pipeline with an exit policy handed to the model and the exit told in the
+results. One text takes the stock path; lists, datasets and generators are scored in bulk (scoring.py). The
+model stays as it is.
 """
 
 from collections.abc import Iterator, Sequence, Sized
@@ -12,7 +13,7 @@ from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
 from .backbones import check_token_ids
-from .policies import ExitPolicy, as_policy, threshold_settings
+from .exit_policies import ExitPolicy, as_policy, threshold_settings
 from .scoring import ResultFormat, each, policy_for, score
 from .text_batcher import text_and_pair, was_cut, with_truncation
 
@@ -25,26 +26,31 @@ ASKS = {"ask_every", "ask_exits"}
 class EarlyExitPipeline(TextClassificationPipeline):
     """Classify texts with a RomeBERT model, each as deep as it needs.
 
-    The policy is `config.exit_policy`, which `calibrate` writes; without one every layer runs, and a warning says so.
+    The policy is `config.exit_policy`, which `calibrate` writes; without one every layer runs, and a warning
+    says so.
 
     Args (of the constructor or of each call, besides those of `TextClassificationPipeline`):
-        exit_policy: a policy, its settings, or its name, which needs `exit_threshold`; instead of the config's. `False` runs
-            every layer.
-        exit_threshold: the policy's threshold, a number for all exits or a list with one per exit. Without a policy it is
-            the threshold of normalised entropy.
-        ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; the last is always asked.
-            Exits that are not asked are not computed. What a call gives is added to what the constructor was given, or takes
-            its place: a policy of the call that has no threshold or exits to ask of its own takes those of the constructor.
+        exit_policy: a policy, its settings, or its name, which needs `exit_threshold`; instead of the
+            config's. `False` runs every layer.
+        exit_threshold: the policy's threshold, a number for all exits or a list with one per exit. Without a
+            policy it is the threshold of normalised entropy.
+        ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; the last
+            is always asked. Exits that are not asked are not computed. What a call gives is added to what the
+            constructor was given, or takes
+            its place: a policy of the call that has no threshold or exits to ask of its own takes those of
+                the constructor.
         text_pair: the second text of every pair, or a list with one for each text.
-        batch_tokens, batch_size, window, on_error, progress, rebatching: of bulk scoring, see `score`. `num_workers` has no
+        batch_tokens, batch_size, window, on_error, progress, rebatching: of bulk scoring, see `score`.
+            `num_workers` has no
             effect there: one thread tokenises ahead of the model.
 
-    Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False` makes it an error.
+    Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False`
+    makes it an error.
 
-    Returns:
-        For each text a dict `{"label", "score", "exit_layer"}` (one per label with `top_k`, as in the stock pipeline);
-        `exit_layer` is the number of layers that the text ran. Generators and torch datasets give an iterator, in order; lists
-        and what else has a length, such as a column of a dataset, give a list.
+    Returns: For each text a dict `{"label", "score", "exit_layer"}` (one per label with `top_k`, as in the
+        stock pipeline); `exit_layer` is the number of layers that the text ran. Generators and torch datasets
+        give an iterator, in order; lists and what else has a length, such as a column of a dataset, give a
+        list.
 
     Raises:
         ValueError, TypeError: a policy that has no meaning for the model, or an input that is not text.
@@ -53,7 +59,8 @@ class EarlyExitPipeline(TextClassificationPipeline):
         >>> from transformers import pipeline
         >>> classify = pipeline("early-exit-classification", model="runs/quickstart/model")  # doctest: +SKIP
         >>> classify(["A delight.", "Not quite."], exit_threshold=0.3)  # doctest: +SKIP
-        [{'label': 'positive', 'score': 0.98, 'exit_layer': 2}, {'label': 'negative', 'score': 0.74, 'exit_layer': 6}]
+        [{'label': 'positive', 'score': 0.98, 'exit_layer': 2}, {'label': 'negative', 'score': 0.74,
+        'exit_layer': 6}]
     """
 
     def _sanitize_parameters(
@@ -73,7 +80,12 @@ class EarlyExitPipeline(TextClassificationPipeline):
         bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
         bulk.update(progress=progress, rebatching=rebatching)
         forward.update({name: value for name, value in bulk.items() if value is not None})
-        exits = {"exit_policy": exit_policy, "exit_threshold": exit_threshold, "ask_every": ask_every, "ask_exits": ask_exits}
+        exits = {
+            "exit_policy": exit_policy,
+            "exit_threshold": exit_threshold,
+            "ask_every": ask_every,
+            "ask_exits": ask_exits,
+        }
         if exits := {name: value for name, value in exits.items() if value is not None}:
             forward["exit_policy"] = self._policy(exits)
         if not hasattr(self, "_exits_of_constructor"):  # which comes here before any call
@@ -81,11 +93,15 @@ class EarlyExitPipeline(TextClassificationPipeline):
         return preprocess, forward, postprocess
 
     def _policy(self, given: dict[str, Any]) -> ExitPolicy | bool:
-        """Arguments of the constructor, or of a call after it -> the policy that they and the config make, or False for none."""
+        """Arguments of the constructor, or of a call after it -> the policy that they and the config make, or
+        False for none.
+        """
         before = getattr(self, "_exits_of_constructor", {})
         policy: Any = given.get("exit_policy")
         if policy is None:
-            policy = self._forward_params.get("exit_policy") if before else None  # what the constructor's made
+            policy = (
+                self._forward_params.get("exit_policy") if before else None
+            )  # what the constructor's made
             if policy is False and "exit_threshold" in given:  # which asks for exits
                 policy = None
         if policy is False:
@@ -99,7 +115,9 @@ class EarlyExitPipeline(TextClassificationPipeline):
             return policy
         return policy.asking(given.get("ask_every"), given.get("ask_exits"))
 
-    def __call__(self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
+    ) -> Any:
         is_dataset = isinstance(inputs, Dataset)
         if isinstance(inputs, (str, bytes, dict)) or not (is_dataset or hasattr(inputs, "__iter__")):
             return super().__call__(inputs, **kwargs)
@@ -127,7 +145,9 @@ class EarlyExitPipeline(TextClassificationPipeline):
         settings = with_truncation(self.tokenizer, self.model.max_tokens, tokenizer_kwargs)
         encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)
         if was_cut(self.tokenizer, encoded, 0, text, pair, settings):
-            logger.warning_once(f"A text was longer than {settings['max_length']} tokens and was cut. This is said once.")
+            logger.warning_once(
+                f"A text was longer than {settings['max_length']} tokens and was cut. This is said once."
+            )
         check_token_ids(self.model, encoded["input_ids"])
         return encoded
 
@@ -137,13 +157,19 @@ class EarlyExitPipeline(TextClassificationPipeline):
         outputs = self.model(**model_inputs, exit_policy=policy_for(self.model, exit_policy))
         return {"logits": outputs.logits, "exit_layer": outputs.exit_layer}
 
-    def postprocess(self, model_outputs: Any, function_to_apply: Any = None, top_k: Any = 1, _legacy: bool = True) -> Any:
-        as_results = ResultFormat(self.model.config, function_to_apply, "best" if _legacy and top_k == 1 else top_k)
+    def postprocess(
+        self, model_outputs: Any, function_to_apply: Any = None, top_k: Any = 1, _legacy: bool = True
+    ) -> Any:
+        as_results = ResultFormat(
+            self.model.config, function_to_apply, "best" if _legacy and top_k == 1 else top_k
+        )
         return as_results(model_outputs["logits"], model_outputs["exit_layer"])[0]
 
 
 def _that_still_hold(before: dict[str, Any], policy: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Of what the constructor was given, threshold and exits to ask, where neither the policy of a call says so nor the call."""
+    """Of what the constructor was given, threshold and exits to ask, where neither the policy of a call says
+    so nor the call.
+    """
     if isinstance(policy, str):
         policy = {"name": policy}
     own = policy if isinstance(policy, dict) else getattr(policy, "to_dict", dict)()
@@ -159,8 +185,15 @@ class Pairs:
     """Texts, each with its second: one of a list, or the same for all. As long as the texts are."""
 
     def __init__(self, texts: Any, seconds: Any):
-        if not isinstance(seconds, (str, bytes)) and isinstance(seconds, Sized) and len(seconds) != len(texts):
-            raise ValueError(f"text_pair has {len(seconds)} texts for {len(texts)} first ones: give one for each, or one for all.")
+        if (
+            not isinstance(seconds, (str, bytes))
+            and isinstance(seconds, Sized)
+            and len(seconds) != len(texts)
+        ):
+            raise ValueError(
+                f"text_pair has {len(seconds)} texts for {len(texts)} first ones: give one for each, or one"
+                " for all."
+            )
         self.texts, self.seconds = texts, seconds
 
     def __len__(self) -> int:

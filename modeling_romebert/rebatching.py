@@ -1,8 +1,9 @@
 """Dynamic rebatching: survivors of several batches at the same depth share one batch.
 
-A layer has a price that does not depend on its rows, and few rows of a batch reach the deep layers. The scheduler runs the
-deepest full batch that it has, else begins with new texts, so that few rows wait; when no texts are left it empties the depths
-from the shallowest on. (Survivors that wait for company, by depth: DREX, arXiv 2512.15705.)
+A layer has a price that does not depend on its rows, and few rows of a batch reach the deep layers. The
+scheduler runs the deepest full batch that it has, else begins with new texts, so that few rows wait; when no
+texts are left it empties the depths from the shallowest on. (Survivors that wait for company, by depth: DREX,
+arXiv 2512.15705.)
 """
 
 from collections import defaultdict, deque
@@ -21,8 +22,8 @@ class Scheduler:
             exited = batch.step()
             scheduler.put_back(batch)
 
-    With several workers batches are scheduled before earlier ones are put back; `put_back` takes them in the same order. What
-    shares a batch depends on that order alone, not on time.
+    With several workers batches are scheduled before earlier ones are put back; `put_back` takes them in the
+    same order. What shares a batch depends on that order alone, not on time.
 
     Args:
         texts: rows in the order in which they begin; neighbours of like length pad little.
@@ -51,7 +52,7 @@ class Scheduler:
         self._running: deque[int] = deque()  # depths of the batches under way
 
     def schedule(self) -> ActiveBatch | None:
-        """The batch that goes on next; `None` while that depends on batches under way, and when none is left."""
+        """The batch that goes on next; `None` when none is left, or while batches under way decide it."""
         for depth in sorted(self._waiting, reverse=True):
             count, is_full = self._fill(self._lengths_at(depth), self._batch_tokens)
             if is_full:
@@ -65,7 +66,9 @@ class Scheduler:
         if not self._waiting or any(running < depth for running in self._running):
             return None  # what is under way may join what waits
         lengths = self._lengths_at(depth)
-        share = sum(lengths) // max(1, self._workers - len(self._running))  # of the tokens, for each idle worker
+        share = sum(lengths) // max(
+            1, self._workers - len(self._running)
+        )  # of the tokens, for each idle worker
         count, _ = self._fill(lengths, min(self._batch_tokens, max(share, LEAST_TOKENS)))
         return self._take(depth, count)
 
@@ -79,7 +82,9 @@ class Scheduler:
         return [length for batch in self._waiting[depth] for length in batch.batch.lengths]
 
     def _fill(self, lengths: Iterable[int], batch_tokens: int) -> tuple[int, bool]:
-        """Lengths of rows in their order -> how many go in one batch, at least one, and whether that is a full one."""
+        """Lengths of rows in their order -> how many go in one batch, at least one, and whether that is a
+        full one.
+        """
         return fill(lengths, batch_tokens, self._batch_rows, self._padded)
 
     def _take(self, depth: int, count: int) -> ActiveBatch:
@@ -98,11 +103,14 @@ class Scheduler:
         return ActiveBatch.merge(parts)
 
 
-def fill(lengths: Iterable[int], batch_tokens: int, batch_rows: int | None = None, padded: bool = False) -> tuple[int, bool]:
-    """Lengths of rows in their order -> how many of them go in one batch, and whether there were too many for one.
+def fill(
+    lengths: Iterable[int], batch_tokens: int, batch_rows: int | None = None, padded: bool = False
+) -> tuple[int, bool]:
+    """Lengths of rows in their order -> how many of them go in one batch, and whether there were too many for
+    one.
 
     Example:
-        >>> fill([40, 40, 38, 30], batch_tokens=120), fill([40, 40], batch_tokens=120), fill([40, 2, 2], 120, batch_rows=2)
+        >>> fill([40, 40, 38, 30], 120), fill([40, 40], 120), fill([40, 2, 2], 120, batch_rows=2)
         ((3, True), (2, False), (2, True))
     """
     count = total = longest = 0
@@ -115,7 +123,9 @@ def fill(lengths: Iterable[int], batch_tokens: int, batch_rows: int | None = Non
     return count, False
 
 
-def batches_of(lengths: Sequence[int], batch_tokens: int, batch_rows: int | None = None, padded: bool = False) -> list[int]:
+def batches_of(
+    lengths: Sequence[int], batch_tokens: int, batch_rows: int | None = None, padded: bool = False
+) -> list[int]:
     """Lengths of rows in their order -> how many of them go in each batch.
 
     Example:

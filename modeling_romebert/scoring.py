@@ -1,9 +1,10 @@
-"""Bulk scoring: many texts -> label, score and exit layer of each, in order, with little padding and constant memory.
+"""Bulk scoring: many texts -> label, score and exit layer of each, in order, with little padding and constant
+memory.
 
-    texts -> windows -> [thread: tokenise, sort by length] -> batches that run exit by exit -> results of the window
+    texts -> windows -> [thread: tokenise, sort by length] -> batches that run exit by exit -> results
 
-While one window runs, a thread tokenises the next; a window's results come in the order of its texts. The caller's thread reads
-the texts, so they may come from anything that belongs to it.
+While one window runs, a thread tokenises the next; a window's results come in the order of its texts. The
+caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
@@ -19,18 +20,19 @@ from transformers.pipelines.text_classification import ClassificationFunction, s
 from transformers.utils import logging
 
 from .backbones import vocabulary_size
+from .cpu import keep_freed_memory, open_workers, take_number_of_threads, workers_for
 from .early_exit import ActiveBatch, Exited, run_to_the_end
-from .policies import ExitPolicy, FullDepth, as_policy
+from .exit_policies import ExitPolicy, FullDepth, as_policy
 from .rebatching import Scheduler, batches_of
 from .text_batcher import TextBatcher, Window, windows
-from .workers import keep_freed_memory, open_workers, take_number_of_threads, workers_for
 
 logger = logging.get_logger(__name__)
 
 WINDOW = 4096
 # Of texts without a length the first windows are smaller, so that the first results come soon.
 FIRST_WINDOW = 512
-# Tokens of a full batch. On a CPU half as many take 5 to 9 % more time, twice as many no less; that of a GPU is a guess.
+# Tokens of a full batch. On a CPU half as many take 5 to 9 % more time, twice as many no less; that of a GPU
+# is a guess.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 # Files whose lines are more than a text each.
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
@@ -54,36 +56,45 @@ def score(
     rebatching: bool | None = None,
     **tokenizer_settings: Any,
 ) -> "Results":
-    """Classify many texts, each as deep as it needs. What the pipeline does with lists, datasets and generators.
+    """Classify many texts, each as deep as it needs. What the pipeline does with lists, datasets and
+    generators.
 
-    Texts are read in windows, sorted by length within each, and cut into batches of equal size in tokens; the results do not depend
-    on that. On a CPU, windows of many tokens are run several batches at once, in threads (workers.py). Where texts do not fit the
-    model they are cut, and a warning at the end tells how many were.
+    Texts are read in windows, sorted by length within each, and cut into batches of equal size in tokens; the
+    results do not depend on that. On a CPU, windows of many tokens are run several batches at once, in
+    threads (cpu.py). Where texts do not fit the model they are cut, and a warning at the end tells how
+    many were.
 
     Args:
         model: a `RomeBertForSequenceClassification`; it is put in evaluation mode.
         tokenizer: of the model.
-        texts: strings, or `{"text": ..., "text_pair": ...}`; any iterable. It is read in the thread that reads the results.
+        texts: strings, or `{"text": ..., "text_pair": ...}`; any iterable. It is read in the thread that
+            reads the results.
         exit_policy: a policy or its settings; that of the config when left out; `False` runs every layer.
-        top_k: `"best"` gives one dict per text, a number a list of so many dicts, `None` a list with every label.
-        function_to_apply: "sigmoid", "softmax" or "none"; by problem type when left out, as in the stock pipeline.
+        top_k: `"best"` gives one dict per text, a number a list of so many dicts, `None` a list with every
+            label.
+        function_to_apply: "sigmoid", "softmax" or "none"; by problem type when left out, as in the stock
+            pipeline.
         batch_tokens: tokens that a layer runs on at once, padding included. 2,048 on a CPU when left out.
-        batch_size: texts that a layer runs on at most at once; any number when left out. 1 classifies texts one by one, each
-            before the next is read.
-        window: texts that are sorted together; results come window by window, and the next one is read before. Of texts without a
-            length, such as those of a generator, the first windows are smaller. 1 is as `batch_size=1`.
-        on_error: `"raise"` names the position of the text; `"skip"` gives for a text that cannot be classified a result whose
-            label, score and exit layer are `None`, with the reason as `error`, and goes on. Faults that are not of one text, such
-            as a model that does not run, are raised as they are.
+        batch_size: texts that a layer runs on at most at once; any number when left out. 1 classifies texts
+            one by one, each before the next is read.
+        window: texts that are sorted together; results come window by window, and the next one is read
+            before. Of texts without a length, such as those of a generator, the first windows are smaller. 1
+            is as `batch_size=1`.
+        on_error: `"raise"` names the position of the text; `"skip"` gives for a text that cannot be
+            classified a result whose label, score and exit layer are `None`, with the reason as `error`, and
+            goes on. Faults that are not of one text, such as a model that does not run, are raised as they
+            are.
         progress: show a progress bar.
-        rebatching: let survivors of several batches at the same depth share one (rebatching.py). Left out, it is done on a CPU,
-            where it was measured to pay; on a GPU nobody has measured it yet.
-        **tokenizer_settings: truncation, max_length and what else the tokenizer takes; those for padding have no effect.
+        rebatching: let survivors of several batches at the same depth share one (rebatching.py). Left out, it
+            is done on a CPU, where it was measured to pay; on a GPU nobody has measured it yet.
+        **tokenizer_settings: truncation, max_length and what else the tokenizer takes; those for padding have
+            no effect.
 
     Where memory runs out, batches are made half as large, and a warning says so.
 
     Returns:
-        An iterator over one result per text, in order: `{"label", "score", "exit_layer"}`. It has a length where `texts` has one.
+        An iterator over one result per text, in order: `{"label", "score", "exit_layer"}`. It has a length
+            where `texts` has one.
 
     Raises:
         ValueError: a setting or a policy without meaning for the model, or a text that does not fit it.
@@ -93,7 +104,8 @@ def score(
         >>> list(score(model=None, tokenizer=None, texts=[], on_error="ignore"))
         Traceback (most recent call last):
         ValueError: on_error='ignore' is unknown; choose from raise, skip.
-        >>> for result in score(model, tokenizer, ["A delight.", "Dull."], batch_tokens=4096):  # doctest: +SKIP
+        >>> texts = ["A delight.", "Dull."]
+        >>> for result in score(model, tokenizer, texts, batch_tokens=4096):  # doctest: +SKIP
         ...     print(result["label"], result["exit_layer"])
     """
     if on_error not in ("raise", "skip"):
@@ -102,12 +114,15 @@ def score(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}={value!r}: give a whole number from 1.")
     if isinstance(texts, (str, bytes, dict)):
-        raise TypeError(f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them.")
+        raise TypeError(
+            f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
+        )
     file_name = str(getattr(texts, "name", "")) if isinstance(texts, IOBase) else ""
     if file_name.lower().endswith(TABLES):
         raise ValueError(
-            f"texts is the open file {file_name}: its lines are rows, with a header or labels, not texts. Give its column of texts,"
-            " as in (row['text'] for row in csv.DictReader(file)), or with datasets.load_dataset."
+            f"texts is the open file {file_name}: its lines are rows, with a header or labels, not texts."
+            " Give its column of texts, as in (row['text'] for row in csv.DictReader(file)), or with"
+            " datasets.load_dataset."
         )
     window = 1 if batch_size == 1 else window
     policy = policy_for(model, exit_policy)
@@ -120,7 +135,9 @@ def score(
         policy,
         batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"]),
         batch_size,
-        rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch(),  # which only an `ExitPolicy` has
+        rebatching
+        and hasattr(policy, "can_rebatch")
+        and policy.can_rebatch(),  # which only an `ExitPolicy` has
         on_error == "skip",
     )
     batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
@@ -131,21 +148,30 @@ def score(
         read = windows(each(texts), FIRST_WINDOW if length is None else window, window)
         tokenised = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
         # Not a disabled bar, which would start tqdm's thread.
-        shown = logging.tqdm(total=length, desc="classifying", unit=" texts") if progress else logging.EmptyTqdm()
+        shown = (
+            logging.tqdm(total=length, desc="classifying", unit=" texts") if progress else logging.EmptyTqdm()
+        )
         with closing(tokenised), shown as bar:
             for here in tokenised:
                 yield from as_results.of_window(here, *scorer(here, bar))
                 seen, cut, failed = seen + here.size, cut + here.cut, failed + len(here.errors)
         if cut:
-            logger.warning(f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were cut.")
+            logger.warning(
+                f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were"
+                " cut."
+            )
         if failed:
-            logger.warning(f"{failed} of {seen} texts could not be classified; their results say why, as 'error'.")
+            logger.warning(
+                f"{failed} of {seen} texts could not be classified; their results say why, as 'error'."
+            )
 
     return Results(results(), length)
 
 
 class Results(Iterator[Any]):
-    """An iterator over results. Its length is the number of texts, where that is known; `close` ends it early."""
+    """An iterator over results. Its length is the number of texts, where that is known; `close` ends it
+    early.
+    """
 
     def __init__(self, results: Any, length: int | None):
         self._results, self._length = results, length
@@ -163,7 +189,8 @@ class Results(Iterator[Any]):
 
 
 def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
-    """What a caller asks for -> the policy, the config's when nothing is asked for; that of full depth for `False`.
+    """What a caller asks for -> the policy, the config's when nothing is asked for; that of full depth for
+    `False`.
 
     Raises:
         ValueError: it has no meaning for the model.
@@ -176,20 +203,29 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
                 " modeling_romebert.calibrate and save the model, or pass exit_threshold."
             )
     policy = FullDepth() if exit_policy is None or exit_policy is False else as_policy(exit_policy)
-    policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)  # or it would fail for every text
+    policy.start(
+        len(model.exit_layers), model.problem_type, model.exit_layers
+    )  # or it would fail for every text
     return policy
 
 
 class ResultFormat:
-    """Logits and exit layers of many texts -> results, as the stock pipeline has them, with `exit_layer`. See `score`."""
+    """Logits and exit layers of many texts -> results, as the stock pipeline has them, with `exit_layer`.
 
-    def __init__(self, config: Any, function_to_apply: str | ClassificationFunction | None, top_k: int | str | None):
+    See `score`.
+    """
+
+    def __init__(
+        self, config: Any, function_to_apply: str | ClassificationFunction | None, top_k: int | str | None
+    ):
         if isinstance(top_k, str) and top_k != "best":
             raise ValueError(f'top_k={top_k!r}: give "best", a number of labels, or None for all.')
         if isinstance(function_to_apply, str):
             if function_to_apply.upper() not in ClassificationFunction.__members__:
                 choices = ", ".join(name.lower() for name in ClassificationFunction.__members__)
-                raise ValueError(f"function_to_apply={function_to_apply!r} is unknown; choose from {choices}.")
+                raise ValueError(
+                    f"function_to_apply={function_to_apply!r} is unknown; choose from {choices}."
+                )
             function_to_apply = ClassificationFunction[function_to_apply.upper()]
         if function_to_apply is None:
             if config.problem_type == "regression":
@@ -209,19 +245,32 @@ class ResultFormat:
         layers = exit_layer.tolist()
         if self.top_k == "best":
             best = zip(scores.argmax(axis=-1).tolist(), scores.max(axis=-1).tolist(), layers, strict=True)
-            return [{"label": self.labels[index], "score": score, "exit_layer": layer} for index, score, layer in best]
+            return [
+                {"label": self.labels[index], "score": score, "exit_layer": layer}
+                for index, score, layer in best
+            ]
         ordered = torch.from_numpy(scores).sort(dim=-1, descending=True, stable=True)
         values, indices = ordered.values[:, : self.top_k].tolist(), ordered.indices[:, : self.top_k].tolist()
         return [
-            [{"label": self.labels[i], "score": score, "exit_layer": layer} for i, score in zip(of_row, row, strict=True)]
+            [
+                {"label": self.labels[i], "score": score, "exit_layer": layer}
+                for i, score in zip(of_row, row, strict=True)
+            ]
             for of_row, row, layer in zip(indices, values, layers, strict=True)
         ]
 
     def of_window(self, window: Window, logits: Tensor, exit_layer: Tensor) -> list[Any]:
-        """logits (N, C) and exit_layer (N,) of a window's rows -> N results, with what stands for rows that failed."""
+        """logits (N, C) and exit_layer (N,) of a window's rows -> N results, with what stands for rows that
+        failed.
+        """
         results = self(logits, exit_layer)
         for row, error in window.errors.items():
-            failed = {"label": None, "score": None, "exit_layer": None, "error": str(_error_at(window.start + row, error))}
+            failed = {
+                "label": None,
+                "score": None,
+                "exit_layer": None,
+                "error": str(_error_at(window.start + row, error)),
+            }
             results[row] = failed if self.top_k == "best" else [failed]
         return results
 
@@ -235,7 +284,8 @@ def each(texts: Any) -> Iterator[Any]:
 
 
 def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> Generator[Window, None, None]:
-    """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone needs no thread.
+    """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone
+    needs no thread.
 
     Closing the iterator ends the thread, once it is through with its window.
     """
@@ -271,7 +321,9 @@ class _OutOfMemory(Exception):
 
 
 class _Scorer:
-    """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; see `score`."""
+    """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; see
+    `score`.
+    """
 
     def __init__(
         self,
@@ -284,7 +336,12 @@ class _Scorer:
         skips: bool,
     ):
         self.model, self.pad_token_id, self.policy = model, pad_token_id, policy
-        self.batch_tokens, self.batch_rows, self.rebatching, self.skips = batch_tokens, batch_rows, rebatching, skips
+        self.batch_tokens, self.batch_rows, self.rebatching, self.skips = (
+            batch_tokens,
+            batch_rows,
+            rebatching,
+            skips,
+        )
 
     def __call__(self, window: Window, bar: Any) -> tuple[Tensor, Tensor]:
         """-> logits (N, C) and exit_layer (N,), zeros for the rows with an error.
@@ -315,17 +372,20 @@ class _Scorer:
             raise _error_at(window.start + row, window.errors[row]) from window.errors[row]
 
     def _shrink(self, error: _OutOfMemory, window: Window, left: dict[int, int]) -> None:
-        """Halve the batches after one was too large; a row that is too large alone is an error of that row."""
+        """Halve the batches after one was too large; a row too large alone is an error of that row."""
         if len(error.rows) == 1:
             (row,) = error.rows
-            window.errors[row] = MemoryError(f"there is not enough memory for its {left.pop(row)} tokens: {error}")
+            window.errors[row] = MemoryError(
+                f"there is not enough memory for its {left.pop(row)} tokens: {error}"
+            )
             self._raise_unless_skipped(window)
             return
         tokens = sum(left[row] for row in error.rows)
         self.batch_tokens = max(1, tokens // 2)
         logger.warning(
-            f"There was not enough memory for a batch of {len(error.rows)} texts with {tokens} tokens. Batches hold"
-            f" {self.batch_tokens} tokens from now on; batch_tokens={self.batch_tokens} starts with that."
+            f"There was not enough memory for a batch of {len(error.rows)} texts with {tokens} tokens."
+            f" Batches hold {self.batch_tokens} tokens from now on; batch_tokens={self.batch_tokens} starts"
+            " with that."
         )
 
     @torch.no_grad()
@@ -339,8 +399,12 @@ class _Scorer:
         limits = (self.batch_tokens, self.batch_rows, not encoder.packs)
 
         def begin(of_batch: list[int]) -> ActiveBatch:
-            policy = self.policy.start(len(self.model.exit_layers), self.model.problem_type, self.model.exit_layers)
-            return ActiveBatch(encoder, of_batch, None, policy, texts=[window.features[row] for row in of_batch])
+            policy = self.policy.start(
+                len(self.model.exit_layers), self.model.problem_type, self.model.exit_layers
+            )
+            return ActiveBatch(
+                encoder, of_batch, None, policy, texts=[window.features[row] for row in of_batch]
+            )
 
         with open_workers(min(len(rows), workers_for(self.model.device, sum(lengths)))) as workers:
             if self.rebatching:
@@ -367,7 +431,9 @@ def _or_out_of_memory(function: Callable[[ActiveBatch], Any]) -> Callable[[Activ
             if not is_out_of_memory(error):
                 raise
             reason = str(error)
-        raise _OutOfMemory(rows, reason)  # outside of the handler, which would keep what the batch has in memory
+        raise _OutOfMemory(
+            rows, reason
+        )  # outside of the handler, which would keep what the batch has in memory
 
     return run
 
@@ -376,4 +442,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch's allocator on a CPU
+    return "can't allocate memory" in str(error) or "not enough memory" in str(
+        error
+    )  # torch's allocator on a CPU

@@ -1,6 +1,8 @@
-"""Texts -> windows of tokenised texts: read, checked, tokenised, cut to the positions that the model has, sorted by length.
+"""Texts -> windows of tokenised texts: read, checked, tokenised, cut to the positions that the model has,
+sorted by length.
 
-First step of bulk scoring (scoring.py), which runs it in a thread ahead of the model. Nothing here knows of batches or exits.
+First step of bulk scoring (scoring.py), which runs it in a thread ahead of the model. Nothing here knows of
+batches or exits.
 """
 
 import copy
@@ -24,7 +26,9 @@ class Window:
 
     start: int  # position of the first text among all texts
     size: int
-    features: dict[int, Features] = field(default_factory=dict)  # by row, longest first; without those with an error
+    features: dict[int, Features] = field(
+        default_factory=dict
+    )  # by row, longest first; without those with an error
     errors: dict[int, Exception] = field(default_factory=dict)  # by row
     cut: int = 0  # texts that were too long
 
@@ -35,11 +39,17 @@ class Window:
 
 
 def windows(texts: Iterable[Any], first: int, largest: int) -> Iterator[tuple[int, list[Any]]]:
-    """Texts -> position of the first and list, window by window: of `first` texts, then twice as many each, up to `largest`."""
+    """Texts -> position of the first and list, window by window: of `first` texts, then twice as many each,
+    up to `largest`.
+    """
     size, start, texts_here, characters = min(first, largest), 0, [], 0
     for text in texts:
         texts_here.append(text)
-        characters += sum(len(part) for part in (text.values() if isinstance(text, dict) else [text]) if isinstance(part, str))
+        characters += sum(
+            len(part)
+            for part in (text.values() if isinstance(text, dict) else [text])
+            if isinstance(part, str)
+        )
         if len(texts_here) == size or characters >= WINDOW_CHARACTERS:
             yield start, texts_here
             start += len(texts_here)
@@ -56,7 +66,11 @@ def text_and_pair(item: Any) -> tuple[str, str | None]:
     """
     parts = item if isinstance(item, dict) else {"text": item}
     text, pair = parts.get("text"), parts.get("text_pair")
-    if isinstance(text, str) and (pair is None or isinstance(pair, str)) and parts.keys() <= {"text", "text_pair"}:
+    if (
+        isinstance(text, str)
+        and (pair is None or isinstance(pair, str))
+        and parts.keys() <= {"text", "text_pair"}
+    ):
         return text, pair or None  # as in the stock pipeline, an empty one is none
     raise TypeError(
         f"cannot classify {item!r} of type {type(item).__name__}: give a string, or for a pair of texts"
@@ -65,19 +79,25 @@ def text_and_pair(item: Any) -> tuple[str, str | None]:
 
 
 def with_truncation(tokenizer: Any, max_tokens: int | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for a tokenizer -> the same, with truncation to what model and tokenizer take where none is asked for.
+    """Keyword arguments for a tokenizer -> the same, with truncation to what model and tokenizer take where
+    none is asked for.
 
-    max_tokens: positions that the model has; `None` where any length runs, and only what the tokenizer says counts.
+    max_tokens: positions that the model has; `None` where any length runs, and only what the tokenizer says
+        counts.
     """
     settings = {"truncation": True, **settings}
-    if (settings["truncation"] or settings.get("padding") == "max_length") and settings.get("max_length") is None:
+    if (settings["truncation"] or settings.get("padding") == "max_length") and settings.get(
+        "max_length"
+    ) is None:
         settings["max_length"] = min(max_tokens or LARGE_INTEGER, tokenizer.model_max_length)
         if settings["max_length"] >= LARGE_INTEGER:  # what a tokenizer says that knows no limit
             settings.update(truncation=False, max_length=None)
     return settings
 
 
-def was_cut(tokenizer: Any, encoded: BatchEncoding, row: int, text: str, pair: str | None, settings: dict[str, Any]) -> bool:
+def was_cut(
+    tokenizer: Any, encoded: BatchEncoding, row: int, text: str, pair: str | None, settings: dict[str, Any]
+) -> bool:
     """Whether truncation took tokens away from a row of what the tokenizer made with these settings."""
     if not settings["truncation"] or len(encoded["input_ids"][row]) < settings["max_length"]:
         return False
@@ -94,7 +114,8 @@ class TextBatcher:
         tokenizer: of the model.
         max_tokens: positions that the model has; `None` where any length runs.
         vocab_size: token ids that the model has embeddings for.
-        settings: keyword arguments of the tokenizer. Those for padding have no effect: who makes batches pads, if anybody.
+        settings: keyword arguments of the tokenizer. Those for padding have no effect: who makes batches
+            pads, if anybody.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int | None, vocab_size: int, settings: dict[str, Any]):
@@ -107,7 +128,9 @@ class TextBatcher:
         self.settings.pop("pad_to_multiple_of", None)
 
     def on_its_own(self) -> "TextBatcher":
-        """The same with a tokenizer of its own: a fast one keeps truncation as state, which others may set meanwhile."""
+        """The same with a tokenizer of its own: a fast one keeps truncation as state, which others may set
+        meanwhile.
+        """
         other = copy.copy(self)
         other.tokenizer = copy.deepcopy(self.tokenizer)
         return other
@@ -130,14 +153,21 @@ class TextBatcher:
         return window
 
     def _tokenize(self, texts: list[tuple[int, str, str | None]], window: Window) -> dict[int, Features]:
-        """Rows, texts and pairs, all with a pair or none -> what the model takes, by row. Notes errors and what was cut."""
+        """Rows, texts and pairs, all with a pair or none -> what the model takes, by row.
+
+        Notes errors and what was cut.
+        """
         if not texts:
             return {}
         second = None if texts[0][2] is None else [pair for _, _, pair in texts]
         try:
             encoded = self.tokenizer([text for _, text, _ in texts], second, **self.settings)
         except TypeError:  # what a fast tokenizer makes of a text that is no Unicode
-            wrong = {row: flaw for row, text, pair in texts if (flaw := _not_unicode(f"{text}{pair or ''}")) is not None}
+            wrong = {
+                row: flaw
+                for row, text, pair in texts
+                if (flaw := _not_unicode(f"{text}{pair or ''}")) is not None
+            }
             if not wrong:
                 raise
             window.errors.update(wrong)
@@ -159,8 +189,8 @@ class TextBatcher:
             return ValueError("it has no tokens: it is empty, and the tokenizer adds none of its own.")
         if self.max_tokens is not None and len(ids) > self.max_tokens:
             return ValueError(
-                f"it has {len(ids)} tokens, but the model has positions for {self.max_tokens}. Leave truncation and max_length"
-                f" out, or give truncation=True and max_length={self.max_tokens}."
+                f"it has {len(ids)} tokens, but the model has positions for {self.max_tokens}. Leave"
+                f" truncation and max_length out, or give truncation=True and max_length={self.max_tokens}."
             )
         flaw = beyond_vocabulary(min(ids), max(ids), self.vocab_size)
         return None if flaw is None else ValueError(flaw)
@@ -171,5 +201,7 @@ def _not_unicode(text: str) -> TypeError | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return TypeError(f"it is not Unicode: {error.reason} at character {error.start}. Decode it with errors='replace'.")
+        return TypeError(
+            f"it is not Unicode: {error.reason} at character {error.start}. Decode it with errors='replace'."
+        )
     return None

@@ -2,7 +2,11 @@
 
 from transformers import PreTrainedModel, TrainingArguments
 
-CHECKPOINTING = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(TrainingArguments, "activation_checkpointing")
+    else "gradient_checkpointing"
+)
 
 
 def checkpointing_arguments(use_reentrant: bool) -> dict:

@@ -15,7 +15,8 @@ from tiny import labelled, tiny_backbone, tiny_tokenizer, write_rows
 from transformers import BertModel
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-# accelerate collects garbage after every training; half a million objects of what was imported need not be looked at each time.
+# accelerate collects garbage after every training; half a million objects of what was imported need not be
+# looked at each time.
 gc.freeze()
 
 
@@ -32,7 +33,13 @@ def encoder(tmp_path_factory) -> str:
 @pytest.fixture
 def run_glue(encoder, here):
     """One run in this process, of one epoch into the folder `run` -> its metrics.json."""
-    common = {"model_name_or_path": encoder, "output_dir": "run", "num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True}
+    common = {
+        "model_name_or_path": encoder,
+        "output_dir": "run",
+        "num_train_epochs": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
 
     import train_glue
 
@@ -45,13 +52,17 @@ def run_glue(encoder, here):
 
 @pytest.fixture
 def quick(here, encoder):
-    """The quickstart on 60 own sentences in `own.csv` and a tiny encoder -> its results.json, in the folder `run`."""
+    """The quickstart on 60 own sentences in `own.csv` and a tiny encoder -> its results.json, in the folder
+    `run`.
+    """
     path = write_rows("own.csv", labelled(60, lambda number: ("dull", "fine")[number % 2]))
 
     import quickstart
 
     def run(*more: str) -> dict:
-        quickstart.main(["--model", encoder, "--dataset", path, "--output-dir", "run", "--epochs", "1", *more])
+        quickstart.main(
+            ["--model", encoder, "--dataset", path, "--output-dir", "run", "--epochs", "1", *more]
+        )
         return json.loads(Path("run/results.json").read_text())
 
     return run

@@ -1,4 +1,5 @@
-"""Takes the steps of some cases, as one process or as several, and writes each case's: see test_distributed.py.
+"""Takes the steps of some cases, as one process or as several, and writes each case's: see
+test_distributed.py.
 
 python tests/distributed_run.py FOLDER                                # with FOLDER/cases.json: name -> case
 torchrun --nproc_per_node 2 tests/distributed_run.py FOLDER
@@ -23,11 +24,19 @@ def take_steps(name: str, case: dict, folder: Path) -> None:
     """Train on the case; the main process writes the weights before every step, the gradients and the logs."""
     steps, trainer = train(model_of(case), rows_of(case["rows"]), folder / "run", **case["settings"])
     if trainer.is_world_process_zero():
-        tensors = {f"{step}.weight.{key}": w for step, weights in enumerate(steps.weights) for key, w in weights.items()}
+        tensors = {
+            f"{step}.weight.{key}": w
+            for step, weights in enumerate(steps.weights)
+            for key, w in weights.items()
+        }
         for step, gradients in enumerate(steps.gradients):
             tensors |= {f"{step}.gradient.{key}": g for key, g in gradients.items() if g is not None}
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-        save_file(tensors, folder / f"{name}.safetensors", {"world_size": str(trainer.args.world_size), "logs": json.dumps(logs)})
+        save_file(
+            tensors,
+            folder / f"{name}.safetensors",
+            {"world_size": str(trainer.args.world_size), "logs": json.dumps(logs)},
+        )
     trainer.accelerator.wait_for_everyone()
 
 

@@ -1,6 +1,8 @@
-"""Gradient regularization written out: two backward passes for every micro-batch, one flat vector, one projection.
+"""Gradient regularization written out: two backward passes for every micro-batch, one flat vector, one
+projection.
 
-The oracle of the tests of exactness, and what they share: models whose gradients conflict, and a record of a Trainer's steps.
+The oracle of the tests of exactness, and what they share: models whose gradients conflict, and a record of a
+    Trainer's steps.
 """
 
 import copy
@@ -28,11 +30,17 @@ COLLATE = DataCollatorWithPadding(tiny_tokenizer())
 
 @torch.no_grad()
 def contrary(layers=5, exit_layers=None, dropout=0.0, **settings):
-    """A tiny model whose early exits read the states as the opposite of what the last does: the two gradients conflict."""
+    """A tiny model whose early exits read the states as the opposite of what the last does: the two gradients
+    conflict.
+    """
     torch.manual_seed(0)
-    backbone = tiny_backbone(num_hidden_layers=layers, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    backbone = tiny_backbone(
+        num_hidden_layers=layers, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
+    )
     model = RomeBertForSequenceClassification(
-        RomeBertConfig(backbone, num_labels=CLASSES, exit_layers=exit_layers, **{"exit_pooling": "mean"} | settings)
+        RomeBertConfig(
+            backbone, num_labels=CLASSES, exit_layers=exit_layers, **{"exit_pooling": "mean"} | settings
+        )
     )
     *early, last = model.exits.values()
     torch.nn.init.normal_(last.classifier.weight)
@@ -41,16 +49,27 @@ def contrary(layers=5, exit_layers=None, dropout=0.0, **settings):
     last.classifier.weight.mul_(scale)
     last.classifier.bias.copy_(-logits.mean(dim=0) * scale)
     for head in early:
-        head.load_state_dict({name: -0.3 * w if "classifier" in name else w for name, w in last.state_dict().items()})
+        head.load_state_dict(
+            {name: -0.3 * w if "classifier" in name else w for name, w in last.state_dict().items()}
+        )
     return model.train()
 
 
 def adapted(model, **settings):
-    """A copy with LoRA adapters that already say something, and trained exits: `SEQ_CLS` makes their classifiers so."""
+    """A copy with LoRA adapters that already say something, and trained exits: `SEQ_CLS` makes their
+    classifiers so.
+    """
     poolers = ["pooler"] if model.config.exit_pooling == "cls" else None
-    settings = {"target_modules": ["query", "value"], "modules_to_save": poolers, "r": 4, "lora_alpha": 1} | settings
+    settings = {
+        "target_modules": ["query", "value"],
+        "modules_to_save": poolers,
+        "r": 4,
+        "lora_alpha": 1,
+    } | settings
     torch.manual_seed(1)
-    return get_peft_model(copy.deepcopy(model), LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **settings))
+    return get_peft_model(
+        copy.deepcopy(model), LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **settings)
+    )
 
 
 def rows_of(count):
@@ -59,10 +78,11 @@ def rows_of(count):
 
 
 def groups_of(rows, size, accumulation, processes=1, even_batches=True):
-    """The micro-batches of each step as the stock Trainer takes them, without shuffling: step -> process -> its micro-batches.
+    """The micro-batches of each step as the stock Trainer takes them, without shuffling: step -> process ->
+    its micro-batches.
 
-    Batches go round the processes. Several processes get whole batches and equally many, for which the first rows come again,
-    unless `even_batches` is off.
+    Batches go round the processes. Several processes get whole batches and equally many, for which the first
+    rows come again, unless `even_batches` is off.
     """
     rows = list(rows)
     if processes > 1 and even_batches:
@@ -89,17 +109,31 @@ def two_losses(model, batch, label_smoothing=0.0):
 def shared_names(model):
     """Trained matrices of every layer up to the deepest exit before the last."""
     deepest = model.config.exit_layers[-2]
-    layer_of = {name: re.search(r"encoder\.layer\.(\d+)\.", name) for name, p in model.named_parameters() if p.requires_grad}
-    return [name for name, at in layer_of.items() if at and int(at[1]) < deepest and model.get_parameter(name).ndim == 2]
+    layer_of = {
+        name: re.search(r"encoder\.layer\.(\d+)\.", name)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    return [
+        name
+        for name, at in layer_of.items()
+        if at and int(at[1]) < deepest and model.get_parameter(name).ndim == 2
+    ]
 
 
 def stated_losses(model, batch):
-    """The two losses by the package's own formula: where rounding to few bits is compared, it must be the same rounding.
+    """The two losses by the package's own formula: where rounding to few bits is compared, it must be the
+    same rounding.
 
     Outputs become fp32 once, as accelerate has it.
     """
     logits = model(batch["input_ids"], batch["attention_mask"]).exit_logits.float()
-    losses = ExitLoss()(logits, batch["labels"], exit_layers=model.config.exit_layers, problem_type="single_label_classification")
+    losses = ExitLoss()(
+        logits,
+        batch["labels"],
+        exit_layers=model.config.exit_layers,
+        problem_type="single_label_classification",
+    )
     return losses.last, losses.exits
 
 
@@ -112,13 +146,20 @@ def backward_pass(model, batch, which, count, context, rng, losses):
         last, exits = losses(model, batch)
     terms = {"last": [last], "exits": [exits], "both": [last, exits]}[which]
     torch.autograd.backward([term / count for term in terms])
-    return {name: None if p.grad is None else p.grad.double() for name, p in model.named_parameters() if p.requires_grad}
+    return {
+        name: None if p.grad is None else p.grad.double()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
 
 
-def explicit(model, group, protect="protect_exits", context=nullcontext, rng=None, losses=two_losses, joint=False):
+def explicit(
+    model, group, protect="protect_exits", context=nullcontext, rng=None, losses=two_losses, joint=False
+):
     """Name -> gradient that a step is to take, and the cosine of the two on the shared weights.
 
-    Each term's gradient is the mean over the group's micro-batches and over processes; then there is one projection.
+    Each term's gradient is the mean over the group's micro-batches and over processes; then there is one
+    projection.
 
     Args:
         group: process -> its micro-batches.
@@ -133,7 +174,9 @@ def explicit(model, group, protect="protect_exits", context=nullcontext, rng=Non
     for term in (a_term, "both" if joint else b_term):
         mean = {name: None for name, p in model.named_parameters() if p.requires_grad}
         for index, batch in enumerate(batch for batches in group for batch in batches):
-            found = backward_pass(model, batch, term, count, context, None if rng is None else rng[index], losses)
+            found = backward_pass(
+                model, batch, term, count, context, None if rng is None else rng[index], losses
+            )
             for name, gradient in found.items():
                 if gradient is not None:
                     mean[name] = gradient + (0 if mean[name] is None else mean[name])
@@ -163,13 +206,28 @@ class Steps(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
-        self.gradients.append({name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()})
+        self.gradients.append(
+            {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+        )
 
 
-def train(model, rows, folder, trainer=RomeBertTrainer, kind=RomeBertTrainingArguments, resume_from=None, **settings):
+def train(
+    model, rows, folder, trainer=RomeBertTrainer, kind=RomeBertTrainingArguments, resume_from=None, **settings
+):
     """One epoch of plain gradient descent over rows in their order -> the steps taken, and the trainer."""
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
-    order = {"num_train_epochs": 1, "train_sampling_strategy": "sequential", "per_device_train_batch_size": 4, "max_grad_norm": 0.0}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    order = {
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": 4,
+        "max_grad_norm": 0.0,
+    }
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     steps = Steps()
     hook = model.register_forward_pre_hook(lambda *_: steps.rng.append(torch.get_rng_state()))
@@ -203,13 +261,17 @@ def assert_equal_gradients(found, expected, bound=1e-5):
             assert gradient is None, name
             continue
         error = (gradient.double() - expected[name]).norm()
-        if name.endswith("key.bias"):  # it adds the same to every score of a query, so its gradient is rounding alone
+        if name.endswith(
+            "key.bias"
+        ):  # it adds the same to every score of a query, so its gradient is rounding alone
             assert error < 0.1 * bound * whole, name
         else:
             assert error < bound * expected[name].norm(), (name, (error / expected[name].norm()).item())
 
 
-def assert_exact(steps, model, groups, protect="protect_exits", bound=1e-5, scale=lambda expected: 1.0, **how):
+def assert_exact(
+    steps, model, groups, protect="protect_exits", bound=1e-5, scale=lambda expected: 1.0, **how
+):
     """Every step's gradients are those written out at its weights; returns the cosines."""
     assert len(steps.gradients) == len(groups)
     cosines, taken = [], 0
@@ -218,7 +280,9 @@ def assert_exact(steps, model, groups, protect="protect_exits", bound=1e-5, scal
         rng = steps.rng[taken : taken + micro_batches] if how.get("rng") else None
         expected, cosine = explicit(at(model, weights), group, protect, **how | {"rng": rng})
         factor = scale(expected)
-        assert_equal_gradients(found, {name: g if g is None else factor * g for name, g in expected.items()}, bound)
+        assert_equal_gradients(
+            found, {name: g if g is None else factor * g for name, g in expected.items()}, bound
+        )
         cosines.append(cosine)
         taken += micro_batches
     return cosines

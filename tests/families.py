@@ -1,4 +1,6 @@
-"""The table that the family tests go through, one row per family or variant of one, and tiny tokenizers of their own classes."""
+"""The table that the family tests go through, one row per family or variant of one, and tiny tokenizers of
+their own classes.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +10,9 @@ import transformers
 from tiny import PAD, WORDS, tiny_backbone, tiny_tokenizer
 from transformers import PreTrainedConfig
 
-BERT_WORDS = {word: index for index, word in enumerate(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+BERT_WORDS = {
+    word: index for index, word in enumerate(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+}
 # BPE without merges: letter by letter
 LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "\u0120", *sorted(set("".join(WORDS)))]
 
@@ -54,7 +58,9 @@ class Family(NamedTuple):
 
     def backbone(self, attention: str | None = None, **settings: Any) -> PreTrainedConfig:
         """Config of a tiny encoder: 4 layers of 32, its last kind of attention when none is named."""
-        return tiny_backbone(self.class_of("Config"), attention or self.attentions[-1], **self.settings | settings)
+        return tiny_backbone(
+            self.class_of("Config"), attention or self.attentions[-1], **self.settings | settings
+        )
 
     @property
     def packs(self) -> bool:
@@ -67,40 +73,111 @@ class Family(NamedTuple):
 
 ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SMALL_IDS = {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-# DeBERTa as v2 published it, with a convolution beside the first layer, and one with absolute positions and keys of their own
-DEBERTA = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p"}
-DEBERTA_V2 = DEBERTA | {"share_att_key": True, "position_biased_input": False, "conv_kernel_size": 3, "conv_act": "gelu"}
+# DeBERTa as v2 published it, with a convolution beside the first layer, and one with absolute positions and
+# keys of their own
+DEBERTA = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "pos_att_type": "p2c|c2p",
+}
+DEBERTA_V2 = DEBERTA | {
+    "share_att_key": True,
+    "position_biased_input": False,
+    "conv_kernel_size": 3,
+    "conv_act": "gelu",
+}
 
 FAMILIES = [
     Family("bert", "Bert", "bert.", bert_words("BertTokenizer")),
     Family("roberta", "Roberta", "roberta.", letters, limit=126, settings={"max_position_embeddings": 128}),
     Family("xlm-roberta", "XLMRoberta", "roberta.", pieces("XLMRobertaTokenizer", *ROBERTA), limit=62),
     Family("camembert", "Camembert", "roberta.", pieces("CamembertTokenizer", *ROBERTA), limit=62),
-    Family("electra", "Electra", "electra.", bert_words("ElectraTokenizer"), pooler=None, settings={"embedding_size": 16}),
-    Family("electra-same-size", "Electra", "electra.", bert_words("BertTokenizer"), pooler=None, settings={"embedding_size": 32}),
+    Family(
+        "electra",
+        "Electra",
+        "electra.",
+        bert_words("ElectraTokenizer"),
+        pooler=None,
+        settings={"embedding_size": 16},
+    ),
+    Family(
+        "electra-same-size",
+        "Electra",
+        "electra.",
+        bert_words("BertTokenizer"),
+        pooler=None,
+        settings={"embedding_size": 32},
+    ),
     Family(
         *("distilbert", "DistilBert", "distilbert.", bert_words("DistilBertTokenizer"), "transformer.layer"),
         **{"pooler": None, "token_types": False, "settings": {"hidden_dim": 64}},
     ),
     Family(
-        *("mpnet", "MPNet", "mpnet.", bert_words("MPNetTokenizer", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]")),
+        *(
+            "mpnet",
+            "MPNet",
+            "mpnet.",
+            bert_words("MPNetTokenizer", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"),
+        ),
         **{"limit": 62, "token_types": False, "attentions": ("eager",)},
     ),
     Family(
-        *("deberta-v2", "DebertaV2", "deberta.", pieces("DebertaV2Tokenizer", "[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")),
-        **{"pooler": None, "limit": None, "token_types": False, "attentions": ("eager",), "settings": DEBERTA_V2},
+        *(
+            "deberta-v2",
+            "DebertaV2",
+            "deberta.",
+            pieces("DebertaV2Tokenizer", "[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"),
+        ),
+        **{
+            "pooler": None,
+            "limit": None,
+            "token_types": False,
+            "attentions": ("eager",),
+            "settings": DEBERTA_V2,
+        },
     ),
     Family(
-        *("deberta-absolute", "DebertaV2", "deberta.", pieces("DebertaV2Tokenizer", "[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")),
-        **{"matrices": 24, "pooler": None, "attentions": ("eager",), "settings": DEBERTA | {"type_vocab_size": 2}},
+        *(
+            "deberta-absolute",
+            "DebertaV2",
+            "deberta.",
+            pieces("DebertaV2Tokenizer", "[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"),
+        ),
+        **{
+            "matrices": 24,
+            "pooler": None,
+            "attentions": ("eager",),
+            "settings": DEBERTA | {"type_vocab_size": 2},
+        },
     ),
     Family(
-        *("albert", "Albert", "albert.", pieces("AlbertTokenizer", "<unk>", "<pad>", "[CLS]", "[SEP]", "[MASK]")),
-        **{"layers": "encoder.albert_layer_groups", "matrices": 6, "pooler": "pooler", "settings": {"embedding_size": 16}},
+        *(
+            "albert",
+            "Albert",
+            "albert.",
+            pieces("AlbertTokenizer", "<unk>", "<pad>", "[CLS]", "[SEP]", "[MASK]"),
+        ),
+        **{
+            "layers": "encoder.albert_layer_groups",
+            "matrices": 6,
+            "pooler": "pooler",
+            "settings": {"embedding_size": 16},
+        },
     ),
     Family(
-        *("albert-groups", "Albert", "albert.", pieces("AlbertTokenizer", "<unk>", "<pad>", "[CLS]", "[SEP]", "[MASK]")),
-        **{"layers": "encoder.albert_layer_groups", "matrices": 24, "pooler": "pooler", "states_per_layer": 2},
+        *(
+            "albert-groups",
+            "Albert",
+            "albert.",
+            pieces("AlbertTokenizer", "<unk>", "<pad>", "[CLS]", "[SEP]", "[MASK]"),
+        ),
+        **{
+            "layers": "encoder.albert_layer_groups",
+            "matrices": 24,
+            "pooler": "pooler",
+            "states_per_layer": 2,
+        },
         settings={"num_hidden_groups": 2, "inner_group_num": 2},
     ),
     Family(

@@ -1,4 +1,6 @@
-"""Trainings in one process and in two, with a fault in one step where asked: a loss or a gradient that is not finite."""
+"""Trainings in one process and in two, with a fault in one step where asked: a loss or a gradient that is not
+finite.
+"""
 
 import os
 
@@ -53,13 +55,22 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, model, optimizer, lr_scheduler, **rest):
         self.weights.append({name: weight.clone() for name, weight in model.state_dict().items()})
         states = optimizer.state_dict()["state"]
-        self.moments.append({(i, k): v.clone() for i, of in states.items() for k, v in of.items() if torch.is_tensor(v)})
+        self.moments.append(
+            {(i, k): v.clone() for i, of in states.items() for k, v in of.items() if torch.is_tensor(v)}
+        )
         self.rates.append(lr_scheduler.get_last_lr()[0])
 
 
 def trainer_of(folder, fault=None, watch=None, rows=24, dropout=True, **settings):
     """A trainer of six steps on toy texts, `fault` being the arguments of `Fault`."""
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "seed": 3}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "seed": 3,
+    }
     sizes = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.1}
     model = build(num_labels=2, exit_pooling="cls")
     arguments = RomeBertTrainingArguments(str(folder), **quiet | sizes | settings)
@@ -69,14 +80,24 @@ def trainer_of(folder, fault=None, watch=None, rows=24, dropout=True, **settings
     if fault is not None:
         Fault(model, **fault)
     callbacks = [] if watch is None else [watch]
-    return RomeBertTrainer(model, arguments, train_dataset=tiny_rows(rows), processing_class=tiny_tokenizer(), callbacks=callbacks)
+    return RomeBertTrainer(
+        model,
+        arguments,
+        train_dataset=tiny_rows(rows),
+        processing_class=tiny_tokenizer(),
+        callbacks=callbacks,
+    )
 
 
 def two_processes(folder, fault_of_rank, **settings):
     """Each process's error, logs and weights."""
     results, started = SERVER.Queue(), []
     for environment in environments(2):
-        started.append(SERVER.Process(target=_train_as_one_of_two, args=(results, environment, folder, fault_of_rank, settings)))
+        started.append(
+            SERVER.Process(
+                target=_train_as_one_of_two, args=(results, environment, folder, fault_of_rank, settings)
+            )
+        )
         started[-1].start()
     found = sorted((results.get(timeout=120) for _ in started), key=lambda result: result[0])
     for process in started:

@@ -1,4 +1,6 @@
-"""A training, one process or one of several, that may kill itself and that goes on from its checkpoints: see test_resume.py."""
+"""A training, one process or one of several, that may kill itself and that goes on from its checkpoints: see
+test_resume.py.
+"""
 
 import os
 import signal
@@ -10,13 +12,15 @@ from safetensors.torch import save_file
 from tiny import build, tiny_rows, tiny_tokenizer
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
-from modeling_romebert.checkpoints import checkpoints
+from modeling_romebert.training.resume import checkpoints
 
 NEVER, IN_STEP, IN_CHECKPOINT = "never", "in a step", "in a checkpoint"
 
 
 class MortalTrainer(RomeBertTrainer):
-    """A trainer whose process kills itself: after the first backward pass of a step, or before a checkpoint's last files."""
+    """A trainer whose process kills itself: after the first backward pass of a step, or before a checkpoint's
+    last files.
+    """
 
     where, at = NEVER, 0
 
@@ -35,11 +39,25 @@ class MortalTrainer(RomeBertTrainer):
 
 
 def train(folder: str, where: str, at: int, environment: dict[str, str], settings: dict) -> None:
-    """From the checkpoint that the settings name, or the last complete one where there is any -> `end.safetensors`."""
+    """From the checkpoint that the settings name, or the last complete one where there is any ->
+    `end.safetensors`.
+    """
     os.environ |= environment
     torch.set_num_threads(1)
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "steps", "save_steps": 1, "seed": 3}
-    sizes = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "weight_decay": 0.1}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "seed": 3,
+    }
+    sizes = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+    }
     trainer = MortalTrainer(
         build(num_labels=2, exit_pooling="cls"),  # with dropout: the random numbers are to go on too
         RomeBertTrainingArguments(folder, **quiet | sizes | settings),

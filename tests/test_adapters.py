@@ -1,4 +1,6 @@
-"""LoRA adapters on the backbone: the shared weights are the adapters' matrices, and what is trained can be saved and merged."""
+"""LoRA adapters on the backbone: the shared weights are the adapters' matrices, and what is trained can be
+saved and merged.
+"""
 
 import copy
 from pathlib import Path
@@ -11,8 +13,8 @@ from tiny import tiny_tokenizer
 from transformers import pipeline
 
 from modeling_romebert import RomeBertForSequenceClassification, RomeBertTrainer, calibrate, evaluate_exits
-from modeling_romebert.training_run import shared_weights
-from modeling_romebert.unwrapping import inner_model
+from modeling_romebert.pretrained import inner_model
+from modeling_romebert.training.training_run import shared_weights
 
 
 def exit_logits(model, batch):
@@ -20,7 +22,9 @@ def exit_logits(model, batch):
 
 
 @pytest.mark.parametrize("protect", ["protect_exits", "protect_last"])
-@pytest.mark.parametrize(("pooling", "targets"), [("mean", ["query", "value"]), ("cls", ["query", "key", "value", "dense"])])
+@pytest.mark.parametrize(
+    ("pooling", "targets"), [("mean", ["query", "value"]), ("cls", ["query", "key", "value", "dense"])]
+)
 def test_the_adapters_are_what_is_projected(tmp_path, pooling, targets, protect):
     model = adapted(contrary(exit_pooling=pooling), target_modules=targets)
     names = shared_names(model)
@@ -32,7 +36,11 @@ def test_the_adapters_are_what_is_projected(tmp_path, pooling, targets, protect)
     steps, trainer = train(copy.deepcopy(model), rows, tmp_path, **settings)
     cosines = assert_exact(steps, model, groups_of(rows, 4, 3), protect)
     assert min(cosines) < -0.05
-    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, model.get_parameter(name))}
+    moved = {
+        name
+        for name, weight in trainer.model.named_parameters()
+        if not torch.equal(weight, model.get_parameter(name))
+    }
     assert moved == {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert all("lora_" in name or ".modules_to_save." in name for name in moved)
 
@@ -73,7 +81,13 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, objective):
     settings = {"objective": objective, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     _, whole = train(adapted(contrary(dropout=0.1)), rows_of(24), tmp_path, **settings)
     checkpoint = {"romebert": "checkpoint-1", "deebert": "checkpoint-4"}[objective]
-    _, resumed = train(adapted(contrary(dropout=0.1)), rows_of(24), tmp_path, resume_from=str(tmp_path / checkpoint), **settings)
+    _, resumed = train(
+        adapted(contrary(dropout=0.1)),
+        rows_of(24),
+        tmp_path,
+        resume_from=str(tmp_path / checkpoint),
+        **settings,
+    )
     assert resumed.state.global_step == whole.state.global_step
     for name, weight in whole.model.named_parameters():
         assert torch.equal(weight, resumed.model.get_parameter(name)), name
@@ -98,7 +112,9 @@ def test_our_model_is_found_in_whatever_wraps_it(wrap):
 
 @pytest.mark.parametrize("other", [torch.nn.Linear(2, 2), "model", None], ids=str)
 def test_where_there_is_none_it_is_said(other):
-    with pytest.raises(TypeError, match=f"model is a {type(other).__name__}; it is no RomeBERT model, and holds none"):
+    with pytest.raises(
+        TypeError, match=f"model is a {type(other).__name__}; it is no RomeBERT model, and holds none"
+    ):
         inner_model(other)
 
 
@@ -107,7 +123,9 @@ def test_a_merged_model_s_card_tells_its_training_and_its_own_figures(tmp_path, 
     base = contrary()
     rows = rows_of(12)
     old = evaluate_exits(base, rows, tiny_tokenizer(), progress=False)
-    _, trainer = train(get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])), rows_of(24), tmp_path)
+    _, trainer = train(
+        get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])), rows_of(24), tmp_path
+    )
     new = evaluate_exits(trainer.model, rows, tiny_tokenizer(), progress=False)
     if policy:
         calibrate(trainer.model, rows, tiny_tokenizer(), policy=policy, progress=False)
@@ -117,7 +135,9 @@ def test_a_merged_model_s_card_tells_its_training_and_its_own_figures(tmp_path, 
     merged.save_pretrained(tmp_path / "merged")
     card = Path(tmp_path, "merged", "README.md").read_text()
     assert "| objective | romebert |" in card and "is not recorded" not in card
-    assert "This model has not been evaluated." in card and f"{old.mean:.4f}" not in card  # merging rounds: other weights
+    assert (
+        "This model has not been evaluated." in card and f"{old.mean:.4f}" not in card
+    )  # merging rounds: other weights
     report = evaluate_exits(merged, rows, tiny_tokenizer(), progress=False)
     merged.save_pretrained(tmp_path / "merged")
     assert f"| mean | {report.mean:.4f} |" in Path(tmp_path, "merged", "README.md").read_text()
@@ -130,7 +150,9 @@ def test_an_adapter_names_the_checkpoint_it_started_from(tmp_path, encoder):
         model.save_pretrained(tmp_path / "adapter")
         assert PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path == start
     adapted_again(contrary()).save_pretrained(tmp_path / "adapter")
-    assert PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path is None  # there is no checkpoint
+    assert (
+        PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path is None
+    )  # there is no checkpoint
 
 
 def adapted_again(model):

@@ -6,7 +6,7 @@ from tiny import LAYERS, ROWS, build, padded_batch, tiny_rows, tiny_texts, tiny_
 from transformers import pipeline
 
 from modeling_romebert import calibrate, evaluate_exits, make_policy
-from modeling_romebert.evaluation import replay
+from modeling_romebert.evaluation.evaluate import replay
 
 CONFIDENCE = {"name": "confidence", "threshold": 0.6}
 
@@ -40,11 +40,16 @@ def test_only_what_is_asked_is_computed(exit_layers, asked, layers):
     assert seen == layers
     # by hand: the first asked exit that is confident enough, or the last
     confident = exit_logits.softmax(-1).amax(-1) > CONFIDENCE["threshold"]  # (B, E)
-    expected = [next((at for at in sorted(layers) if row[exit_layers.index(at)]), LAYERS) for row in confident.tolist()]
+    expected = [
+        next((at for at in sorted(layers) if row[exit_layers.index(at)]), LAYERS)
+        for row in confident.tolist()
+    ]
     assert output.exit_layer.tolist() == expected
     left_at = torch.tensor([exit_layers.index(layer) for layer in expected])
     torch.testing.assert_close(output.logits, exit_logits[torch.arange(ROWS), left_at], rtol=0, atol=1e-5)
-    assert torch.equal(replay({**CONFIDENCE, **asked}, exit_logits, "single_label_classification", exit_layers), left_at)
+    assert torch.equal(
+        replay({**CONFIDENCE, **asked}, exit_logits, "single_label_classification", exit_layers), left_at
+    )
 
 
 @torch.no_grad()
@@ -73,11 +78,15 @@ def test_settings_travel():
 
 
 @pytest.mark.parametrize("asked", [{"ask_every": 2}, {"ask_exits": [2, 3]}])
-@pytest.mark.parametrize("of_call", [{}, {"exit_threshold": 0.5}, {"exit_policy": {"name": "margin", "threshold": 0.4}}])
+@pytest.mark.parametrize(
+    "of_call", [{}, {"exit_threshold": 0.5}, {"exit_policy": {"name": "margin", "threshold": 0.4}}]
+)
 def test_arguments_of_the_pipeline(asked, of_call):
     model = build(exit_policy=CONFIDENCE)
     classify = pipeline("early-exit-classification", model=model, tokenizer=tiny_tokenizer())
-    policy = of_call.get("exit_policy", {**CONFIDENCE, "threshold": of_call.get("exit_threshold", CONFIDENCE["threshold"])})
+    policy = of_call.get(
+        "exit_policy", {**CONFIDENCE, "threshold": of_call.get("exit_threshold", CONFIDENCE["threshold"])}
+    )
     texts = tiny_texts(30)
     assert classify(texts, **of_call, **asked) == classify(texts, exit_policy={**policy, **asked})
     assert classify(texts[0], **of_call, **asked) == classify(texts[0], exit_policy={**policy, **asked})
@@ -85,11 +94,24 @@ def test_arguments_of_the_pipeline(asked, of_call):
 
 def test_evaluate_and_calibrate_take_it():
     model, rows = build(num_labels=2), tiny_rows(40)
-    report = evaluate_exits(model, rows, tiny_tokenizer(), policy={"name": "entropy", "ask_every": 2}, progress=False)
+    report = evaluate_exits(
+        model, rows, tiny_tokenizer(), policy={"name": "entropy", "ask_every": 2}, progress=False
+    )
     assert all(point.exit_shares[0] == point.exit_shares[2] == 0 for point in report.curve)
     assert max(point.exit_shares[1] for point in report.curve) == 1
-    policy = calibrate(model, rows, tiny_tokenizer(), policy={"name": "entropy", "ask_exits": [2]}, progress=False, max_loss=1)
-    assert policy.ask_exits == [2] and model.config.exit_policy == {"name": "entropy", "threshold": 1.0, "ask_exits": [2]}
+    policy = calibrate(
+        model,
+        rows,
+        tiny_tokenizer(),
+        policy={"name": "entropy", "ask_exits": [2]},
+        progress=False,
+        max_loss=1,
+    )
+    assert policy.ask_exits == [2] and model.config.exit_policy == {
+        "name": "entropy",
+        "threshold": 1.0,
+        "ask_exits": [2],
+    }
 
 
 @pytest.mark.parametrize(
@@ -101,7 +123,10 @@ def test_evaluate_and_calibrate_take_it():
         ({"ask_exits": 2}, "ask_exits=2: give a list of layers"),
         ({"ask_exits": [0, 2]}, r"ask_exits=\[0, 2\]: give a list of layers"),
         ({"ask_every": 2, "ask_exits": [2]}, r"ask_every=2 and ask_exits=\[2\]: give one of them"),
-        ({"ask_exits": [1, 2]}, r"ask_exits=\[1, 2\]: there is no exit after \[1\]; there are after \[2, 4\]"),
+        (
+            {"ask_exits": [1, 2]},
+            r"ask_exits=\[1, 2\]: there is no exit after \[1\]; there are after \[2, 4\]",
+        ),
     ],
 )
 def test_what_cannot_be_asked(asked, message):

@@ -44,7 +44,13 @@ def streamed(rows):
     return Dataset.from_list(rows).to_iterable_dataset()
 
 
-KINDS = {"list": list, "datasets": Dataset.from_list, "map-style": Rows, "iterable": Stream, "streamed": streamed}
+KINDS = {
+    "list": list,
+    "datasets": Dataset.from_list,
+    "map-style": Rows,
+    "iterable": Stream,
+    "streamed": streamed,
+}
 READ_WHOLE = ("list", "datasets")
 
 
@@ -53,7 +59,13 @@ def relabelled(rows, labels):
 
 
 def trainer_of(folder, dataset, evaluated=None, num_labels=2, problem_type=None, collator=None, **settings):
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
     sizes = {"max_steps": 2, "per_device_train_batch_size": 4}
     trainer = RomeBertTrainer(
         build(num_labels=num_labels, problem_type=problem_type),
@@ -72,7 +84,9 @@ def assert_refused(trainer, message, error=ValueError):
     with pytest.raises(error, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
-    assert all(torch.equal(weight, trainer.before[name]) for name, weight in trainer.model.state_dict().items())
+    assert all(
+        torch.equal(weight, trainer.before[name]) for name, weight in trainer.model.state_dict().items()
+    )
 
 
 # ---- labels
@@ -88,14 +102,18 @@ def test_no_labels(tmp_path, kind):
 @pytest.mark.parametrize("kind", READ_WHOLE)
 def test_the_row_is_named_before_the_first_step(tmp_path, kind):
     rows = relabelled(tiny_rows(8), [0, 1, 0, 1, 0, 1, 7, 0])
-    assert_refused(trainer_of(tmp_path, KINDS[kind](rows)), r"train_dataset: row 6 has label 7; single_label_classification takes")
+    assert_refused(
+        trainer_of(tmp_path, KINDS[kind](rows)),
+        r"train_dataset: row 6 has label 7; single_label_classification takes",
+    )
 
 
 @pytest.mark.parametrize("kind", ["map-style", "iterable", "streamed"])
 def test_labels_of_other_datasets_are_seen_in_the_first_batch(tmp_path, kind):
     rows = relabelled(tiny_rows(4), [0, 1, 2, 0])
     assert_refused(
-        trainer_of(tmp_path, KINDS[kind](rows)), r"train_dataset: row \d of a batch has label 2; .* takes class ids 0\.\.1"
+        trainer_of(tmp_path, KINDS[kind](rows)),
+        r"train_dataset: row \d of a batch has label 2; .* takes class ids 0\.\.1",
     )
 
 
@@ -127,7 +145,10 @@ def test_one_class_trains_and_is_told(tmp_path, kind, caplog, monkeypatch):
     trainer.train()
     losses = [entry["loss_last"] for entry in trainer.state.log_history if "loss_last" in entry]
     assert len(losses) == 8 and losses[-1] < losses[0]
-    assert "train_dataset: every row is of class 1" in caplog.text and "shuffle before taking a part" in caplog.text
+    assert (
+        "train_dataset: every row is of class 1" in caplog.text
+        and "shuffle before taking a part" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,7 +163,9 @@ def test_one_row_is_learned_by_heart(tmp_path, kind, caplog, monkeypatch):
 
 def test_nothing_to_learn(tmp_path):
     rows = relabelled(tiny_rows(8), [-100] * 8)
-    assert_refused(trainer_of(tmp_path, rows), r"every row has the label -100, which is none; there is nothing to learn")
+    assert_refused(
+        trainer_of(tmp_path, rows), r"every row has the label -100, which is none; there is nothing to learn"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,7 +206,9 @@ class Scores:
 
     def __call__(self, rows):
         scores = [row.pop("score") for row in rows]
-        return DataCollatorWithPadding(tiny_tokenizer())(rows) | {"labels": torch.tensor([int(score > 0.5) for score in scores])}
+        return DataCollatorWithPadding(tiny_tokenizer())(rows) | {
+            "labels": torch.tensor([int(score > 0.5) for score in scores])
+        }
 
 
 def test_collator_of_one_s_own_may_make_the_labels(tmp_path):
@@ -194,13 +219,22 @@ def test_collator_of_one_s_own_may_make_the_labels(tmp_path):
 
 
 def test_collator_of_one_s_own_that_makes_none(tmp_path):
-    trainer = trainer_of(tmp_path, tiny_rows(8), collator=lambda rows: {"input_ids": torch.ones(len(rows), 3, dtype=torch.long)})
+    trainer = trainer_of(
+        tmp_path,
+        tiny_rows(8),
+        collator=lambda rows: {"input_ids": torch.ones(len(rows), 3, dtype=torch.long)},
+    )
     assert_refused(trainer, r"the batch has no labels; the dataset needs a column `labels`")
 
 
 def test_transform_may_make_the_labels(tmp_path):
     rows = Dataset.from_list([{"input_ids": row["input_ids"], "word": "a"} for row in tiny_rows(8)])
-    rows.set_transform(lambda batch: {"input_ids": batch["input_ids"], "labels": [len(ids) % 2 for ids in batch["input_ids"]]})
+    rows.set_transform(
+        lambda batch: {
+            "input_ids": batch["input_ids"],
+            "labels": [len(ids) % 2 for ids in batch["input_ids"]],
+        }
+    )
     trainer = trainer_of(tmp_path, rows, remove_unused_columns=False)
     trainer.train()
     assert trainer.state.global_step == 2
@@ -212,7 +246,10 @@ def test_transform_may_make_the_labels(tmp_path):
 @pytest.mark.parametrize("kind", ["list", "datasets", "map-style"])
 def test_empty_dataset(tmp_path, kind):
     empty = Dataset.from_list(tiny_rows(2)).select([]) if kind == "datasets" else KINDS[kind]([])
-    assert_refused(trainer_of(tmp_path, empty), r"train_dataset has no rows; check the split, and the filters that made it")
+    assert_refused(
+        trainer_of(tmp_path, empty),
+        r"train_dataset has no rows; check the split, and the filters that made it",
+    )
 
 
 def test_dataset_of_several_splits(tmp_path):
@@ -233,8 +270,15 @@ def test_no_whole_batch(tmp_path):
 def test_batch_of_one_row(tmp_path, objective, batch):
     """It is a mean over one row; nothing in the loss needs a second."""
     rows = tiny_rows(7)
-    settings = {"objective": objective, "max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": batch}
-    trainer = trainer_of(tmp_path, rows, rows, eval_strategy="epoch", per_device_eval_batch_size=batch, **settings)
+    settings = {
+        "objective": objective,
+        "max_steps": -1,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": batch,
+    }
+    trainer = trainer_of(
+        tmp_path, rows, rows, eval_strategy="epoch", per_device_eval_batch_size=batch, **settings
+    )
     trainer.train()
     stages = len(OBJECTIVES[objective].stages)
     assert trainer.state.global_step == stages * -(-7 // batch)
@@ -243,10 +287,14 @@ def test_batch_of_one_row(tmp_path, objective, batch):
     assert trainer.predict(rows[:1]).predictions.shape == (1, 2)
 
 
-@pytest.mark.parametrize(("problem_type", "num_labels", "label"), [(REGRESSION, 1, 0.5), (MULTI, 2, [0.0, 1.0])])
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "label"), [(REGRESSION, 1, 0.5), (MULTI, 2, [0.0, 1.0])]
+)
 def test_batch_of_one_row_of_other_problems(tmp_path, problem_type, num_labels, label):
     rows = relabelled(tiny_rows(3), [label] * 3)
-    trainer = trainer_of(tmp_path, rows, num_labels=num_labels, problem_type=problem_type, per_device_train_batch_size=1)
+    trainer = trainer_of(
+        tmp_path, rows, num_labels=num_labels, problem_type=problem_type, per_device_train_batch_size=1
+    )
     trainer.train()
     assert all(np.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
 
@@ -261,7 +309,10 @@ def test_batch_of_one_row_of_other_problems(tmp_path, problem_type, num_labels, 
         (relabelled(tiny_rows(4), ["good"] * 4), "eval_dataset: row 0 has label 'good'"),
         (relabelled(tiny_rows(4), [0, 1, 2, 0]), "eval_dataset: row 2 has label 2"),
         ([{"input_ids": [2, 3]}], "eval_dataset has no labels: its columns are input_ids"),
-        ({"seen": tiny_rows(4), "unseen": relabelled(tiny_rows(4), [0, 1, 2, 0])}, r"eval_dataset\['unseen'\]: row 2 has label 2"),
+        (
+            {"seen": tiny_rows(4), "unseen": relabelled(tiny_rows(4), [0, 1, 2, 0])},
+            r"eval_dataset\['unseen'\]: row 2 has label 2",
+        ),
     ],
 )
 def test_evaluation_that_would_fail_later(tmp_path, evaluated, message):

@@ -1,4 +1,6 @@
-"""Packed and padded batches hold the same rows: which can be packed, what fills them up, and that each row is its own."""
+"""Packed and padded batches hold the same rows: which can be packed, what fills them up, and that each row is
+its own.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ def padded(lengths=LENGTHS):
     tokens = max(lengths)
     place = torch.arange(tokens)
     mask = torch.stack([place < n for n in lengths]).long()
-    hidden = 100.0 * torch.arange(len(lengths))[:, None, None] + place[:, None] + torch.linspace(0, 0.5, 32)  # (b, t, 32)
+    hidden = (
+        100.0 * torch.arange(len(lengths))[:, None, None] + place[:, None] + torch.linspace(0, 0.5, 32)
+    )  # (b, t, 32)
     return PaddedBatch(hidden.contiguous(), mask)
 
 
@@ -50,7 +54,9 @@ def test_packed_texts_are_embedded_as_each_alone(family):
     assert isinstance(batch, PackedBatch) and batch.lengths == [len(row) for row in rows]
     assert batch.tokens == rounded_up(sum(batch.lengths))
     for text, found in zip(texts, texts_of(batch), strict=True):
-        assert torch.equal(found, model.backbone.embeddings(**{name: torch.tensor([row]) for name, row in text.items()})[0])
+        assert torch.equal(
+            found, model.backbone.embeddings(**{name: torch.tensor([row]) for name, row in text.items()})[0]
+        )
 
 
 def test_what_cannot_be_packed_is_padded_on_the_right():
@@ -74,23 +80,31 @@ def test_some_rows(rows, batch):
     for found, row in zip(texts_of(some), rows, strict=True):
         assert torch.equal(found, texts_of(padded())[row])
     if rows == [1, 2, 3]:
-        assert [row.tolist() for row in texts_of(batch().view(range(1, 4)))] == [row.tolist() for row in texts_of(some)]
+        assert [row.tolist() for row in texts_of(batch().view(range(1, 4)))] == [
+            row.tolist() for row in texts_of(some)
+        ]
 
 
 @pytest.mark.parametrize("batch", [packed, padded])
 def test_joined_rows_are_those_of_each(batch):
     both = batch().concat([batch([3, 2])])
     assert both.lengths == [*LENGTHS, 3, 2]
-    for found, length, value in zip(texts_of(both), both.lengths, [0, 100, 200, 300, 400, 0, 100], strict=True):
+    for found, length, value in zip(
+        texts_of(both), both.lengths, [0, 100, 200, 300, 400, 0, 100], strict=True
+    ):
         assert found[:, 0].tolist() == [value + place for place in range(length)]
 
 
-@pytest.mark.parametrize(("tokens", "rounded"), [(57, 64), (64, 64), (65, 80), (512, 512), (513, 576), (2030, 2048)])
+@pytest.mark.parametrize(
+    ("tokens", "rounded"), [(57, 64), (64, 64), (65, 80), (512, 512), (513, 576), (2030, 2048)]
+)
 def test_few_sizes_occur(tokens, rounded):
     batch = packed([tokens])
     assert batch.tokens == rounded == rounded_up(rounded)
     joined = batch.concat([batch])  # what filled up is not taken along
-    assert joined.lengths == [tokens, tokens] and torch.equal(joined.hidden[0, tokens : 2 * tokens], batch.hidden[0, :tokens])
+    assert joined.lengths == [tokens, tokens] and torch.equal(
+        joined.hidden[0, tokens : 2 * tokens], batch.hidden[0, :tokens]
+    )
     assert len({rounded_up(number) for number in range(1, 2049)}) == 8 + 28 + 24
 
 
@@ -99,7 +113,11 @@ def test_a_view_is_not_copied_before_it_is_joined():
     part = batch.view(range(1, 3))
     assert part.tokens == 27 and part.hidden.data_ptr() == batch.hidden[:, 30:].data_ptr()
     joined = part.concat([])
-    assert joined.tokens == 32 and torch.equal(joined.hidden[:, :27], part.hidden) and not joined.hidden[:, 27:].any()
+    assert (
+        joined.tokens == 32
+        and torch.equal(joined.hidden[:, :27], part.hidden)
+        and not joined.hidden[:, 27:].any()
+    )
     assert batch.concat([]) is batch and joined.concat([]) is joined
 
 
@@ -118,7 +136,9 @@ def test_a_mask_that_masks_nothing_is_dropped():
 @pytest.mark.parametrize("what", ["first_tokens", "means"])
 def test_exits_see_each_row_alone_whatever_the_others_hold(what, side):
     ragged, joined = padded(), packed()
-    expected = torch.stack([row[0] if what == "first_tokens" else row.mean(dim=0) for row in texts_of(ragged)])
+    expected = torch.stack(
+        [row[0] if what == "first_tokens" else row.mean(dim=0) for row in texts_of(ragged)]
+    )
     if side == "left":
         rolled = [row.roll(9 - length, 0) for row, length in zip(ragged.hidden, LENGTHS, strict=True)]
         ragged = PaddedBatch(torch.stack(rolled), ragged.attention_mask.flip(1))

@@ -12,7 +12,8 @@ from benchmark_sides import Predictions, Side, export, logits_of, sorted_batches
 from tiny import tiny_texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-# torch's older exporter, which the benchmark uses because its graphs run as fast and take a tenth of the time to make
+# torch's older exporter, which the benchmark uses because its graphs run as fast and take a tenth of the time
+# to make
 old_exporter = pytest.mark.filterwarnings(
     "ignore:You are using the legacy TorchScript-based ONNX export:DeprecationWarning",
     "ignore:The feature will be removed:DeprecationWarning",
@@ -23,21 +24,44 @@ old_exporter = pytest.mark.filterwarnings(
 def test_layers_are_timed_against_the_stock_model(quick, capsys):
     quick()
     benchmark_layers.main(
-        ["--model", "run/model", "--dataset", "own.csv", "--batch_sizes", "1", "4", "--rounds", "2", "--output_file", "timed.json"]
+        [
+            "--model",
+            "run/model",
+            "--dataset",
+            "own.csv",
+            "--batch_sizes",
+            "1",
+            "4",
+            "--rounds",
+            "2",
+            "--output_file",
+            "timed.json",
+        ]
     )
     timed = json.loads(Path("timed.json").read_text())
-    assert timed["full_depth"]["seconds"].keys() == {"stock", "ours"} and timed["full_depth"]["ours_over_stock"]["median"] > 0
+    assert (
+        timed["full_depth"]["seconds"].keys() == {"stock", "ours"}
+        and timed["full_depth"]["ours_over_stock"]["median"] > 0
+    )
     assert [(row["batch_size"], row["policy"]) for row in timed["early_exit"]] == [
         (size, policy) for size in (1, 4) for policy in ("calibrated", "cost near 0.5", "cost near 0.3")
     ]
     for row in timed["early_exit"]:
-        assert row["saving_on_the_clock"] == pytest.approx(row["speedup_time"]["median"] / row["speedup_layers"])
+        assert row["saving_on_the_clock"] == pytest.approx(
+            row["speedup_time"]["median"] / row["speedup_layers"]
+        )
     assert benchmark_layers.table(timed) in capsys.readouterr().out
 
 
 def test_layers_are_timed_with_texts_of_a_length(quick):
     quick()
-    settings = ["--model=run/model", "--dataset=own.csv", "--batch_sizes=4", "--rounds=1", "--output_file=timed.json"]
+    settings = [
+        "--model=run/model",
+        "--dataset=own.csv",
+        "--batch_sizes=4",
+        "--rounds=1",
+        "--output_file=timed.json",
+    ]
     benchmark_layers.main([*settings, "--tokens", "4", "8"])
     timed = json.loads(Path("timed.json").read_text())
     assert timed["tokens"] == [4, 8] and 4 <= timed["tokens_per_text"] <= 8
@@ -45,20 +69,40 @@ def test_layers_are_timed_with_texts_of_a_length(quick):
 
 def test_every_side_is_first_in_turn():
     sides = ["stock", "full", "early"]
-    assert [benchmark_layers.rotated(sides, turn)[0] for turn in range(4)] == ["stock", "full", "early", "stock"]
+    assert [benchmark_layers.rotated(sides, turn)[0] for turn in range(4)] == [
+        "stock",
+        "full",
+        "early",
+        "stock",
+    ]
     assert benchmark_layers.rotated(sides, 2) == ["early", "stock", "full"]
 
 
 def test_sides_take_turns_within_a_round(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(benchmark_layers.time, "perf_counter", lambda: next(clock))  # a second from one look to the next
+    monkeypatch.setattr(
+        benchmark_layers.time, "perf_counter", lambda: next(clock)
+    )  # a second from one look to the next
     ran: list[tuple[str, int]] = []
 
     def side(name):
         return lambda batches: ran.extend((name, batch) for batch in batches)
 
-    seconds = benchmark_layers.seconds_of({"a": side("a"), "b": side("b")}, [0, 1, 2, 3, 4], rounds=2, title="", turn=2)
-    first = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2), ("b", 3), ("a", 2), ("a", 3), ("a", 4), ("b", 4)]
+    seconds = benchmark_layers.seconds_of(
+        {"a": side("a"), "b": side("b")}, [0, 1, 2, 3, 4], rounds=2, title="", turn=2
+    )
+    first = [
+        ("a", 0),
+        ("a", 1),
+        ("b", 0),
+        ("b", 1),
+        ("b", 2),
+        ("b", 3),
+        ("a", 2),
+        ("a", 3),
+        ("a", 4),
+        ("b", 4),
+    ]
     assert ran[:10] == first and len(ran) == 30  # three rounds, of which the first is not counted
     assert seconds == {"a": [3, 3], "b": [3, 3]}  # three turns a round, of a second each
 
@@ -66,16 +110,34 @@ def test_sides_take_turns_within_a_round(monkeypatch):
 @old_exporter
 def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     quick()
-    settings = {"encoder": encoder, "dataset": "own.csv", "rounds": 1, "epochs": 1, "bf16": True, "compile": False, "growth": 40}
+    settings = {
+        "encoder": encoder,
+        "dataset": "own.csv",
+        "rounds": 1,
+        "epochs": 1,
+        "bf16": True,
+        "compile": False,
+        "growth": 40,
+    }
     benchmark.main(
-        ["--model", "run/model", "--output_file", "speed.json", *(f"--{name}={value}" for name, value in settings.items())]
+        [
+            "--model",
+            "run/model",
+            "--output_file",
+            "speed.json",
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ]
     )
     results = json.loads(Path("speed.json").read_text())
     sides = {row["side"]: row for row in results["throughput"]}
     assert len(sides) == 15 and sides[benchmark.REFERENCE]["speedup"]["median"] == 1
     for name, row in sides.items():
         assert row["texts_per_second"] == pytest.approx(results["texts"] / row["seconds"][0])
-        if "fp32" in name and "layers" not in name and not any(part in name for part in ("cost", "calibrated")):
+        if (
+            "fp32" in name
+            and "layers" not in name
+            and not any(part in name for part in ("cost", "calibrated"))
+        ):
             assert row["as_full_depth"] == 1, name  # the same model, however it is run
     assert sides["stock model of 2 layers, sorted by length, fp32"]["cost"] == 0.5
     assert sides["RomeBERT, full depth, fp32"]["cost"] == 1 > sides["RomeBERT, cost near 0.3, fp32"]["cost"]
@@ -89,10 +151,26 @@ def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
 
 def test_stock_models_are_fine_tuned_once(quick, encoder, monkeypatch):
     quick()
-    settings = ["--model=run/model", f"--encoder={encoder}", "--dataset=own.csv", "--rounds=1", "--epochs=1", "--growth=0"]
-    settings += ["--bf16=False", "--compile=False", "--onnx=False", "--costs", "0.5", "--output_file=speed.json"]
+    settings = [
+        "--model=run/model",
+        f"--encoder={encoder}",
+        "--dataset=own.csv",
+        "--rounds=1",
+        "--epochs=1",
+        "--growth=0",
+    ]
+    settings += [
+        "--bf16=False",
+        "--compile=False",
+        "--onnx=False",
+        "--costs",
+        "0.5",
+        "--output_file=speed.json",
+    ]
     benchmark.main(settings)
-    assert not [row for row in json.loads(Path("speed.json").read_text())["throughput"] if "bf16" in row["side"]]
+    assert not [
+        row for row in json.loads(Path("speed.json").read_text())["throughput"] if "bf16" in row["side"]
+    ]
     before = Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns
     benchmark.main(settings)
     assert Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns == before
@@ -102,15 +180,30 @@ def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
     names = {benchmark.REFERENCE: "stock", benchmark.SORTED.format("fp32"): "stock"}
     names |= {benchmark.FULL_DEPTH.format("fp32"): "RomeBERT", "RomeBERT, early, fp32": "RomeBERT"}
     sides = [Side(name, group, lambda texts: Predictions([])) for name, group in names.items()]
-    stock, full, early = Predictions([0, 1, 1, 0]), Predictions([0, 1, 1, 1]), Predictions([0, 1, 0, 1], [0.25, 0.25, 0.5, 1.0])
+    stock, full, early = (
+        Predictions([0, 1, 1, 0]),
+        Predictions([0, 1, 1, 1]),
+        Predictions([0, 1, 0, 1], [0.25, 0.25, 0.5, 1.0]),
+    )
     first = dict(zip(names, (stock, stock, full, early), strict=True))
-    seconds = dict(zip(names, ([4.0, 8.0, 4.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0], [2.0, 2.0, 1.0]), strict=True))
+    seconds = dict(
+        zip(names, ([4.0, 8.0, 4.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0], [2.0, 2.0, 1.0]), strict=True)
+    )
     row = benchmark.figures(sides[3], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])
-    assert row["speedup"]["median"] == 4 and row["speedup_sorted"]["median"] == 1.5 and row["texts_per_second"] == 2
+    assert (
+        row["speedup"]["median"] == 4
+        and row["speedup_sorted"]["median"] == 1.5
+        and row["texts_per_second"] == 2
+    )
     assert row["accuracy"] == 0.75 and row["as_full_depth"] == 0.75 and row["cost"] == 0.5
     assert row["saving_on_the_clock"] == 2 * 0.5  # twice as fast with half of the layers
-    assert row["saving_on_the_clock_by_tokens"] == pytest.approx(2 * 0.45)  # (4 * 0.25 + 2 * 0.25 + 2 * 0.5 + 2 * 1) / 10
-    assert benchmark.figures(sides[0], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])["saving_on_the_clock"] is None
+    assert row["saving_on_the_clock_by_tokens"] == pytest.approx(
+        2 * 0.45
+    )  # (4 * 0.25 + 2 * 0.25 + 2 * 0.5 + 2 * 1) / 10
+    assert (
+        benchmark.figures(sides[0], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])["saving_on_the_clock"]
+        is None
+    )
 
 
 def test_old_objects_are_left_alone_while_sides_are_timed():
@@ -120,7 +213,9 @@ def test_old_objects_are_left_alone_while_sides_are_timed():
 
     frozen: list[int] = []
     names = (benchmark.REFERENCE, benchmark.SORTED.format("fp32"))
-    for _ in benchmark.throughput([Side(name, "stock", run) for name in names], ["a", "b"], [0, 1], [1, 1], rounds=1):
+    for _ in benchmark.throughput(
+        [Side(name, "stock", run) for name in names], ["a", "b"], [0, 1], [1, 1], rounds=1
+    ):
         pass
     assert frozen[:2] == [0, 0] and min(frozen[2:]) > 10_000 and gc.get_freeze_count() == 0
 

@@ -1,4 +1,6 @@
-"""The benchmark of training steps: its arithmetic by hand, what its steps move, a run on a tiny shape, and one that goes on."""
+"""The benchmark of training steps: its arithmetic by hand, what its steps move, a run on a tiny shape, and
+one that goes on.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,18 @@ import torch
 from benchmark_training import GradientBytes, parse_shape, peak_bytes, summary
 from torch.profiler import ProfilerActivity, profile
 
-TINY = ["--shapes", "2x24", "--batch_size", "4", "--rounds", "1", "--device", "cpu", "--output", "figures.json"]
+TINY = [
+    "--shapes",
+    "2x24",
+    "--batch_size",
+    "4",
+    "--rounds",
+    "1",
+    "--device",
+    "cpu",
+    "--output",
+    "figures.json",
+]
 STEPS = list(benchmark_training.NAMES)
 
 
@@ -17,7 +30,9 @@ STEPS = list(benchmark_training.NAMES)
 
 
 def test_ratios_by_hand():
-    """The second round is slow for all sides, which ratios within rounds do not see: 1.5 / 1 and 3.5 / 2, median 1.625."""
+    """The second round is slow for all sides, which ratios within rounds do not see: 1.5 / 1 and 3.5 / 2,
+    median 1.625.
+    """
     measured = {step: [1.0, 2.0] for step in STEPS}
     measured["romebert, protect_last"] = [1.5, 3.5]
     measured["deebert, stage 2"] = [0.25, 0.5]
@@ -30,19 +45,36 @@ def test_ratios_by_hand():
 
 
 def test_memory_of_the_projection_by_hand():
-    peaks = dict.fromkeys(STEPS, 100) | {"romebert, off": 110, "romebert, protect_exits": 150, "romebert, protect_last": 145}
+    peaks = dict.fromkeys(STEPS, 100) | {
+        "romebert, off": 110,
+        "romebert, protect_exits": 150,
+        "romebert, protect_last": 145,
+    }
     figures = summary({step: [1.0] for step in STEPS}, peaks, GradientBytes(all=60, shared=40))["projection"]
     assert figures["extra_bytes"] == {"romebert, protect_exits": 40, "romebert, protect_last": 35}
-    assert figures["bound_bytes"] == 100 and figures["gradient_bytes"] == 60 and figures["shared_gradient_bytes"] == 40
+    assert (
+        figures["bound_bytes"] == 100
+        and figures["gradient_bytes"] == 60
+        and figures["shared_gradient_bytes"] == 40
+    )
 
 
 def test_peak_is_above_what_was_there_before():
-    """+4, +6, -4, +1 on top of 10: 20 at most, and 10 were there. The trace is not in order of time, nor of memory alone."""
+    """+4, +6, -4, +1 on top of 10: 20 at most, and 10 were there.
+
+    The trace is not in order of time, nor of memory alone.
+    """
 
     def event(time, total, change):
         return {"name": "[memory]", "ts": time, "args": {"Total Allocated": total, "Bytes": change}}
 
-    events = [event(2, 20, 6), event(1, 14, 4), {"name": "aten::mm", "ts": 1}, {"name": "process_name"}, event(4, 17, 1)]
+    events = [
+        event(2, 20, 6),
+        event(1, 14, 4),
+        {"name": "aten::mm", "ts": 1},
+        {"name": "process_name"},
+        event(4, 17, 1),
+    ]
     assert peak_bytes([*events, event(3, 16, -4)]) == 10
     assert peak_bytes([{"name": "aten::mm", "ts": 1}]) == 0
 
@@ -90,12 +122,19 @@ def test_absent_gpu_is_said(monkeypatch):
 def moved(before: dict[str, torch.Tensor], model: torch.nn.Module) -> set[str]:
     """Where weights changed: the backbone, and the exits by layer."""
     changed = {name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
-    return {name.split(".")[0] if name.startswith("backbone") else ".".join(name.split(".")[:2]) for name in changed}
+    return {
+        name.split(".")[0] if name.startswith("backbone") else ".".join(name.split(".")[:2])
+        for name in changed
+    }
 
 
 def test_stages_move_what_they_train(tmp_path, monkeypatch):
-    """One `train` is one step of each stage: first the backbone and the last exit, then the other exits alone."""
-    trainer, meter = benchmark_training.make_trainer({"objective": "deebert"}, 3, 24, 8, 4, "cpu", str(tmp_path))
+    """One `train` is one step of each stage: first the backbone and the last exit, then the other exits
+    alone.
+    """
+    trainer, meter = benchmark_training.make_trainer(
+        {"objective": "deebert"}, 3, 24, 8, 4, "cpu", str(tmp_path)
+    )
     seen = []
     monkeypatch.setattr(meter, "on_step_begin", lambda *_, **__: seen.append(copy_of(trainer.model)))
     monkeypatch.setattr(meter, "on_step_end", lambda *_, **__: seen.append(moved(seen[-1], trainer.model)))
@@ -109,13 +148,17 @@ def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_all_sides_start_from_the_same_weights_and_tokens(tmp_path):
     made = [
-        benchmark_training.make_trainer(side, 2, 24, 8, 4, "cpu", str(tmp_path))[0] for side in benchmark_training.SIDES.values()
+        benchmark_training.make_trainer(side, 2, 24, 8, 4, "cpu", str(tmp_path))[0]
+        for side in benchmark_training.SIDES.values()
     ]
     first = made[0]
     for trainer in made[1:]:
         assert moved(copy_of(first.model), trainer.model) == set()
         rows = zip(first.train_dataset, trainer.train_dataset, strict=True)
-        assert all(torch.equal(one["input_ids"], other["input_ids"]) and one["labels"] == other["labels"] for one, other in rows)
+        assert all(
+            torch.equal(one["input_ids"], other["input_ids"]) and one["labels"] == other["labels"]
+            for one, other in rows
+        )
 
 
 # ---- the script
@@ -126,7 +169,11 @@ def test_figures_of_a_tiny_encoder(here, capsys):
     results = json.loads(Path("figures.json").read_text())
     (run,) = results["runs"]
     check_structure(run)
-    assert results["batch_size"] == 4 and results["device"] == "cpu" and {"versions", "machine", "date"} <= results.keys()
+    assert (
+        results["batch_size"] == 4
+        and results["device"] == "cpu"
+        and {"versions", "machine", "date"} <= results.keys()
+    )
     assert benchmark_training.table(results) in capsys.readouterr().out
 
 
@@ -160,9 +207,17 @@ def test_run_that_was_stopped_goes_on_and_other_settings_are_refused(here, capsy
 
 def check_structure(run: dict) -> None:
     """Sizes of the gradients by formula, and one reading of each step."""
-    layers, hidden, vocabulary, positions, exits = run["layers"], run["hidden_size"], 30522, 512, run["layers"]
+    layers, hidden, vocabulary, positions, exits = (
+        run["layers"],
+        run["hidden_size"],
+        30522,
+        512,
+        run["layers"],
+    )
     matrices = 4 * hidden**2 + 2 * hidden * 4 * hidden  # of a layer
-    layer = matrices + 4 * hidden + 5 * hidden + 4 * hidden  # biases of attention, of the feed-forward; two norms
+    layer = (
+        matrices + 4 * hidden + 5 * hidden + 4 * hidden
+    )  # biases of attention, of the feed-forward; two norms
     head = hidden**2 + hidden + 2 * hidden + 2
     weights = (vocabulary + positions + 2 + 2) * hidden + layers * layer + exits * head
     assert run["projection"]["gradient_bytes"] == 4 * weights
@@ -173,12 +228,16 @@ def check_structure(run: dict) -> None:
     peaks = {name: step["peak_bytes"] for name, step in run["steps"].items()}
     assert peaks["joint"] >= 4 * weights  # the gradients, at least, are alive at the end of the backward pass
     assert peaks["deebert, stage 2"] < peaks["deebert, stage 1"]  # no gradients of the frozen backbone
-    assert all(0 < extra <= run["projection"]["bound_bytes"] for extra in run["projection"]["extra_bytes"].values())
+    assert all(
+        0 < extra <= run["projection"]["bound_bytes"] for extra in run["projection"]["extra_bytes"].values()
+    )
 
 
 def test_table_has_a_column_for_each_run():
     run = {"layers": 2, "hidden_size": 24, "length": 8}
-    run |= summary({step: [0.5] for step in STEPS}, dict.fromkeys(STEPS, 3 * 2**20), GradientBytes(2**21, 2**20))
+    run |= summary(
+        {step: [0.5] for step in STEPS}, dict.fromkeys(STEPS, 3 * 2**20), GradientBytes(2**21, 2**20)
+    )
     lines = benchmark_training.table({"runs": [run, run | {"length": 16}]}).splitlines()
     assert lines[0] == "| time of a step / time of a joint step | 2 x 24, 8 tokens | 2 x 24, 16 tokens |"
     assert "| joint, seconds | 0.5 | 0.5 |" in lines and "| DeeBERT, stage 2 | 1.00 | 1.00 |" in lines

@@ -1,4 +1,6 @@
-"""Whatever writes a model writes its card: evaluated, trained, or neither, and never over a text of the user's own."""
+"""Whatever writes a model writes its card: evaluated, trained, or neither, and never over a text of the
+user's own.
+"""
 
 import copy
 import json
@@ -11,8 +13,15 @@ from huggingface_hub import ModelCard
 from tiny import build, tiny_rows, tiny_texts, tiny_tokenizer
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from modeling_romebert import EarlyExitPipeline, ExitReport, RomeBertTrainer, RomeBertTrainingArguments, calibrate, evaluate_exits
-from modeling_romebert.records import RECORD, weights_digest
+from modeling_romebert import (
+    EarlyExitPipeline,
+    ExitReport,
+    RomeBertTrainer,
+    RomeBertTrainingArguments,
+    calibrate,
+    evaluate_exits,
+)
+from modeling_romebert.hub import RECORD, weights_digest
 
 NOT_EVALUATED = "This model has not been evaluated."
 
@@ -29,11 +38,20 @@ def evaluated():
 
 def trainer(tmp_path, model) -> RomeBertTrainer:
     arguments = RomeBertTrainingArguments(
-        str(tmp_path / "run"), max_steps=2, use_cpu=True, report_to="none", save_strategy="no", learning_rate=0.00123
+        str(tmp_path / "run"),
+        max_steps=2,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        learning_rate=0.00123,
     )
     tokenizer = tiny_tokenizer()
     return RomeBertTrainer(
-        model, arguments, train_dataset=tiny_rows(8), data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer
+        model,
+        arguments,
+        train_dataset=tiny_rows(8),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
     )
 
 
@@ -86,9 +104,21 @@ def test_own_readme_survives_every_save(tmp_path):
 
 
 def stock_trainer(tmp_path, model, steps=1, **settings):
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "max_steps": steps}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "max_steps": steps,
+    }
     arguments = TrainingArguments(str(tmp_path / "stock"), **quiet | settings)
-    return Trainer(model, arguments, train_dataset=tiny_rows(8), eval_dataset=tiny_rows(8), processing_class=tiny_tokenizer())
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=tiny_rows(8),
+        eval_dataset=tiny_rows(8),
+        processing_class=tiny_tokenizer(),
+    )
 
 
 def train_by_stock(tmp_path, model):
@@ -153,16 +183,22 @@ def save_a_copy(model, folder):
     other.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("save", [save_elsewhere, save_shards, save_as_trainer, save_as_pipeline, save_a_copy])
+@pytest.mark.parametrize(
+    "save", [save_elsewhere, save_shards, save_as_trainer, save_as_pipeline, save_a_copy]
+)
 def test_the_same_weights_keep_figures_and_training(tmp_path, save):
     model, report = evaluated()
     run = trainer(tmp_path, model)
     run.train()
-    report = evaluate_exits(run.model, [{"text": "good film", "label": 1}, {"text": "bad", "label": 0}], tiny_tokenizer())
+    report = evaluate_exits(
+        run.model, [{"text": "good film", "label": 1}, {"text": "bad", "label": 0}], tiny_tokenizer()
+    )
     model.save_pretrained(tmp_path / "first")
     loaded = type(model).from_pretrained(tmp_path / "first")
     save(loaded, tmp_path / "second")
-    assert f"| mean | {report.mean:.4f} |" in card(tmp_path / "second") and "0.00123" in card(tmp_path / "second")
+    assert f"| mean | {report.mean:.4f} |" in card(tmp_path / "second") and "0.00123" in card(
+        tmp_path / "second"
+    )
     type(model).from_pretrained(tmp_path / "second").save_pretrained(tmp_path / "third")
     assert card(tmp_path / "third") == card(tmp_path / "second")
 
@@ -177,10 +213,14 @@ def test_more_digits_do_not_make_other_weights(tmp_path):
 
 def test_the_state_dict_that_is_saved_decides(tmp_path):
     model, report = evaluated()
-    other = {name: weight + 1 if "classifier" in name else weight for name, weight in model.state_dict().items()}
+    other = {
+        name: weight + 1 if "classifier" in name else weight for name, weight in model.state_dict().items()
+    }
     model.save_pretrained(tmp_path / "other", state_dict=other)
     model.save_pretrained(tmp_path / "same", state_dict=model.state_dict())
-    assert NOT_EVALUATED in card(tmp_path / "other") and f"| mean | {report.mean:.4f} |" in card(tmp_path / "same")
+    assert NOT_EVALUATED in card(tmp_path / "other") and f"| mean | {report.mean:.4f} |" in card(
+        tmp_path / "same"
+    )
 
 
 def test_checkpoints_tell_no_figures_of_other_weights_and_the_best_model_keeps_its_own(tmp_path):
@@ -258,7 +298,9 @@ def test_base_model_is_told_by_every_later_save(tmp_path):
     loaded = type(model).from_pretrained(tmp_path / "first")
     train_by_stock(tmp_path, loaded)
     loaded.save_pretrained(tmp_path / "second")
-    assert card(tmp_path / "second") == card(tmp_path / "first") and "`google-bert/bert-base-uncased`" in card(tmp_path / "first")
+    assert card(tmp_path / "second") == card(
+        tmp_path / "first"
+    ) and "`google-bert/bert-base-uncased`" in card(tmp_path / "first")
 
 
 @pytest.mark.parametrize("there", ["nothing", "ours", "own"])
@@ -274,7 +316,9 @@ def test_push_to_hub_uploads_the_card(tmp_path, monkeypatch, there):
             return type("Repo", (), {"repo_id": repo_id})
 
         def create_commit(self, operations, **_):
-            (found,) = [operation.path_or_fileobj for operation in operations if operation.path_in_repo == "README.md"]
+            (found,) = [
+                operation.path_or_fileobj for operation in operations if operation.path_in_repo == "README.md"
+            ]
             pushed.append(Path(found).read_text())
 
     def load(repo_id, **_):

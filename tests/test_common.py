@@ -1,4 +1,6 @@
-"""What transformers' common tests ask of every model: loading options, sizes, initialisation, compilers, and no pickles."""
+"""What transformers' common tests ask of every model: loading options, sizes, initialisation, compilers, and
+no pickles.
+"""
 
 import inspect
 import json
@@ -15,7 +17,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 
 from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification, RomeBertModel
 
-families = pytest.mark.parametrize("family", [BertConfig, RobertaConfig], ids=lambda family: family.model_type)
+families = pytest.mark.parametrize(
+    "family", [BertConfig, RobertaConfig], ids=lambda family: family.model_type
+)
 of_ours = pytest.mark.parametrize("of_ours", [True, False], ids=["ours", "plain"])
 POLICY = {"name": "entropy", "threshold": 0.6}
 
@@ -68,7 +72,9 @@ def test_bfloat16_at_load_is_the_model_converted(saved):
 def test_half_precision_of_a_plain_checkpoint_is_the_stock_model_s(tmp_path):
     folder, (ids, mask) = save_plain(tmp_path), padded_batch()
     ours = load(folder, dtype="bfloat16")(ids, mask, output_hidden_states=True).hidden_states[-1]
-    assert torch.equal(ours, BertModel.from_pretrained(folder, dtype="bfloat16")(ids, attention_mask=mask).last_hidden_state)
+    assert torch.equal(
+        ours, BertModel.from_pretrained(folder, dtype="bfloat16")(ids, attention_mask=mask).last_hidden_state
+    )
 
 
 @of_ours
@@ -80,7 +86,9 @@ def test_device_map_auto(tmp_path, saved, of_ours):
     placed = load(folder, device_map="auto")
     torch.manual_seed(0)
     model, (ids, mask) = load(folder), padded_batch()
-    assert {parameter.device.type for parameter in placed.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+    assert {parameter.device.type for parameter in placed.parameters()} == {
+        "cuda" if torch.cuda.is_available() else "cpu"
+    }
     ids, mask = ids.to(placed.device), mask.to(placed.device)
     found = placed(ids, mask, output_hidden_states=True).hidden_states[-1].cpu()
     expected = model(*padded_batch(), output_hidden_states=True).hidden_states[-1]
@@ -107,7 +115,10 @@ def test_shards(tmp_path, loader):
     shards = sorted(path.name for path in tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 5 and not (tmp_path / "model.safetensors").exists()
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"].values()) == set(shards) and index["weight_map"].keys() == model.state_dict().keys()
+    assert (
+        set(index["weight_map"].values()) == set(shards)
+        and index["weight_map"].keys() == model.state_dict().keys()
+    )
     assert torch.equal(exit_logits(loader.from_pretrained(tmp_path)), exit_logits(model))
 
 
@@ -139,7 +150,9 @@ def test_other_num_labels_keeps_all_but_the_classifiers(saved, num_labels):
     other, info = load(folder, num_labels=num_labels, ignore_mismatched_sizes=True, output_loading_info=True)
     assert exit_logits(other).shape[1:] == (LAYERS, num_labels)
     assert other.config.num_labels == len(other.config.id2label) == num_labels
-    assert {key for key, *_ in info["mismatched_keys"]} == {name for name in model.state_dict() if "classifier" in name}
+    assert {key for key, *_ in info["mismatched_keys"]} == {
+        name for name in model.state_dict() if "classifier" in name
+    }
     assert same_weights(other, model, lambda name: "classifier" not in name)
     weights = torch.stack([head.classifier.weight for head in other.exits.values()])
     assert 0.05 < weights.std() < 0.2 and not any(head.classifier.bias.any() for head in other.exits.values())
@@ -170,7 +183,10 @@ def test_tuple_and_dict_hold_the_same(saved):
     model.config.return_dict = False
     assert isinstance(model(ids, mask), tuple)
     alone = RomeBertModel.from_pretrained(saved[1])
-    assert torch.equal(alone(ids, attention_mask=mask, return_dict=False)[0], alone(ids, attention_mask=mask).last_hidden_state)
+    assert torch.equal(
+        alone(ids, attention_mask=mask, return_dict=False)[0],
+        alone(ids, attention_mask=mask).last_hidden_state,
+    )
 
 
 @torch.no_grad()
@@ -178,12 +194,20 @@ def test_the_encoder_names_its_inputs_as_stock_ones_do():
     """A Trainer passes on what the signature names; a config that asks for all states gives them."""
     stock = inspect.signature(BertModel.forward).parameters
     ours = inspect.signature(RomeBertModel.forward).parameters
-    assert {"input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"} <= ours.keys() & stock.keys()
+    assert {
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "position_ids",
+        "inputs_embeds",
+    } <= ours.keys() & stock.keys()
     encoder, (ids, mask) = RomeBertModel(RomeBertConfig(tiny_backbone())).eval(), padded_batch()
     embedded = encoder(inputs_embeds=encoder.get_input_embeddings()(ids), attention_mask=mask)
     assert torch.equal(embedded.last_hidden_state, encoder(ids, mask).last_hidden_state)
     wholly = encoder(ids, mask, torch.ones_like(ids), output_hidden_states=True)
-    expected = encoder.backbone(ids, attention_mask=mask, token_type_ids=torch.ones_like(ids)).last_hidden_state
+    expected = encoder.backbone(
+        ids, attention_mask=mask, token_type_ids=torch.ones_like(ids)
+    ).last_hidden_state
     assert torch.equal(wholly.hidden_states[-1], expected)
 
 
@@ -209,13 +233,19 @@ def test_resized_embeddings_are_saved(saved):
 @families
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_initialisation(family, pooling):
-    """As in the stock model, matrices are drawn from N(0, initializer_range), biases are 0 and norms the identity."""
+    """As in the stock model, matrices are drawn from N(0, initializer_range), biases are 0 and norms the
+    identity.
+    """
     torch.manual_seed(0)
-    config = RomeBertConfig(tiny_backbone(family, initializer_range=0.05), num_labels=CLASSES, exit_pooling=pooling)
+    config = RomeBertConfig(
+        tiny_backbone(family, initializer_range=0.05), num_labels=CLASSES, exit_pooling=pooling
+    )
     model = RomeBertForSequenceClassification(config)
     matrices = [module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
     assert len(matrices) == 3 + 6 * LAYERS + LAYERS * (2 if pooling == "cls" else 1)
-    assert {id(weight) for weight in matrices} == {id(weight) for weight in model.parameters() if weight.dim() > 1}
+    assert {id(weight) for weight in matrices} == {
+        id(weight) for weight in model.parameters() if weight.dim() > 1
+    }
     for weight in matrices:
         assert weight.isfinite().all() and 0.04 < weight.std() < 0.06 and abs(weight.mean()) < 0.02
     for module in model.modules():
@@ -261,8 +291,12 @@ def test_classifier_from_an_encoder_gets_new_exits_and_says_so(tmp_path, pooling
     assert "exits.{2, 4}.classifier.weight" in "".join(said) and "newly initialized" in "".join(said)
     assert same_weights(model, encoder, is_trunk) and list(model.exits) == ["2", "4"]
     classifiers = torch.stack([head.classifier.weight for head in model.exits.values()])
-    assert classifiers.shape == (2, 5, 32) and 0.05 < classifiers.std() < 0.2 and not torch.equal(*classifiers)
-    assert all(head.pooler is None or 0.05 < head.pooler.dense.weight.std() < 0.2 for head in model.exits.values())
+    assert (
+        classifiers.shape == (2, 5, 32) and 0.05 < classifiers.std() < 0.2 and not torch.equal(*classifiers)
+    )
+    assert all(
+        head.pooler is None or 0.05 < head.pooler.dense.weight.std() < 0.2 for head in model.exits.values()
+    )
     model.save_pretrained(tmp_path / "classifier")
     assert same_weights(load(tmp_path / "classifier"), model)
 
@@ -270,7 +304,10 @@ def test_classifier_from_an_encoder_gets_new_exits_and_says_so(tmp_path, pooling
 def test_exits_at_other_layers_than_those_saved_are_still_refused(tmp_path):
     """A checkpoint that has exits, none of them where the config puts them, is no encoder without exits."""
     build(exit_layers=[4]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"no weights for exits\.2\.classifier\.bias.*Leave both out to load the exits it has"):
+    with pytest.raises(
+        ValueError,
+        match=r"no weights for exits\.2\.classifier\.bias.*Leave both out to load the exits it has",
+    ):
         load(tmp_path, num_hidden_layers=2, exit_layers=[2])
 
 
@@ -292,7 +329,10 @@ def test_a_compiled_model_still_lets_rows_leave():
     """Which rows leave is known at run time only, so the graph is cut there; the result is the same."""
     model, (ids, mask) = build(), padded_batch()
     torch._dynamo.reset()
-    expected, found = model(ids, mask, exit_policy=POLICY), torch.compile(model, backend="eager")(ids, mask, exit_policy=POLICY)
+    expected, found = (
+        model(ids, mask, exit_policy=POLICY),
+        torch.compile(model, backend="eager")(ids, mask, exit_policy=POLICY),
+    )
     assert torch.equal(found.exit_layer, expected.exit_layer) and expected.exit_layer.unique().numel() >= 3
     assert torch.equal(found.logits, expected.logits)
 
@@ -336,7 +376,9 @@ def test_a_pickle_is_refused_with_the_way_out(tmp_path, saved, of_ours, settings
     folder = saved[1] if of_ours else save_plain(tmp_path / "plain")
     turn_into_pickle(folder)
     for loader in (RomeBertForSequenceClassification, RomeBertModel):
-        with pytest.raises(OSError, match=r"no weights as safetensors.*pytorch_model\.bin.*Convert them once") as refused:
+        with pytest.raises(
+            OSError, match=r"no weights as safetensors.*pytorch_model\.bin.*Convert them once"
+        ) as refused:
             loader.from_pretrained(folder, **settings)
         assert str(folder) in str(refused.value)
 

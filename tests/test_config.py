@@ -27,7 +27,13 @@ from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification,
 from modeling_romebert.backbones import ADAPTERS
 
 PLAIN = [BertConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig]
-SMALL = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100}
+SMALL = {
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 100,
+}
 
 
 @pytest.fixture
@@ -40,7 +46,9 @@ def no_warning(caplog):
 
 
 def content(config):
-    """Settings, without what the library notes on saving and the backbone's, which are compared by themselves."""
+    """Settings, without what the library notes on saving and the backbone's, which are compared by
+    themselves.
+    """
     notes = ("_name_or_path", "transformers_version", "auto_map", "backbone_config")
     return {name: value for name, value in config.to_dict().items() if name not in notes}
 
@@ -77,7 +85,10 @@ def test_backbone_config_as_an_object_or_a_dict(family):
 
 
 def test_a_backbone_dict_without_model_type_is_bert():
-    assert RomeBertConfig({"num_hidden_layers": 3}).backbone_config.to_dict() == BertConfig(num_hidden_layers=3).to_dict()
+    assert (
+        RomeBertConfig({"num_hidden_layers": 3}).backbone_config.to_dict()
+        == BertConfig(num_hidden_layers=3).to_dict()
+    )
 
 
 def test_the_backbone_s_sizes_answer():
@@ -145,9 +156,21 @@ def test_unknown_pooling():
 @pytest.mark.parametrize(
     ("backbone", "given", "message"),
     [
-        (tiny_backbone(), {"hidden_size": 16}, "hidden_size=16 belongs to the backbone.*backbone_config.*says 32"),
-        (tiny_backbone(DistilBertConfig), {"n_layers": 2}, "n_layers=2 belongs to the backbone.*backbone_config.*says 4"),
-        (tiny_backbone(DistilBertConfig), {"num_hidden_layers": 2}, "num_hidden_layers=2 belongs to the backbone.*says 4"),
+        (
+            tiny_backbone(),
+            {"hidden_size": 16},
+            "hidden_size=16 belongs to the backbone.*backbone_config.*says 32",
+        ),
+        (
+            tiny_backbone(DistilBertConfig),
+            {"n_layers": 2},
+            "n_layers=2 belongs to the backbone.*backbone_config.*says 4",
+        ),
+        (
+            tiny_backbone(DistilBertConfig),
+            {"num_hidden_layers": 2},
+            "num_hidden_layers=2 belongs to the backbone.*says 4",
+        ),
     ],
 )
 def test_backbone_argument_given_twice(backbone, given, message):
@@ -187,7 +210,9 @@ def test_every_family_has_an_adapter():
 
 @pytest.mark.parametrize("family", [BertConfig, RobertaConfig])
 def test_decoder_is_refused(family):
-    with pytest.raises(ValueError, match=rf"backbone_config is a decoder \({family.model_type}, is_decoder=True\)"):
+    with pytest.raises(
+        ValueError, match=rf"backbone_config is a decoder \({family.model_type}, is_decoder=True\)"
+    ):
         RomeBertForSequenceClassification(RomeBertConfig(tiny_backbone(family, is_decoder=True)))
 
 
@@ -231,14 +256,18 @@ def test_round_trip(family, settings, tmp_path, no_warning):
         assert type(loaded) is RomeBertConfig and type(loaded.backbone_config) is family
         assert content(loaded) == content(config)
         assert content(loaded.backbone_config) == content(config.backbone_config)
-        assert all(getattr(loaded, name) == value for name, value in settings.items() if name != "exit_layers")
+        assert all(
+            getattr(loaded, name) == value for name, value in settings.items() if name != "exit_layers"
+        )
         assert loaded.exit_layers == ([2, 3, 4] if settings else [1, 2, 3, 4])
 
 
 def test_round_trip_of_the_default(tmp_path):
     RomeBertConfig().save_pretrained(tmp_path)
     loaded = RomeBertConfig.from_pretrained(tmp_path)
-    assert content(loaded) == content(RomeBertConfig()) and content(loaded.backbone_config) == content(BertConfig())
+    assert content(loaded) == content(RomeBertConfig()) and content(loaded.backbone_config) == content(
+        BertConfig()
+    )
 
 
 def test_from_dict_leaves_its_argument_alone():
@@ -249,7 +278,9 @@ def test_from_dict_leaves_its_argument_alone():
 
 
 def test_from_dict_of_ours_without_a_backbone_is_bert():
-    config = RomeBertConfig.from_dict({"model_type": "romebert", **SMALL, "exit_layers": [2]}, hidden_dropout_prob=0.3)
+    config = RomeBertConfig.from_dict(
+        {"model_type": "romebert", **SMALL, "exit_layers": [2]}, hidden_dropout_prob=0.3
+    )
     assert config.backbone_config.to_dict() == BertConfig(**SMALL, hidden_dropout_prob=0.3).to_dict()
     assert config.exit_layers == [2, 4]
 
@@ -273,7 +304,9 @@ def test_a_plain_encoder_s_config_is_nested(family, tmp_path, no_warning):
 
 
 def test_labels_of_a_plain_config_are_kept(tmp_path, no_warning):
-    BertConfig(**SMALL, **TASK, problem_type=MULTI, architectures=["BertForSequenceClassification"]).save_pretrained(tmp_path)
+    BertConfig(
+        **SMALL, **TASK, problem_type=MULTI, architectures=["BertForSequenceClassification"]
+    ).save_pretrained(tmp_path)
     config = RomeBertConfig.from_pretrained(tmp_path)
     assert (config.id2label, config.label2id, config.problem_type) == (*TASK.values(), MULTI)
     assert config.num_labels == 3
@@ -298,7 +331,10 @@ def test_overrides_go_to_the_level_they_belong_to(tmp_path, no_warning):
         )
         assert (config.exit_layers, config.exit_pooling, config.teacher) == ([3, 4], "mean", "next")
         assert (config.num_labels, config.problem_type) == (5, MULTI)
-        assert (config.backbone_config.hidden_dropout_prob, config.backbone_config.classifier_dropout) == (0.4, 0.2)
+        assert (config.backbone_config.hidden_dropout_prob, config.backbone_config.classifier_dropout) == (
+            0.4,
+            0.2,
+        )
         assert type(config.backbone_config) is RobertaConfig
         assert unused == {"something_else": 1}
         assert "hidden_dropout_prob" not in vars(config)
@@ -314,7 +350,10 @@ def test_fewer_layers_of_a_plain_config(tmp_path):
     ("policy", "stored"),
     [
         ({"name": "entropy", "threshold": np.float32(0.25)}, {"name": "entropy", "threshold": 0.25}),
-        ({"name": "entropy", "thresholds": torch.tensor([0.25, 0.5])}, {"name": "entropy", "thresholds": [0.25, 0.5]}),
+        (
+            {"name": "entropy", "thresholds": torch.tensor([0.25, 0.5])},
+            {"name": "entropy", "thresholds": [0.25, 0.5]},
+        ),
         (make_policy("vote", threshold=1.5), {"name": "vote", "threshold": 1.5}),
     ],
     ids=str,

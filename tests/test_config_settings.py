@@ -1,4 +1,6 @@
-"""A setting lives in one place and may be written on either level, at any time; labels and token ids are what the model has."""
+"""A setting lives in one place and may be written on either level, at any time; labels and token ids are what
+the model has.
+"""
 
 import copy
 import pickle
@@ -9,18 +11,41 @@ from families import FAMILIES, families
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from test_config import content
 from tiny import CLASSES, build, padded_batch, tiny_backbone, tiny_tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedConfig, RobertaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    PreTrainedConfig,
+    RobertaConfig,
+)
 
-from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification, RomeBertModel, evaluate_exits, score
+from modeling_romebert import (
+    RomeBertConfig,
+    RomeBertForSequenceClassification,
+    RomeBertModel,
+    evaluate_exits,
+    score,
+)
 from modeling_romebert.pipeline_romebert import EarlyExitPipeline
 
-# Settings of some family that may be written to anything of their type; others are bound to each other, as sizes are.
-WRITTEN = {bool: lambda value: not value, int: lambda value: value + 3, float: lambda value: value + 0.125, str: lambda _: "relu"}
+# Settings of some family that may be written to anything of their type; others are bound to each other, as
+# sizes are.
+WRITTEN = {
+    bool: lambda value: not value,
+    int: lambda value: value + 3,
+    float: lambda value: value + 0.125,
+    str: lambda _: "relu",
+}
 
 
 def settings_of(config):
-    """Names of the settings that a family's config adds to those of any config, aliases included, and other values for them."""
-    names = (vars(config).keys() | config.attribute_map.keys()) - vars(PreTrainedConfig()).keys() - {"is_decoder"}
+    """Names of the settings that a family's config adds to those of any config, aliases included, and other
+    values for them.
+    """
+    names = (
+        (vars(config).keys() | config.attribute_map.keys()) - vars(PreTrainedConfig()).keys() - {"is_decoder"}
+    )
     values = {name: getattr(config, name) for name in sorted(names)}
     return {name: WRITTEN[type(value)](value) for name, value in values.items() if type(value) in WRITTEN}
 
@@ -42,7 +67,11 @@ def test_a_setting_is_written_on_either_level(family):
     """... as on a config of the family's own, which also says what it refuses."""
     settings, tried = settings_of(family.backbone()), 0
     for name, value in settings.items():
-        stock, ours, below = family.backbone(), RomeBertConfig(family.backbone()), RomeBertConfig(family.backbone())
+        stock, ours, below = (
+            family.backbone(),
+            RomeBertConfig(family.backbone()),
+            RomeBertConfig(family.backbone()),
+        )
         if not accepted(stock, name, value):
             assert not accepted(ours, name, value)
             continue
@@ -50,10 +79,19 @@ def test_a_setting_is_written_on_either_level(family):
         setattr(ours, name, value)
         setattr(below.backbone_config, name, value)
         for config in (ours, below):
-            assert getattr(config, name) == getattr(config.backbone_config, name) == getattr(stock, name) == value
+            assert (
+                getattr(config, name)
+                == getattr(config.backbone_config, name)
+                == getattr(stock, name)
+                == value
+            )
             assert hasattr(config, name) and name not in vars(config)
             assert content(config.backbone_config) == content(stock)
-            assert copy.deepcopy(config).to_dict() == pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+            assert (
+                copy.deepcopy(config).to_dict()
+                == pickle.loads(pickle.dumps(config)).to_dict()
+                == config.to_dict()
+            )
             assert config.to_dict()["backbone_config"][stock.attribute_map.get(name, name)] == value
             assert name not in config.to_dict() and name not in config.to_diff_dict()
     assert tried >= 12
@@ -63,7 +101,11 @@ def test_a_setting_is_written_on_either_level(family):
 def test_written_settings_are_saved_and_given_ones_win(family, tmp_path):
     stock = family.backbone()
     settings = {name: value for name, value in settings_of(stock).items() if accepted(stock, name, value)}
-    settings = {name: value for name, value in settings.items() if not isinstance(value, int) or isinstance(value, bool)}
+    settings = {
+        name: value
+        for name, value in settings.items()
+        if not isinstance(value, int) or isinstance(value, bool)
+    }
     assert len(settings) >= 5
     config = RomeBertConfig(family.backbone())
     config.save_pretrained(tmp_path / "before")
@@ -83,7 +125,12 @@ def test_written_settings_are_saved_and_given_ones_win(family, tmp_path):
 
 def test_a_model_obeys_what_was_written():
     """The stock model is the oracle: a setting that is ignored shows in its numbers."""
-    written = {"hidden_act": "relu", "layer_norm_eps": 0.5, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.25}
+    written = {
+        "hidden_act": "relu",
+        "layer_norm_eps": 0.5,
+        "hidden_dropout_prob": 0.0,
+        "classifier_dropout": 0.25,
+    }
     config = RomeBertConfig(tiny_backbone(), num_labels=CLASSES)
     for name, value in written.items():
         setattr(config, name, value)
@@ -229,7 +276,9 @@ def test_outputs_asked_for_on_the_config():
             expected = stock(ids, output_hidden_states=indices).hidden_states
             assert (some is None) == (expected is None)
             assert [state is None for state in some or ()] == [state is None for state in expected or ()]
-            assert all(one is None or torch.equal(one, other) for one, other in zip(some or (), every, strict=False))
+            assert all(
+                one is None or torch.equal(one, other) for one, other in zip(some or (), every, strict=False)
+            )
         model.config.return_dict = False
         assert isinstance(model(*inputs), tuple)
 
@@ -238,18 +287,26 @@ def test_a_config_s_dtype_is_that_of_a_loaded_model_not_of_one_built_from_it():
     """As in stock models; in no case is the encoder of another type than its exits."""
     config = RomeBertConfig(tiny_backbone(dtype="bfloat16"))
     model = RomeBertForSequenceClassification(config)
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32} and config.dtype == torch.bfloat16
+    assert {weight.dtype for weight in model.parameters()} == {
+        torch.float32
+    } and config.dtype == torch.bfloat16
     model = AutoModelForSequenceClassification.from_config(config)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
 @torch.no_grad()
 def test_a_padding_token_written_later_moves_no_positions():
-    """A Trainer writes its tokenizer's on the config. RoBERTa counts positions from the one that it was built with."""
+    """A Trainer writes its tokenizer's on the config.
+
+    RoBERTa counts positions from the one that it was built with.
+    """
     model, (ids, mask) = build(RobertaConfig, exit_policy=None), padded_batch()
     policy = {"name": "entropy", "threshold": 0.6}
     texts = ["the film was good", "a dull plot"]
-    before, scored = model(ids, mask, exit_policy=policy), list(score(model, tiny_tokenizer(), texts, exit_policy=policy))
+    before, scored = (
+        model(ids, mask, exit_policy=policy),
+        list(score(model, tiny_tokenizer(), texts, exit_policy=policy)),
+    )
     model.config.pad_token_id = 0
     after = model(ids, mask, exit_policy=policy)
     assert torch.equal(after.logits, before.logits) and torch.equal(after.exit_layer, before.exit_layer)
@@ -273,7 +330,9 @@ def test_a_padding_token_written_later_moves_no_positions():
     ids=str,
 )
 def test_ids_of_labels_that_no_model_gives(id2label, tmp_path):
-    told = r"id2label=.*: give a dict from ids to labels, and count the ids from 0 without gaps, such as \{0: '"
+    told = (
+        r"id2label=.*: give a dict from ids to labels, and count the ids from 0 without gaps, such as \{0: '"
+    )
     with pytest.raises(ValueError, match=told):
         RomeBertConfig(tiny_backbone(), id2label=id2label)
     config = RomeBertConfig(tiny_backbone())
@@ -290,9 +349,18 @@ def test_ids_of_labels_that_no_model_gives(id2label, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, r"num_labels=3 and id2label=\{0: 'a', 1: 'b'\} with 2 labels"),
-        ({"num_labels": 1, "id2label": {0: "a", 1: "b"}}, r"num_labels=1 and id2label=.* with 2 labels contradict"),
-        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, r"id2label=.* and label2id=.* contradict"),
+        (
+            {"num_labels": 3, "id2label": {0: "a", 1: "b"}},
+            r"num_labels=3 and id2label=\{0: 'a', 1: 'b'\} with 2 labels",
+        ),
+        (
+            {"num_labels": 1, "id2label": {0: "a", 1: "b"}},
+            r"num_labels=1 and id2label=.* with 2 labels contradict",
+        ),
+        (
+            {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}},
+            r"id2label=.* and label2id=.* contradict",
+        ),
         ({"num_labels": 3, "label2id": {"a": 0, "b": 1}}, r"num_labels=3 and id2label=.* with 2 labels"),
     ],
 )
@@ -309,7 +377,11 @@ def test_labels_that_contradict_each_other(settings, told):
         {"id2label": {0: "bad", 1: "good", 2: "fair"}},
         {"id2label": {"2": "fair", "0": "bad", "1": "good"}},
         {"label2id": {"bad": 0, "fair": 2, "good": 1}},
-        {"num_labels": 3, "id2label": {0: "bad", 1: "good", 2: "fair"}, "label2id": {"bad": 0, "good": 1, "fair": 2}},
+        {
+            "num_labels": 3,
+            "id2label": {0: "bad", 1: "good", 2: "fair"},
+            "label2id": {"bad": 0, "good": 1, "fair": 2},
+        },
     ],
 )
 def test_labels_by_any_of_their_names(settings, tmp_path):
@@ -319,7 +391,10 @@ def test_labels_by_any_of_their_names(settings, tmp_path):
         written.id2label = settings["id2label"]
     plain = tiny_backbone()
     plain.save_pretrained(tmp_path)
-    built = [RomeBertConfig(tiny_backbone(), **settings), RomeBertConfig.from_pretrained(tmp_path, **settings)]
+    built = [
+        RomeBertConfig(tiny_backbone(), **settings),
+        RomeBertConfig.from_pretrained(tmp_path, **settings),
+    ]
     for config in [*built, *([written] if "id2label" in settings else [])]:
         assert list(config.id2label.items()) == [(0, "bad"), (1, "good"), (2, "fair")]
         assert config.label2id == {"bad": 0, "good": 1, "fair": 2} and config.num_labels == 3
@@ -332,7 +407,9 @@ def test_labels_of_the_backbone_s_config_come_along(tmp_path):
         assert config.id2label == names and RomeBertConfig(backbone, num_labels=5).num_labels == 5
         config.num_labels = 2
         config.save_pretrained(tmp_path)
-        assert RomeBertConfig.from_pretrained(tmp_path).num_labels == 2  # a file that names no labels means the library's two
+        assert (
+            RomeBertConfig.from_pretrained(tmp_path).num_labels == 2
+        )  # a file that names no labels means the library's two
 
 
 def test_a_number_of_labels_that_is_there_keeps_their_names(tmp_path):
@@ -358,7 +435,9 @@ def ways_in(model, tokenizer, texts):
         "policy": lambda: model(**batch, exit_policy=policy),
         "attentions": lambda: model(**batch, output_attentions=True),
         "encoder": lambda: encoder(**batch),
-        "training": lambda: model.train()(**batch, labels=torch.zeros(len(texts), dtype=torch.long)).loss.backward(),
+        "training": lambda: model.train()(
+            **batch, labels=torch.zeros(len(texts), dtype=torch.long)
+        ).loss.backward(),
         "score": lambda: list(score(model, tokenizer, texts)),
         "score with a policy": lambda: list(score(model, tokenizer, texts, exit_policy=policy)),
         "pipeline": lambda: pipe(texts),
@@ -376,7 +455,10 @@ def ways_in(model, tokenizer, texts):
 )
 @pytest.mark.parametrize("family", [BertConfig, RobertaConfig], ids=["bert", "roberta"])
 def test_tokens_added_without_room_for_them(family, way):
-    tokenizer, model = tiny_tokenizer(), build(backbone=tiny_backbone(family, attention="eager"))  # its vocabulary has 100
+    tokenizer, model = (
+        tiny_tokenizer(),
+        build(backbone=tiny_backbone(family, attention="eager")),
+    )  # its vocabulary has 100
     tokenizer.add_tokens([f"word{index}" for index in range(len(tokenizer), 101)])
     texts = ["a good film", "the plot was word100"]
     told = r"input_ids contain 100, but the model's vocabulary has 100 tokens.*resize_token_embeddings\(len\(tokenizer\)\)"
@@ -388,7 +470,10 @@ def test_tokens_added_without_room_for_them(family, way):
 
 def test_negative_ids_and_ids_that_another_tokenizer_made():
     model = build()
-    for ids, told in (([[2, -1, 3]], "contain -1,.*0 to 99"), ([[2, 30521, 3]], "contain 30521,.*own tokenizer")):
+    for ids, told in (
+        ([[2, -1, 3]], "contain -1,.*0 to 99"),
+        ([[2, 30521, 3]], "contain 30521,.*own tokenizer"),
+    ):
         with pytest.raises(ValueError, match=told):
             model(torch.tensor(ids))
     with pytest.raises(IndexError):  # not of the ids, so not explained away

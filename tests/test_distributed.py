@@ -1,4 +1,6 @@
-"""Two real processes take one projection, of the averaged gradient: against explicit.py, and against one process."""
+"""Two real processes take one projection, of the averaged gradient: against explicit.py, and against one
+process.
+"""
 
 import json
 import os
@@ -20,7 +22,9 @@ DRIVER = str(Path(__file__).with_name("distributed_run.py"))
 
 
 def case(rows, accumulation=1, protect="protect_exits", **more):
-    settings = {"gradient_accumulation_steps": accumulation, "gradient_regularization": protect} | more.pop("settings", {})
+    settings = {"gradient_accumulation_steps": accumulation, "gradient_regularization": protect} | more.pop(
+        "settings", {}
+    )
     return {"rows": rows, "settings": settings, **more}
 
 
@@ -36,8 +40,12 @@ AGAINST_THE_ORACLE = {
     "ragged-group": case(40, 3, "protect_last"),  # 5 batches to each process: groups of 3 and 2
     "uneven-batch": case(27),  # the last batches take the first rows again
     "uneven-batch-ragged-group": case(27, 3),
-    "batches-not-evened": case(30, 3, **with_accelerator(even_batches=False)),  # the last batch of the second process has 2 rows
-    "averaged-at-each-batch": case(24, 3, **with_accelerator(gradient_accumulation_kwargs={"sync_each_batch": True})),
+    "batches-not-evened": case(
+        30, 3, **with_accelerator(even_batches=False)
+    ),  # the last batch of the second process has 2 rows
+    "averaged-at-each-batch": case(
+        24, 3, **with_accelerator(gradient_accumulation_kwargs={"sync_each_batch": True})
+    ),
     "exits-that-skip": case(24, 3, model={"exit_layers": [2, 4]}),
     "adapters": case(24, 2, adapters=True),
     "unregularized": case(27, 2, "off"),
@@ -57,7 +65,9 @@ def two_processes(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "cases.json").write_text(json.dumps(AGAINST_THE_ORACLE | AGAINST_ONE_PROCESS))
     command = [sys.executable, "-m", *LAUNCHERS[request.param], DRIVER, str(folder)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -100,7 +110,11 @@ def test_two_processes_take_the_steps_of_one(two_processes, tmp_path, name):
     assert world_size == 1
     steps, world_size, logs_of_two = read(two_processes, name, model)
     assert world_size == 2
-    assert len(steps.gradients) == len(expected.gradients) == 6 // this["settings"]["gradient_accumulation_steps"]
+    assert (
+        len(steps.gradients)
+        == len(expected.gradients)
+        == 6 // this["settings"]["gradient_accumulation_steps"]
+    )
     for gradients, of_one in zip(steps.gradients, expected.gradients, strict=True):
         assert_equal_gradients(gradients, {key: gradient.double() for key, gradient in of_one.items()})
     for key, weight in steps.weights[-1].items():
@@ -108,13 +122,18 @@ def test_two_processes_take_the_steps_of_one(two_processes, tmp_path, name):
     assert any(float(entry["projected"]) == 1 for entry in logs)
     for entry, entry_of_two in zip(logs, logs_of_two, strict=True):
         assert entry_of_two["projected"] == entry["projected"]
-        assert float(entry_of_two["gradient_cosine"]) == pytest.approx(float(entry["gradient_cosine"]), abs=1e-3)
+        assert float(entry_of_two["gradient_cosine"]) == pytest.approx(
+            float(entry["gradient_cosine"]), abs=1e-3
+        )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"torch_compile": True}, r"torch_compile=True does not go .* Use torch_compile=False, or gradient_regularization='off'"),
+        (
+            {"torch_compile": True},
+            r"torch_compile=True does not go .* Use torch_compile=False, or gradient_regularization='off'",
+        ),
         (
             {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
             "reentrant checkpointing does not .* Use use_reentrant=False",

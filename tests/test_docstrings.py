@@ -12,7 +12,9 @@ import modeling_romebert
 
 def examples():
     """One test per docstring whose examples run."""
-    names = [f"modeling_romebert.{module.name}" for module in pkgutil.iter_modules(modeling_romebert.__path__)]
+    names = [
+        f"modeling_romebert.{module.name}" for module in pkgutil.iter_modules(modeling_romebert.__path__)
+    ]
     names.append("modeling_romebert.configuration.configuration_romebert")
     found = {}
     for name in names:
@@ -36,7 +38,12 @@ def test_example(name):
 
 
 def test_examples_are_found():
-    for name in ("losses.ExitLoss", "policies.make_policy", "projection.project", "evaluation.area_under_curve"):
+    for name in (
+        "losses.ExitLoss",
+        "policies.make_policy",
+        "projection.project",
+        "evaluation.area_under_curve",
+    ):
         assert f"modeling_romebert.{name}" in EXAMPLES
     assert "modeling_romebert.modeling_romebert.RomeBertForSequenceClassification" in EXAMPLES
     assert "modeling_romebert.configuration.configuration_romebert.RomeBertConfig" in EXAMPLES

@@ -1,4 +1,6 @@
-"""A batch whose rows leave at different depths gives what each row gives alone, and runs no more than it has to."""
+"""A batch whose rows leave at different depths gives what each row gives alone, and runs no more than it has
+to.
+"""
 
 import pytest
 import torch
@@ -44,8 +46,13 @@ def name_of(policy):
 @torch.no_grad()
 def one_by_one(model, ids, mask, policy) -> tuple[Tensor, Tensor]:
     """Logits (B, C) and exit layers (B,) of every row alone, without padding."""
-    outputs = [model(row[attended == 1].unsqueeze(0), exit_policy=policy) for row, attended in zip(ids, mask, strict=True)]
-    return torch.cat([output.logits for output in outputs]), torch.cat([output.exit_layer for output in outputs])
+    outputs = [
+        model(row[attended == 1].unsqueeze(0), exit_policy=policy)
+        for row, attended in zip(ids, mask, strict=True)
+    ]
+    return torch.cat([output.logits for output in outputs]), torch.cat(
+        [output.exit_layer for output in outputs]
+    )
 
 
 def assert_same(batch, logits, exit_layer):
@@ -83,7 +90,9 @@ def test_mask_is_the_library_s(attention):
     backbone, hidden = model.backbone, torch.zeros(*ids.shape, model.config.hidden_size)
     for of_batch in (mask, mask[:, :3], None):
         here = hidden if of_batch is None else hidden[:, : of_batch.shape[1]]
-        library_s = create_bidirectional_mask(backbone.config, here, of_batch, allow_is_bidirectional_skip=of_batch is None)
+        library_s = create_bidirectional_mask(
+            backbone.config, here, of_batch, allow_is_bidirectional_skip=of_batch is None
+        )
         ours = bidirectional_mask(backbone, here, of_batch, padded=of_batch is not None)
         assert (ours is None) == (library_s is None)
         assert ours is None or (ours.dtype == library_s.dtype and torch.equal(ours, library_s))
@@ -93,7 +102,10 @@ def test_mask_is_the_library_s(attention):
 @pytest.mark.parametrize("policy", POLICIES, ids=name_of)
 @torch.no_grad()
 def test_batch_equals_rows_one_by_one_multi_label(policy, pooling):
-    model, (ids, mask) = build(exit_pooling=pooling, problem_type="multi_label_classification", num_labels=2), padded_batch()
+    model, (ids, mask) = (
+        build(exit_pooling=pooling, problem_type="multi_label_classification", num_labels=2),
+        padded_batch(),
+    )
     batch = model(ids, mask, exit_policy=policy)
     assert batch.exit_layer.unique().numel() >= 2
     assert_same(batch, *one_by_one(model, ids, mask, policy))
@@ -130,7 +142,9 @@ def test_batch_equals_rows_one_by_one_roberta(policy, attention):
 @pytest.mark.parametrize("policy", POLICIES, ids=name_of)
 @torch.no_grad()
 def test_left_padding(policy):
-    """RoBERTa counts positions from the first token that is no padding, so a row is the same wherever its padding is."""
+    """RoBERTa counts positions from the first token that is no padding, so a row is the same wherever its
+    padding is.
+    """
     model, (ids, mask) = build(RobertaConfig, exit_pooling="mean"), padded_batch()
     lengths = mask.sum(dim=1)
     left = torch.stack([row.roll(TOKENS - int(length)) for row, length in zip(ids, lengths, strict=True)])
@@ -192,7 +206,9 @@ def test_inputs_embeds_and_position_ids_and_token_types():
     by_ids = model(ids, mask, exit_policy=POLICIES[0], **more)
     embeds = model.get_input_embeddings()(ids)
     by_embeds = model(inputs_embeds=embeds, attention_mask=mask, exit_policy=POLICIES[0], **more)
-    assert torch.equal(by_ids.logits, by_embeds.logits) and torch.equal(by_ids.exit_layer, by_embeds.exit_layer)
+    assert torch.equal(by_ids.logits, by_embeds.logits) and torch.equal(
+        by_ids.exit_layer, by_embeds.exit_layer
+    )
     assert not torch.equal(by_ids.logits, model(ids, mask, exit_policy=POLICIES[0]).logits)
 
 
@@ -341,7 +357,12 @@ def test_nan_at_every_exit_runs_every_layer(policy):
     [
         (3, "single_label_classification", POLICIES[0], F.cross_entropy),
         (3, "multi_label_classification", POLICIES[3], F.binary_cross_entropy_with_logits),
-        (1, "regression", {"name": "patience", "patience": 2, "tolerance": 1.0}, lambda z, y: F.mse_loss(z[:, 0], y)),
+        (
+            1,
+            "regression",
+            {"name": "patience", "patience": 2, "tolerance": 1.0},
+            lambda z, y: F.mse_loss(z[:, 0], y),
+        ),
     ],
 )
 @torch.no_grad()

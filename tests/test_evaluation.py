@@ -1,4 +1,6 @@
-"""Replayed policies are the walk, reported figures are those counted by hand, and calibration finds the cheapest point."""
+"""Replayed policies are the walk, reported figures are those counted by hand, and calibration finds the
+cheapest point.
+"""
 
 import dataclasses
 import logging
@@ -13,10 +15,10 @@ from sklearn import metrics as sklearn_metrics
 from tiny import LAYERS, build, padded_batch, tiny_tokenizer
 
 from modeling_romebert import ExitReport, calibrate, evaluate_exits, make_policy, score
-from modeling_romebert.calibration import cheapest
-from modeling_romebert.evaluation import SWEEPS, CurvePoint, area_under_curve, replay
-from modeling_romebert.exit_logits import collect_exit_logits
-from modeling_romebert.results import read_json, write_json
+from modeling_romebert.evaluation.calibration import cheapest
+from modeling_romebert.evaluation.evaluate import SWEEPS, CurvePoint, area_under_curve, replay
+from modeling_romebert.evaluation.exit_logits import collect_exit_logits
+from modeling_romebert.evaluation.provenance import read_json, write_json
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 SWEPT = [{"name": name} for name in ("entropy", "confidence", "margin", "patience", "vote")]
@@ -29,7 +31,9 @@ def model_and_rows(problem_type=SINGLE, count=20, **settings):
     """A tiny model and rows of 1 to 40 tokens; their labels are its own answers, some of them changed."""
     model = build(num_labels=1 if problem_type == REGRESSION else 3, problem_type=problem_type, **settings)
     ids, mask = padded_batch(count)
-    rows = [{"input_ids": row[: int(attended.sum())].tolist()} for row, attended in zip(ids, mask, strict=True)]
+    rows = [
+        {"input_ids": row[: int(attended.sum())].tolist()} for row, attended in zip(ids, mask, strict=True)
+    ]
     generator, last = torch.Generator().manual_seed(5), alone(model, rows)[:, -1]
     labels = {
         SINGLE: (last.argmax(-1) + torch.randint(2, (count,), generator=generator)) % 3,
@@ -51,7 +55,9 @@ def alone(model, rows):
 def test_logits_and_labels_come_in_the_order_of_the_dataset_and_without_dropout():
     model, rows = model_and_rows()
     expected = alone(model, rows)
-    exit_logits, labels, _ = collect_exit_logits(model.train(), rows, QUIET["tokenizer"], batch_size=7, progress=False)
+    exit_logits, labels, _ = collect_exit_logits(
+        model.train(), rows, QUIET["tokenizer"], batch_size=7, progress=False
+    )
     assert exit_logits.shape == (20, LAYERS, 3) and exit_logits.dtype == torch.float32
     torch.testing.assert_close(exit_logits, expected, rtol=0, atol=1e-5)
     assert labels.tolist() == [row["label"] for row in rows]
@@ -109,7 +115,12 @@ def test_report_is_what_is_counted_by_hand(policy):
     report = evaluate_exits(model, rows, policy=policy, batch_size=8, **QUIET)
     labels = torch.tensor([row["label"] for row in rows])
     predicted = alone(model, rows).argmax(-1)  # (N, E)
-    assert (report.metric, report.num_examples, report.num_layers, report.exit_layers) == ("accuracy", 20, 4, [1, 2, 4])
+    assert (report.metric, report.num_examples, report.num_layers, report.exit_layers) == (
+        "accuracy",
+        20,
+        4,
+        [1, 2, 4],
+    )
     assert report.exits == pytest.approx([(predicted[:, e] == labels).sum().item() / 20 for e in range(3)])
     assert report.mean == pytest.approx(sum(report.exits) / 3)
     assert report.policy == policy
@@ -165,7 +176,9 @@ def test_own_metric_and_own_thresholds():
 
 
 def by_hand_report():
-    """Four layers, exits after 2 and 4 that are right on 0.6 and 0.8; one point of cost 0.75 that is right on 0.75."""
+    """Four layers, exits after 2 and 4 that are right on 0.6 and 0.8; one point of cost 0.75 that is right on
+    0.75.
+    """
     point = CurvePoint(threshold=0.3, cost=0.75, metric=0.75, agreement=0.9, exit_shares=[0.5, 0.5])
     return ExitReport("accuracy", 100, 4, [2, 4], [0.6, 0.8], {"name": "entropy"}, [point], model="tiny")
 
@@ -180,7 +193,13 @@ def test_area_under_the_curve_by_hand():
 
 def test_table_shows_every_figure():
     lines = by_hand_report().table().splitlines()
-    assert lines[:5] == ["| exit after layer | accuracy |", "|---|---|", "| 2 | 0.6000 |", "| 4 | 0.8000 |", "| mean | 0.7000 |"]
+    assert lines[:5] == [
+        "| exit after layer | accuracy |",
+        "|---|---|",
+        "| 2 | 0.6000 |",
+        "| 4 | 0.8000 |",
+        "| mean | 0.7000 |",
+    ]
     assert lines[6] == "| entropy threshold | cost | speedup (layers) | accuracy | same as full depth |"
     assert lines[8] == "| 0.3 | 0.750 | 1.33 | 0.7500 | 0.9000 |"
     assert lines[-1] == "area under the curve: 0.7250, on 100 examples"
@@ -223,14 +242,18 @@ def test_regression_of_several_numbers():
     labels = last + torch.randn(last.shape, generator=torch.Generator().manual_seed(0))
     rows = [row | {"label": label} for row, label in zip(rows, labels.tolist(), strict=True)]
     report = evaluate_exits(model, rows, policy={"name": "patience", "tolerance": 1.0}, **QUIET)
-    assert report.exits[-1] == pytest.approx(np.mean([np.corrcoef(last[:, k], labels[:, k])[0, 1] for k in range(2)]), abs=1e-5)
+    assert report.exits[-1] == pytest.approx(
+        np.mean([np.corrcoef(last[:, k], labels[:, k])[0, 1] for k in range(2)]), abs=1e-5
+    )
 
 
 # ---- calibration
 
 
 def brute_force(exit_logits, labels, thresholds, policy, max_loss):
-    """Cost of the cheapest threshold that loses at most max_loss: every threshold, row by row, with the accuracy of full depth."""
+    """Cost of the cheapest threshold that loses at most max_loss: every threshold, row by row, with the
+    accuracy of full depth.
+    """
     full = (exit_logits[:, -1].argmax(-1) == labels).float().mean().item()
     costs = []
     for threshold in thresholds:
@@ -251,12 +274,16 @@ def test_calibrated_policy_is_the_cheapest_that_loses_at_most_max_loss(policy, m
     calibrated = calibrate(model, rows, policy=policy, max_loss=max_loss, **QUIET)
     exit_logits, labels = alone(model, rows), torch.tensor([row["label"] for row in rows])
     highest = 4 if policy["name"] == "vote" else 1
-    thresholds = [1, 2, 3, 4] if policy["name"] == "patience" else [highest * step / 200 for step in range(201)]
+    thresholds = (
+        [1, 2, 3, 4] if policy["name"] == "patience" else [highest * step / 200 for step in range(201)]
+    )
     left_at = replay(calibrated, exit_logits, SINGLE)
     cost = (left_at + 1).float().mean().item() / 4
     assert cost == pytest.approx(brute_force(exit_logits, labels, thresholds, policy, max_loss))
     predicted = exit_logits[torch.arange(12), left_at].argmax(-1)
-    accuracy, full = ((answers == labels).float().mean().item() for answers in (predicted, exit_logits[:, -1].argmax(-1)))
+    accuracy, full = (
+        (answers == labels).float().mean().item() for answers in (predicted, exit_logits[:, -1].argmax(-1))
+    )
     assert accuracy >= full - max_loss - 1e-6
     assert calibrated.name == policy["name"]
     assert model.config.exit_policy == calibrated.to_dict()
@@ -298,10 +325,14 @@ def test_cheapest_by_hand():
     [
         (
             {"metric": "bleu"},
-            "metric='bleu' is unknown; choose from accuracy, f1, f1_macro, f1_micro, f1_weighted, .*, or give a function",
+            "metric='bleu' is unknown; choose from accuracy, f1, f1_macro, f1_micro, f1_weighted, .*, or"
+            " give a function",
         ),
         ({"policy": "oracle"}, "exit policy 'oracle' is unknown; choose from entropy, confidence"),
-        ({"policy": {"name": "entropy", "patience": 2}}, "'entropy': got an unexpected keyword argument 'patience'"),
+        (
+            {"policy": {"name": "entropy", "patience": 2}},
+            "'entropy': got an unexpected keyword argument 'patience'",
+        ),
         ({"policy": "patient_confidence"}, "patience=None: give the number of exits"),
         ({"policy": {"name": "entropy", "threshold": 0.2}}, "leave threshold out; it is what is varied"),
         ({"policy": {"name": "entropy", "thresholds": [0.2]}}, "leave thresholds out; it is what is varied"),
@@ -321,15 +352,30 @@ def test_settings_that_mean_nothing_fail_before_the_model_runs(function, setting
     ("rows", "message"),
     [
         ([], "the dataset has no rows"),
-        ([{"text": "a film", "label": 0}, {"text": "a film", "idx": 1}], r"row 1 has no 'labels' \(or 'label'\); it has text, idx"),
-        ([{"sentence": "a film", "label": 0}], "row 0 has neither 'input_ids' nor 'text'; it has sentence, label"),
-        ([{"text": "a film", "label": 0}, {"text": " ", "label": 0}], "row 1 has an empty text, ' '; leave such rows out"),
+        (
+            [{"text": "a film", "label": 0}, {"text": "a film", "idx": 1}],
+            r"row 1 has no 'labels' \(or 'label'\); it has text, idx",
+        ),
+        (
+            [{"sentence": "a film", "label": 0}],
+            "row 0 has neither 'input_ids' nor 'text'; it has sentence, label",
+        ),
+        (
+            [{"text": "a film", "label": 0}, {"text": " ", "label": 0}],
+            "row 1 has an empty text, ' '; leave such rows out",
+        ),
         ([{"text": 7, "label": 0}], "row 0 has the text 7, which is no string; leave such rows out"),
         ([{"text": None, "label": 0}], "row 0 has the text None, which is no string"),
         ([{"text": "a", "text_pair": 7, "label": 0}], "row 0 has the text 7, which is no string"),
-        ([{"input_ids": [], "label": 0}], r"row 0 has no tokens: its input_ids are \[\]\. Leave such rows out"),
+        (
+            [{"input_ids": [], "label": 0}],
+            r"row 0 has no tokens: its input_ids are \[\]\. Leave such rows out",
+        ),
         ([{"input_ids": None, "label": 0}], "row 0 has no tokens: its input_ids are None"),
-        ([{"input_ids": [[2, 3]], "label": 0}], r"row 0 has input_ids of another shape than a list of token ids: \[\[2, 3\]\]"),
+        (
+            [{"input_ids": [[2, 3]], "label": 0}],
+            r"row 0 has input_ids of another shape than a list of token ids: \[\[2, 3\]\]",
+        ),
         ([{"input_ids": "a film", "label": 0}], "row 0 has input_ids of another shape .*: a film"),
         (
             [{"input_ids": [5] * 65, "label": 0}],
@@ -355,7 +401,9 @@ def test_texts_longer_than_the_positions_are_cut_as_score_does(caplog, monkeypat
     assert "1 of 3 texts were longer than 64 tokens and were cut" in caplog.text
     scored = list(score(model, tokenizer, texts, exit_policy=False, top_k=None, function_to_apply="none"))
     for row, results in zip(exit_logits[:, -1], scored, strict=True):
-        assert sorted(row.tolist(), reverse=True) == pytest.approx([result["score"] for result in results], abs=1e-5)
+        assert sorted(row.tolist(), reverse=True) == pytest.approx(
+            [result["score"] for result in results], abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("function", [evaluate_exits, calibrate])
@@ -382,7 +430,8 @@ def test_written_json_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("failing", "error", "message"), [("content", TypeError, "not JSON serializable"), ("replace", OSError, "disk full")]
+    ("failing", "error", "message"),
+    [("content", TypeError, "not JSON serializable"), ("replace", OSError, "disk full")],
 )
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(failing, error, message, tmp_path, monkeypatch):
     path = tmp_path / "x.json"

@@ -1,4 +1,6 @@
-"""Every step of a real RomeBertTrainer takes the gradient that explicit.py writes out, parameter by parameter."""
+"""Every step of a real RomeBertTrainer takes the gradient that explicit.py writes out, parameter by
+parameter.
+"""
 
 import copy
 from functools import partial
@@ -21,15 +23,19 @@ from explicit import (
 from torch.nn.utils import parametrize
 from transformers import Trainer, TrainingArguments
 
-from modeling_romebert.projection import GradientRegularizer
-from modeling_romebert.training_run import shared_weights
+from modeling_romebert.training.gradient_projection import GradientRegularizer
+from modeling_romebert.training.training_run import shared_weights
 
 PROTECT = ["protect_exits", "protect_last"]
 RAGGED = 18  # rows: in batches of 4 the last has 2; in groups of 3 batches the last has 2
 
 
-def assert_steps_exact(model, folder, count=RAGGED, accumulation=1, protect="protect_exits", how=None, scale=None, **settings):
-    """Trains a copy of the model and compares every step with the oracle; returns the steps and their cosines."""
+def assert_steps_exact(
+    model, folder, count=RAGGED, accumulation=1, protect="protect_exits", how=None, scale=None, **settings
+):
+    """Trains a copy of the model and compares every step with the oracle; returns the steps and their
+    cosines.
+    """
     settings |= {"gradient_accumulation_steps": accumulation, "gradient_regularization": protect}
     rows = rows_of(count)
     steps, _ = train(copy.deepcopy(model), rows, folder, **settings)
@@ -141,11 +147,15 @@ class PlusAnother(torch.nn.Module):
 def make_a_weight_a_sum(model):
     """Autograd gives both terms of the sum one and the same tensor."""
     for layer in model.layers[:2]:
-        parametrize.register_parametrization(layer.output.dense, "weight", PlusAnother(layer.output.dense.weight))
+        parametrize.register_parametrization(
+            layer.output.dense, "weight", PlusAnother(layer.output.dense.weight)
+        )
 
 
 @pytest.mark.parametrize("protect", PROTECT)
-@pytest.mark.parametrize("tie", [tie_two_shared_layers, tie_a_shared_layer_and_the_last, tie_exits, make_a_weight_a_sum])
+@pytest.mark.parametrize(
+    "tie", [tie_two_shared_layers, tie_a_shared_layer_and_the_last, tie_exits, make_a_weight_a_sum]
+)
 def test_tied_weights_count_once(tmp_path, tie, protect):
     model = contrary()
     tie(model)
@@ -193,7 +203,9 @@ def test_clipping_comes_after_the_projection(tmp_path, accumulation, protect):
 @pytest.mark.parametrize("protect", PROTECT)
 def test_label_smoothing(tmp_path, protect):
     how = {"losses": partial(two_losses, label_smoothing=0.2)}
-    _, cosines = assert_steps_exact(contrary(), tmp_path, protect=protect, how=how, label_smoothing_factor=0.2)
+    _, cosines = assert_steps_exact(
+        contrary(), tmp_path, protect=protect, how=how, label_smoothing_factor=0.2
+    )
     assert conflicts(cosines)
 
 
@@ -202,7 +214,9 @@ def test_label_smoothing(tmp_path, protect):
 def test_dropout_is_the_same_in_both_passes(tmp_path, checkpointing, protect):
     """Non-reentrant checkpointing runs every layer twice more, in the same state of the generator."""
     settings = checkpointing_arguments(use_reentrant=False) if checkpointing else {}
-    _, cosines = assert_steps_exact(contrary(dropout=0.1), tmp_path, accumulation=3, protect=protect, how={"rng": True}, **settings)
+    _, cosines = assert_steps_exact(
+        contrary(dropout=0.1), tmp_path, accumulation=3, protect=protect, how={"rng": True}, **settings
+    )
     assert conflicts(cosines)
 
 
@@ -212,17 +226,23 @@ bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
 @pytest.mark.parametrize("protect", PROTECT)
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_bf16_autocast(tmp_path, accumulation, protect):
-    """Against the passes of a and of a + b in the same precision; those of a and of b differ by the rounding of bf16 (2^-8)."""
+    """Against the passes of a and of a + b in the same precision; those of a and of b differ by the rounding
+    of bf16 (2^-8).
+    """
     model, rows = contrary(), rows_of(RAGGED)
     settings = {"gradient_accumulation_steps": accumulation, "gradient_regularization": protect, "bf16": True}
     steps, _ = train(copy.deepcopy(model), rows, tmp_path, **settings)
     groups = groups_of(rows, 4, accumulation)
-    assert conflicts(assert_exact(steps, model, groups, protect, context=bf16, losses=stated_losses, joint=True))
+    assert conflicts(
+        assert_exact(steps, model, groups, protect, context=bf16, losses=stated_losses, joint=True)
+    )
     whole = lambda gradients: torch.cat([gradient.flatten().double() for gradient in gradients.values()])  # noqa: E731
     separate, _ = explicit(model, groups[0], protect, context=bf16)
     assert (whole(steps.gradients[0]) - whole(separate)).norm() < 2**-6 * whole(separate).norm()
     in_fp32, _ = explicit(model, groups[0], protect)
-    assert (whole(separate) - whole(in_fp32)).norm() > 1e-4 * whole(in_fp32).norm()  # it was not fp32 that was compared
+    assert (whole(separate) - whole(in_fp32)).norm() > 1e-4 * whole(
+        in_fp32
+    ).norm()  # it was not fp32 that was compared
 
 
 # ---- GradScaler
@@ -234,7 +254,10 @@ def test_a_step_that_overflows_is_skipped_and_the_next_is_exact(accumulation, ov
     """Groups 1 and 3 are sound; in group 2 the scaled loss of some micro-batches is beyond fp32."""
     model, rows = contrary(), rows_of(4 * 3 * accumulation)
     groups = groups_of(rows, 4, accumulation)
-    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer, scaler = (
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        torch.amp.GradScaler("cpu", init_scale=2.0**16),
+    )
     trained = list(model.parameters())
     regularizer = GradientRegularizer(trained, shared_weights(model), protect)
     for number, (batches,) in enumerate(groups):
@@ -262,11 +285,16 @@ def test_a_step_that_overflows_is_skipped_and_the_next_is_exact(accumulation, ov
 
 
 def test_fp16_autocast_with_a_scale_that_comes_down(tmp_path):
-    """The scale starts beyond fp16; each overflow halves it, and the first step taken is exact in that precision."""
+    """The scale starts beyond fp16; each overflow halves it, and the first step taken is exact in that
+    precision.
+    """
     model, fp16 = contrary(), partial(torch.autocast, "cpu", torch.float16)
     (batch,) = [COLLATE(rows_of(8))]
     before = copy.deepcopy(model)
-    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.01), torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    optimizer, scaler = (
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        torch.amp.GradScaler("cpu", init_scale=2.0**24),
+    )
     regularizer = GradientRegularizer(list(model.parameters()), shared_weights(model), "protect_exits")
     skipped = 0
     while True:
@@ -284,6 +312,8 @@ def test_fp16_autocast_with_a_scale_that_comes_down(tmp_path):
         skipped += 1
         assert all(torch.equal(p, q) for p, q in zip(before.parameters(), model.parameters(), strict=True))
     assert skipped > 0
-    expected, cosine = explicit(before, [[batch]], "protect_exits", context=fp16, losses=stated_losses, joint=True)
+    expected, cosine = explicit(
+        before, [[batch]], "protect_exits", context=fp16, losses=stated_losses, joint=True
+    )
     assert cosine < 0
     assert_equal_gradients(gradients, expected, bound=2**-9)

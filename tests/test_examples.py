@@ -1,4 +1,6 @@
-"""The quickstart and its helpers on a tiny model and own texts, the README's code and figures, and the downloads' refusals."""
+"""The quickstart and its helpers on a tiny model and own texts, the README's code and figures, and the
+downloads' refusals.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def contents(folder: str) -> dict[str, tuple[bytes, int]]:
-    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in Path(folder).rglob("*") if path.is_file()}
+    return {
+        str(path): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
 
 
 # ---- quickstart
@@ -29,13 +35,21 @@ def contents(folder: str) -> dict[str, tuple[bytes, int]]:
 
 def test_quickstart_leaves_model_curve_and_results(quick, capsys):
     results = quick()
-    assert all(Path("run", name).stat().st_size > 0 for name in ("curve.png", "exits.json", "model/model.safetensors"))
+    assert all(
+        Path("run", name).stat().st_size > 0
+        for name in ("curve.png", "exits.json", "model/model.safetensors")
+    )
     assert sum(results["rows"].values()) == 60 and list(results["exits"]) == ["1", "2", "3", "4"]
     assert results["policy"] == json.loads(Path("run/model/config.json").read_text())["exit_policy"]
-    assert 0.25 <= results["early_exit"]["cost"] <= 1 and results["speedup_layers"] == 1 / results["early_exit"]["cost"]
+    assert (
+        0.25 <= results["early_exit"]["cost"] <= 1
+        and results["speedup_layers"] == 1 / results["early_exit"]["cost"]
+    )
     assert results["full_depth"]["accuracy"] == results["exits"]["4"]
     said = capsys.readouterr().out
-    assert "| exit after layer | accuracy |" in said and said.count("left after layer") == len(quickstart.SENTENCES)
+    assert "| exit after layer | accuracy |" in said and said.count("left after layer") == len(
+        quickstart.SENTENCES
+    )
 
 
 def test_second_quickstart_shows_the_first_and_touches_nothing(quick, capsys):
@@ -98,8 +112,16 @@ def test_run_folder_keeps_its_settings(here):
     [
         ("own.txt", [{"text": "a", "label": 1}], r"give an existing \.csv, \.tsv, \.json or \.jsonl file"),
         ("own.csv", [{"sentence": "a", "label": 1}], "has no column text; it has sentence, label"),
-        ("own.jsonl", [{"text": "a", "label": 1}], r"the column label holds \['1'\]; classification needs at least two"),
-        ("own.jsonl", [{"text": "a", "label": 1}, {"text": "b", "label": 0}], "2 rows are too few: the split leaves nothing for"),
+        (
+            "own.jsonl",
+            [{"text": "a", "label": 1}],
+            r"the column label holds \['1'\]; classification needs at least two",
+        ),
+        (
+            "own.jsonl",
+            [{"text": "a", "label": 1}, {"text": "b", "label": 0}],
+            "2 rows are too few: the split leaves nothing for",
+        ),
         (
             "own.csv",
             [{"text": "a", "label": 3.5}, {"text": "b", "label": 4}],
@@ -131,7 +153,10 @@ def test_near_neutral_reviews_are_left_out_and_the_output_says_so(monkeypatch, c
     kept = {row["text"]: row["label"] for split in splits.values() for row in split}
     assert names == ["negative", "positive"]
     assert kept == {review.text: int(review.rating > 0) for review in rated if abs(review.rating) > 0.5}
-    assert f"{len(rated)} sentences; {len(rated) - len(kept)} with a mean rating within 0.5" in capsys.readouterr().out
+    assert (
+        f"{len(rated)} sentences; {len(rated) - len(kept)} with a mean rating within 0.5"
+        in capsys.readouterr().out
+    )
 
 
 # ---- downloads
@@ -164,7 +189,9 @@ def test_download_is_by_hash_and_once(tmp_path, monkeypatch):
 def test_archive_that_differs_is_refused_now_and_in_the_cache(tmp_path, monkeypatch):
     pip_that_brings(b"other", monkeypatch)
     for _ in range(2):
-        with pytest.raises(SystemExit, match=r"thing-1\.tar\.gz: SHA-256 is .*, expected .*\. Not used; delete the file"):
+        with pytest.raises(
+            SystemExit, match=r"thing-1\.tar\.gz: SHA-256 is .*, expected .*\. Not used; delete the file"
+        ):
             assets.fetch(archive(b"other", of=b"data"), tmp_path)
 
 
@@ -187,7 +214,12 @@ def test_comparison_reports_mean_and_spread_over_seeds():
             "mean_over_exits": sum(exits) / 2,
         }
 
-    runs = [run("romebert", (0.7, 0.8)), run("joint", (0.6, 0.85)), run("romebert", (0.8, 0.9)), run("joint", (0.6, 0.85))]
+    runs = [
+        run("romebert", (0.7, 0.8)),
+        run("joint", (0.6, 0.85)),
+        run("romebert", (0.8, 0.9)),
+        run("joint", (0.6, 0.85)),
+    ]
     assert compare_objectives.table(runs).splitlines()[2:] == [
         "| RomeBERT, one stage | 75.0 | 85.0 ± 7.1 | 80.0 ± 7.1 |",
         "| joint | 60.0 | 85.0 ± 0.0 | 72.5 ± 0.0 |",

@@ -20,8 +20,8 @@ from trainer_scenarios import (
 from transformers import DataCollatorWithPadding, EvalPrediction
 
 from modeling_romebert import RomeBertTrainingArguments
-from modeling_romebert.exit_metrics import figures_of_all_exits
-from modeling_romebert.metrics import compute_metrics as metrics_by_name
+from modeling_romebert.evaluation.metrics import compute_metrics as metrics_by_name
+from modeling_romebert.training.exit_metrics import figures_of_all_exits
 
 
 def exit_logits_of(rows):
@@ -36,14 +36,26 @@ WAYS = {
     "default": ({}, {}),
     "default-by-batch": (BY_BATCH, {}),
     "default-apart": ({"eval_do_concat_batches": False}, {}),
-    "by-name-by-batch": (BY_BATCH, {"compute_metrics": metrics_by_name(["accuracy"], "single_label_classification")}),
+    "by-name-by-batch": (
+        BY_BATCH,
+        {"compute_metrics": metrics_by_name(["accuracy"], "single_label_classification")},
+    ),
     "accumulated": ({"eval_accumulation_steps": 1}, {"compute_metrics": accuracy}),
     "apart": ({"eval_do_concat_batches": False}, {"compute_metrics": accuracy_of_batches}),
     "by-batch": (BY_BATCH, {"compute_metrics": BatchAccuracy()}),
-    "by-batch-of-ids": (BY_BATCH, {"compute_metrics": BatchAccuracy(), "preprocess_logits_for_metrics": argmax}),
+    "by-batch-of-ids": (
+        BY_BATCH,
+        {"compute_metrics": BatchAccuracy(), "preprocess_logits_for_metrics": argmax},
+    ),
     "ids": ({}, {"compute_metrics": accuracy_of_ids, "preprocess_logits_for_metrics": argmax}),
-    "tuples": ({}, {"compute_metrics": of_label_and_scores, "preprocess_logits_for_metrics": label_and_scores}),
-    "objects": ({"eval_use_gather_object": True}, {"compute_metrics": accuracy}),  # the last batch of 2 rows, at 3 exits
+    "tuples": (
+        {},
+        {"compute_metrics": of_label_and_scores, "preprocess_logits_for_metrics": label_and_scores},
+    ),
+    "objects": (
+        {"eval_use_gather_object": True},
+        {"compute_metrics": accuracy},
+    ),  # the last batch of 2 rows, at 3 exits
 }
 
 
@@ -57,27 +69,40 @@ def test_every_way_to_the_figures_of_each_exit(tmp_path, way):
     trainer = trainer_of(OURS, tmp_path, settings, given)
     for _ in range(2):
         found = trainer.evaluate()
-        assert [found[f"eval_accuracy_exit_{layer}"] for layer in range(1, LAYERS + 1)] == pytest.approx(expected)
+        assert [found[f"eval_accuracy_exit_{layer}"] for layer in range(1, LAYERS + 1)] == pytest.approx(
+            expected
+        )
         assert found["eval_accuracy"] == pytest.approx(expected[-1])
         assert found["eval_accuracy_mean"] == pytest.approx(np.mean(expected))
 
 
 def test_batches_of_one_exit_follow_each_other(tmp_path):
-    """The last exit's as they come; each exit's from the first to the one that asks for the result, with its labels and inputs."""
+    """The last exit's as they come; each exit's from the first to the one that asks for the result, with its
+    labels and inputs.
+    """
     calls = []
 
     def metric(prediction, compute_result):
         calls.append(
-            (prediction.predictions.clone(), prediction.label_ids.clone(), prediction.inputs["labels"].clone(), compute_result)
+            (
+                prediction.predictions.clone(),
+                prediction.label_ids.clone(),
+                prediction.inputs["labels"].clone(),
+                compute_result,
+            )
         )
         prediction.label_ids.zero_()
 
-    trainer = trainer_of(OURS, tmp_path, BY_BATCH | {"include_for_metrics": ["inputs"]}, {"compute_metrics": metric})
+    trainer = trainer_of(
+        OURS, tmp_path, BY_BATCH | {"include_for_metrics": ["inputs"]}, {"compute_metrics": metric}
+    )
     trainer.evaluate()
     logits, labels = exit_logits_of(tiny_rows(10, seed=1))
     assert [result for *_, result in calls] == [False, False, True] * LAYERS
     for number, exit_ in enumerate((LAYERS - 1, *range(LAYERS - 1))):
-        seen, seen_labels, inputs = (torch.cat([call[part] for call in calls[3 * number : 3 * number + 3]]) for part in range(3))
+        seen, seen_labels, inputs = (
+            torch.cat([call[part] for call in calls[3 * number : 3 * number + 3]]) for part in range(3)
+        )
         assert torch.allclose(seen, logits[exit_], atol=1e-5)
         assert torch.equal(seen_labels, labels) and torch.equal(inputs, labels)
 
@@ -93,7 +118,9 @@ def test_report_by_class_of_every_exit(tmp_path):
         names = {name for name in found if name.endswith(f"_exit_{layer}")}
         assert names == {f"eval_{name}_exit_{layer}" for name in of_exit}
         for name, value in of_exit.items():
-            assert found[f"eval_{name}_exit_{layer}"] == (pytest.approx(value) if isinstance(value, float) else value)
+            assert found[f"eval_{name}_exit_{layer}"] == (
+                pytest.approx(value) if isinstance(value, float) else value
+            )
     assert {name for name in expected[-1] if f"eval_{name}" in found} == set(expected[-1])
     assert not [name for name in found if name.endswith("avg_mean")]
 
@@ -104,11 +131,20 @@ def test_report_by_class_of_every_exit(tmp_path):
         ([{"a": 1}, {"a": 2.0}], {"a_exit_1": 1, "a_exit_2": 2.0, "a_mean": 1.5}),
         ([{"a": 1.0}, {"a": None}], {"a_exit_1": 1.0, "a_exit_2": None}),
         ([{"a": True}, {"a": False}], {"a_exit_1": True, "a_exit_2": False}),
-        ([{"a": np.float32(0.5)}, {"a": torch.tensor(1.0)}], {"a_exit_1": 0.5, "a_exit_2": 1.0, "a_mean": 0.75}),
+        (
+            [{"a": np.float32(0.5)}, {"a": torch.tensor(1.0)}],
+            {"a_exit_1": 0.5, "a_exit_2": 1.0, "a_mean": 0.75},
+        ),
         ([{"b": 1.0}, {"a": 1.0}], {"a_exit_2": 1.0, "b_exit_1": 1.0}),
         (
             [{"a": 0.0, "a_mean": 7.0}, {"a": 1.0, "a_mean": 9.0}],
-            {"a_exit_1": 0.0, "a_exit_2": 1.0, "a_mean_exit_1": 7.0, "a_mean_exit_2": 9.0, "a_mean_mean": 8.0},
+            {
+                "a_exit_1": 0.0,
+                "a_exit_2": 1.0,
+                "a_mean_exit_1": 7.0,
+                "a_mean_exit_2": 9.0,
+                "a_mean_mean": 8.0,
+            },
         ),
         ([{}, {}], {}),
     ],
@@ -116,11 +152,17 @@ def test_report_by_class_of_every_exit(tmp_path):
 )
 def test_figures_side_by_side(per_exit, besides):
     found = figures_of_all_exits(per_exit, [1, 2])
-    assert found == {**besides, **{name: v.item() if torch.is_tensor(v) else v for name, v in per_exit[-1].items()}}
+    assert found == {
+        **besides,
+        **{name: v.item() if torch.is_tensor(v) else v for name, v in per_exit[-1].items()},
+    }
 
 
 def test_metric_that_is_no_dict(tmp_path):
-    with pytest.raises(TypeError, match=r"compute_metrics returned None for the exit after layer 1; it returns a dict of names"):
+    with pytest.raises(
+        TypeError,
+        match=r"compute_metrics returned None for the exit after layer 1; it returns a dict of names",
+    ):
         trainer_of(OURS, tmp_path, {}, {"compute_metrics": print}).evaluate()
 
 
@@ -137,13 +179,21 @@ def test_metric_that_predicts(tmp_path):
     def metric(prediction):
         return {"said": trainer.predict(rows).predictions.tolist(), "hits": len(prediction.predictions)}
 
-    trainer = trainer_of(OURS, tmp_path, {}, {"compute_metrics": metric, "preprocess_logits_for_metrics": argmax})
+    trainer = trainer_of(
+        OURS, tmp_path, {}, {"compute_metrics": metric, "preprocess_logits_for_metrics": argmax}
+    )
     found = trainer.evaluate()
-    assert found["eval_said"] == found["eval_said_exit_1"] == exit_logits_of(tiny_rows(6))[0][-1].argmax(-1).tolist()
+    assert (
+        found["eval_said"]
+        == found["eval_said_exit_1"]
+        == exit_logits_of(tiny_rows(6))[0][-1].argmax(-1).tolist()
+    )
 
 
 def test_evaluation_after_one_that_failed(tmp_path):
-    trainer = trainer_of(OURS, tmp_path, BY_BATCH, {"compute_metrics": lambda prediction, compute_result: {}[0]})
+    trainer = trainer_of(
+        OURS, tmp_path, BY_BATCH, {"compute_metrics": lambda prediction, compute_result: {}[0]}
+    )
     with pytest.raises(KeyError):
         trainer.evaluate()
     trainer.compute_metrics = BatchAccuracy()
@@ -155,7 +205,9 @@ def test_best_model_by_one_exit(tmp_path):
     values = {1: iter([0.1, 0.9, 0.2]), 2: iter([0.5] * 3), 3: iter([0.9, 0.1, 0.2])}
     layer = iter([1, 2, 3] * 3)
     settings = BEST | {"metric_for_best_model": "good_exit_1"}
-    trainer = trainer_of(OURS, tmp_path, settings, {"compute_metrics": lambda prediction: {"good": next(values[next(layer)])}})
+    trainer = trainer_of(
+        OURS, tmp_path, settings, {"compute_metrics": lambda prediction: {"good": next(values[next(layer)])}}
+    )
     trainer.train()
     assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.9, 2)
 
@@ -173,7 +225,9 @@ def test_best_model_by_one_exit(tmp_path):
 )
 def test_loss_of_an_exit_is_better_when_less(tmp_path, metric, given, greater):
     """As transformers has it for a name that ends in loss."""
-    settings = RomeBertTrainingArguments(str(tmp_path), metric_for_best_model=metric, greater_is_better=given, use_cpu=True)
+    settings = RomeBertTrainingArguments(
+        str(tmp_path), metric_for_best_model=metric, greater_is_better=given, use_cpu=True
+    )
     assert settings.greater_is_better is greater
 
 

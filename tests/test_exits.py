@@ -8,14 +8,16 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 from modeling_romebert import RomeBertConfig
 from modeling_romebert.batch_layout import PaddedBatch
-from modeling_romebert.exits import ExitHead, Pooler, mean_weights
+from modeling_romebert.exit_heads import ExitHead, Pooler, mean_weights
 
 
 def states(rows=6, tokens=9, hidden=32):
     """hidden_states (B, T, H) and mask (B, T): padding left, right, in the middle, nowhere and everywhere."""
     hidden_states = torch.randn(rows, tokens, hidden, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(rows, tokens, dtype=torch.long)
-    mask[0, :4] = mask[1, 5:] = mask[2] = mask[3, :2] = mask[3, 6:] = mask[4, 0] = 1  # row 5 attends to nothing
+    mask[0, :4] = mask[1, 5:] = mask[2] = mask[3, :2] = mask[3, 6:] = mask[4, 0] = (
+        1  # row 5 attends to nothing
+    )
     return hidden_states, mask
 
 
@@ -57,7 +59,9 @@ def test_row_that_attends_to_nothing_gives_zeros():
 
 def test_no_mask_is_a_mask_of_ones():
     hidden_states, mask = states()
-    torch.testing.assert_close(masked_mean(hidden_states, None), masked_mean(hidden_states, torch.ones_like(mask)))
+    torch.testing.assert_close(
+        masked_mean(hidden_states, None), masked_mean(hidden_states, torch.ones_like(mask))
+    )
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -74,13 +78,18 @@ def test_masked_mean_in_half_precision(dtype, tolerance):
     hidden_states, mask = states()
     pooled = masked_mean(hidden_states.to(dtype), mask)
     assert pooled.dtype == dtype
-    torch.testing.assert_close(pooled.float(), masked_mean(hidden_states, mask), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        pooled.float(), masked_mean(hidden_states, mask), rtol=tolerance, atol=tolerance
+    )
 
 
 def test_masked_mean_of_long_rows_stays_in_the_range_of_fp16():
     hidden_states = torch.full((1, 512, 4), 200, dtype=torch.float16)  # their sum, 102400, does not
     torch.testing.assert_close(
-        masked_mean(hidden_states, torch.ones(1, 512)), torch.full((1, 4), 200, dtype=torch.float16), rtol=1e-3, atol=0
+        masked_mean(hidden_states, torch.ones(1, 512)),
+        torch.full((1, 4), 200, dtype=torch.float16),
+        rtol=1e-3,
+        atol=0,
     )
 
 
@@ -98,9 +107,13 @@ def test_pooler_is_the_stock_one():
 def test_cls_head_is_pooler_then_classifier():
     hidden_states, mask = states()
     head = ExitHead(head_config(exit_pooling="cls")).eval()
-    first = torch.stack([row[int(of_row.argmax())] for row, of_row in zip(hidden_states, mask, strict=True)])  # that is attended to
+    first = torch.stack(
+        [row[int(of_row.argmax())] for row, of_row in zip(hidden_states, mask, strict=True)]
+    )  # that is attended to
     pooled = torch.tanh(first @ head.pooler.dense.weight.T + head.pooler.dense.bias)
-    torch.testing.assert_close(run(head, hidden_states, mask), pooled @ head.classifier.weight.T + head.classifier.bias)
+    torch.testing.assert_close(
+        run(head, hidden_states, mask), pooled @ head.classifier.weight.T + head.classifier.bias
+    )
     assert torch.equal(run(head, hidden_states, torch.ones_like(mask)), run(head, hidden_states, None))
 
 
@@ -109,7 +122,9 @@ def test_mean_head_is_mean_then_classifier_without_a_pooler():
     head = ExitHead(head_config(exit_pooling="mean")).eval()
     assert sorted(name for name, _ in head.named_parameters()) == ["classifier.bias", "classifier.weight"]
     pooled = masked_mean(hidden_states, mask)
-    torch.testing.assert_close(run(head, hidden_states, mask), pooled @ head.classifier.weight.T + head.classifier.bias)
+    torch.testing.assert_close(
+        run(head, hidden_states, mask), pooled @ head.classifier.weight.T + head.classifier.bias
+    )
 
 
 @pytest.mark.parametrize(

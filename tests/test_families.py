@@ -14,9 +14,9 @@ from transformers import AutoModel
 
 from modeling_romebert import RomeBertConfig, RomeBertModel
 from modeling_romebert.backbones import ADAPTERS, check_layout
+from modeling_romebert.cpu import prepacked
 from modeling_romebert.early_exit import all_exits
 from modeling_romebert.encoder import INPUTS, TorchEncoder
-from modeling_romebert.prepacked import prepacked
 
 poolings = pytest.mark.parametrize("pooling", ["cls", "mean"])
 
@@ -24,14 +24,18 @@ poolings = pytest.mark.parametrize("pooling", ["cls", "mean"])
 def stock_of(model, attention=None):
     """The library's own model with a copy of our model's encoder."""
     config = copy.deepcopy(model.config.backbone_config)
-    oracle = AutoModel.from_config(config, attn_implementation=attention or config._attn_implementation).eval()
+    oracle = AutoModel.from_config(
+        config, attn_implementation=attention or config._attn_implementation
+    ).eval()
     missing, unexpected = oracle.load_state_dict(model.backbone.state_dict(), strict=False)
     assert unexpected == [] and all(name.startswith("pooler.") for name in missing)
     return oracle
 
 
 def stock_states(family, model, ids, mask, **inputs) -> list[Tensor]:
-    """Embeddings and one state per layer, as the stock model tells them: the last one is its last_hidden_state."""
+    """Embeddings and one state per layer, as the stock model tells them: the last one is its
+    last_hidden_state.
+    """
     output = stock_of(model)(ids, attention_mask=mask, output_hidden_states=True, **inputs)
     assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
     return list(output.hidden_states[:: family.states_per_layer])
@@ -69,7 +73,10 @@ def test_every_layer_gives_what_the_stock_model_gives(family, attention, padded)
 @families
 @torch.no_grad()
 def test_exits_read_the_stock_states_through_the_final_norm(family, pooling):
-    model, (ids, mask) = build(backbone=family.backbone(), exit_pooling=pooling, exit_layers=[1, 3, 4]), padded_batch()
+    model, (ids, mask) = (
+        build(backbone=family.backbone(), exit_pooling=pooling, exit_layers=[1, 3, 4]),
+        padded_batch(),
+    )
     states = stock_states(family, model, ids, mask)
     exit_logits = model(ids, mask).exit_logits
     for index, layer in enumerate([1, 3, 4]):
@@ -79,7 +86,9 @@ def test_exits_read_the_stock_states_through_the_final_norm(family, pooling):
         if pooling == "cls":
             pooled = (state[:, 0] @ head.pooler.dense.weight.T + head.pooler.dense.bias).tanh()
         else:
-            pooled = torch.stack([tokens[attended == 1].mean(dim=0) for tokens, attended in zip(state, mask, strict=True)])
+            pooled = torch.stack(
+                [tokens[attended == 1].mean(dim=0) for tokens, attended in zip(state, mask, strict=True)]
+            )
         expected = pooled @ head.classifier.weight.T + head.classifier.bias
         torch.testing.assert_close(exit_logits[:, index], expected, rtol=0, atol=1e-5)
 
@@ -120,7 +129,9 @@ def test_longest_input(family):
     if family.limit is None:  # relative positions: the stock model, too, runs any length
         assert stock_of(model)(torch.full((1, 200), 7)).last_hidden_state.isfinite().all()
         return
-    with pytest.raises(ValueError, match=rf"input of {family.limit + 1} tokens.*positions for {family.limit}"):
+    with pytest.raises(
+        ValueError, match=rf"input of {family.limit + 1} tokens.*positions for {family.limit}"
+    ):
         model(torch.full((1, family.limit + 1), 7))
     with pytest.raises((IndexError, RuntimeError)):
         stock_of(model)(torch.full((1, family.limit + 1), 7))
@@ -146,12 +157,16 @@ def test_batch_equals_rows_one_by_one(family, attention, pooling):
     """Masks, position biases and rotary positions follow the rows that stay, and the padding that is cut."""
     model, (ids, mask) = build(backbone=family.backbone(attention), exit_pooling=pooling), padded_batch()
     policy = halving_policy(model, ids, mask)
-    log = LayerLog(model) if "albert" not in family.name else None  # which would count a layer once per application
+    log = (
+        LayerLog(model) if "albert" not in family.name else None
+    )  # which would count a layer once per application
     batch = model(ids, mask, exit_policy=policy)
     assert batch.exit_layer.unique().numel() >= 3
     if log is not None:
         alive = [batch.exit_layer >= depth for depth in range(1, LAYERS + 1)]
-        assert log.seen == [(int(rows.sum()), int(mask[rows].sum(dim=1).max())) for rows in alive if rows.any()]
+        assert log.seen == [
+            (int(rows.sum()), int(mask[rows].sum(dim=1).max())) for rows in alive if rows.any()
+        ]
     assert_same(batch, *one_by_one(model, ids, mask, policy))
     full = model(ids, mask).exit_logits[torch.arange(ROWS), batch.exit_layer - 1]
     torch.testing.assert_close(batch.logits, full, rtol=0, atol=1e-5)
@@ -170,7 +185,12 @@ def test_padding_on_the_left_is_padding_on_the_right(family, attention, pooling)
     for embedded in (False, True):
         inputs = {"inputs_embeds": model.get_input_embeddings()(left)} if embedded else {"input_ids": left}
         inputs |= {"attention_mask": mask.flip(1), "token_type_ids": types}
-        if not embedded or family.stem not in ("Roberta", "XLMRoberta", "Camembert", "MPNet"):  # which count positions by ids
+        if not embedded or family.stem not in (
+            "Roberta",
+            "XLMRoberta",
+            "Camembert",
+            "MPNet",
+        ):  # which count positions by ids
             torch.testing.assert_close(model(**inputs).exit_logits, expected.exit_logits, rtol=0, atol=2e-5)
         early = model(**inputs, exit_policy=policy)
         full = model(**inputs).exit_logits[torch.arange(ROWS), early.exit_layer - 1]
@@ -194,7 +214,9 @@ def test_rebatching_gives_what_a_batch_gives_packed_where_the_family_allows(fami
 @torch.no_grad()
 def test_positions_of_one_s_own_follow_the_rows(family):
     model, (ids, mask) = build(backbone=family.backbone()), padded_batch()
-    positions = torch.stack([torch.randperm(TOKENS, generator=torch.Generator().manual_seed(row)) for row in range(ROWS)])
+    positions = torch.stack(
+        [torch.randperm(TOKENS, generator=torch.Generator().manual_seed(row)) for row in range(ROWS)]
+    )
     policy = halving_policy(model, ids, mask, position_ids=positions)
     batch = model(ids, mask, position_ids=positions, exit_policy=policy)
     assert batch.exit_layer.unique().numel() >= 3
@@ -210,7 +232,9 @@ def test_positions_of_one_s_own_follow_the_rows(family):
 def test_prepacked_layers_change_nothing(family):
     model, (ids, mask) = build(backbone=family.backbone()), padded_batch()
     encoder = TorchEncoder(model, prepacked(model.layers))
-    found = all_exits(encoder, encoder.embed({**dict.fromkeys(INPUTS), "input_ids": ids, "attention_mask": mask}))
+    found = all_exits(
+        encoder, encoder.embed({**dict.fromkeys(INPUTS), "input_ids": ids, "attention_mask": mask})
+    )
     torch.testing.assert_close(found, model(ids, mask).exit_logits, rtol=0, atol=1e-5)
 
 
@@ -245,7 +269,12 @@ def test_config_of_a_backbone_answers(family, tmp_path):
     for given in (backbone, backbone.to_dict(), AutoModel.from_config(backbone), str(tmp_path), tmp_path):
         config = RomeBertConfig.from_backbone(given, exit_layers=[2], num_labels=5, hidden_size=16)
         assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (LAYERS, 16, 4)
-        assert (config.exit_layers, config.num_labels, config.vocab_size, config.initializer_range) == ([2, 4], 5, 100, 0.1)
+        assert (config.exit_layers, config.num_labels, config.vocab_size, config.initializer_range) == (
+            [2, 4],
+            5,
+            100,
+            0.1,
+        )
         assert type(config.backbone_config) is family.class_of("Config") and backbone.hidden_size == 32
 
 
@@ -256,6 +285,7 @@ def test_a_stock_model_that_is_laid_out_differently_is_refused(family):
     parent, _, name = family.layers.rpartition(".")
     delattr(backbone.get_submodule(parent), name)
     with pytest.raises(
-        RuntimeError, match=rf"{family.stem}Model of transformers .* has no {re.escape(family.layers)}.*backbones\.py"
+        RuntimeError,
+        match=rf"{family.stem}Model of transformers .* has no {re.escape(family.layers)}.*backbones\.py",
     ):
         check_layout(backbone)

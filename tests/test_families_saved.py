@@ -1,4 +1,6 @@
-"""Every family from and to disk: stock checkpoints of every head load exactly, saved models load where the package is not."""
+"""Every family from and to disk: stock checkpoints of every head load exactly, saved models load where the
+package is not.
+"""
 
 import json
 import subprocess
@@ -54,7 +56,9 @@ def test_stock_checkpoint_loads_exactly_and_quietly(family, kind, tmp_path):
     ids, mask = padded_batch()
     expected = AutoModel.from_pretrained(tmp_path)(ids, attention_mask=mask).last_hidden_state
     assert torch.equal(model(ids, mask, output_hidden_states=True).hidden_states[-1], expected)
-    assert torch.equal(RomeBertModel.from_pretrained(tmp_path)(ids, attention_mask=mask).last_hidden_state, expected)
+    assert torch.equal(
+        RomeBertModel.from_pretrained(tmp_path)(ids, attention_mask=mask).last_hidden_state, expected
+    )
 
     started = [head.pooler.dense for head in model.exits.values()]
     assert len(started) == LAYERS
@@ -64,7 +68,9 @@ def test_stock_checkpoint_loads_exactly_and_quietly(family, kind, tmp_path):
                 linear.bias, weights[f"{of_pooler}bias"]
             )
     else:  # each its own: nothing of a head of another task
-        assert not any(linear.bias.any() for linear in started) and not torch.equal(started[0].weight, started[1].weight)
+        assert not any(linear.bias.any() for linear in started) and not torch.equal(
+            started[0].weight, started[1].weight
+        )
         assert all(0.05 < linear.weight.std() < 0.2 for linear in started)  # initializer_range is 0.1
 
 
@@ -72,7 +78,9 @@ def test_poolers_are_found_where_the_family_has_one(tmp_path):
     """The row of a family tells whether it has one; this is what transformers tells."""
     for family in FAMILIES:
         stock = dict(family.class_of("Model")(family.backbone()).named_modules())
-        assert isinstance(stock.get(family.pooler or "pooler"), nn.Linear) == (family.pooler is not None), family.name
+        assert isinstance(stock.get(family.pooler or "pooler"), nn.Linear) == (family.pooler is not None), (
+            family.name
+        )
 
 
 @families
@@ -108,7 +116,9 @@ def test_pipeline_and_evaluation_with_the_family_s_own_tokenizer(family, tmp_pat
         assert result["exit_layer"] == alone.exit_layer.item()
         assert result["score"] == pytest.approx(alone.logits.softmax(-1).max().item(), abs=1e-5)
     assert len({result["score"] for result in results}) > 6  # the texts do differ for the tokenizer
-    report = evaluate_exits(model, [{"text": text, "label": number % 2} for number, text in enumerate(texts)], tokenizer)
+    report = evaluate_exits(
+        model, [{"text": text, "label": number % 2} for number, text in enumerate(texts)], tokenizer
+    )
     assert (report.num_examples, report.num_layers, report.exit_layers) == (12, LAYERS, [1, 2, 3, 4])
 
 
@@ -127,7 +137,9 @@ def test_token_types_of_any_tokenizer_are_ignored_where_the_stock_model_ignores_
     assert inputs["token_type_ids"].any()
     without = {key: value for key, value in inputs.items() if key != "token_type_ids"}
     for policy in (None, POLICY):
-        assert torch.equal(model(**inputs, exit_policy=policy).logits, model(**without, exit_policy=policy).logits)
+        assert torch.equal(
+            model(**inputs, exit_policy=policy).logits, model(**without, exit_policy=policy).logits
+        )
 
 
 # ---- without the package
@@ -142,16 +154,18 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 torch.set_num_threads(int(sys.argv[2]))
 found = {}
-for folder in sys.argv[3:]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    found[folder] = portability_checks.measure(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True))
+for folder in sys.argv[3:]: model = AutoModelForSequenceClassification.from_pretrained(folder,
+    trust_remote_code=True) assert type(model).__module__.startswith("transformers_modules."), type(model)
+    found[folder] = portability_checks.measure(model, AutoTokenizer.from_pretrained(folder,
+    trust_remote_code=True))
 print("FOUND " + json.dumps(found))
 """
 
 
 def test_saved_models_load_where_the_package_is_not(tmp_path, monkeypatch):
-    """Layers of the rows that leave, their logits and those of every exit; a convolution may round otherwise in another process."""
+    """Layers of the rows that leave, their logits and those of every exit; a convolution may round otherwise
+    in another process.
+    """
     expected = {}
     for family in FAMILIES:
         folder = tmp_path / family.name
@@ -163,7 +177,15 @@ def test_saved_models_load_where_the_package_is_not(tmp_path, monkeypatch):
     examples = str(Path(portability_checks.__file__).parent)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    command = [sys.executable, "-I", "-c", LOAD_WITHOUT_PACKAGE, examples, str(torch.get_num_threads()), *expected]
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        LOAD_WITHOUT_PACKAGE,
+        examples,
+        str(torch.get_num_threads()),
+        *expected,
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.rpartition("FOUND ")[2])

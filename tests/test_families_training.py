@@ -21,33 +21,53 @@ def without_dropout(model):
 
 
 def contrary(family) -> tuple[RomeBertForSequenceClassification, list[dict[str, Tensor]]]:
-    """A model in training mode whose early exits say the opposite of the last, and rows labelled with what its first exit deems
+    """A model in training mode whose early exits say the opposite of the last, and rows labelled with what
+    its first exit deems
     least likely: the gradients of the two losses conflict."""
     model, (ids, mask) = without_dropout(build(backbone=family.backbone())), padded_batch()
     *early, last = model.exits.values()
     for head in early:
-        head.load_state_dict({name: -w if "classifier" in name else w for name, w in last.state_dict().items()})
+        head.load_state_dict(
+            {name: -w if "classifier" in name else w for name, w in last.state_dict().items()}
+        )
     labels = model(ids, mask).exit_logits[:, 0].argmin(dim=-1)
     labels[0] = (labels[1] + 1) % CLASSES  # a trainer refuses rows that are all of one class
-    return model, [{"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(ids, mask, labels, strict=True)]
+    return model, [
+        {"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(ids, mask, labels, strict=True)
+    ]
 
 
 def gradients(model, rows, term) -> dict[str, Tensor]:
-    """Of the last exit's cross entropy (term 0) or of the others' sum (term 1), by name of the weight, by a plain backward pass."""
-    ids, mask, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels"))
+    """Of the last exit's cross entropy (term 0) or of the others' sum (term 1), by name of the weight, by a
+    plain backward pass.
+    """
+    ids, mask, labels = (
+        torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels")
+    )
     *early, last = model(ids, mask).exit_logits.unbind(1)
     model.zero_grad()
-    (F.cross_entropy(last, labels) if term == 0 else sum(F.cross_entropy(logits, labels) for logits in early)).backward()
-    found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    (
+        F.cross_entropy(last, labels)
+        if term == 0
+        else sum(F.cross_entropy(logits, labels) for logits in early)
+    ).backward()
+    found = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
     model.zero_grad()
     return found
 
 
 def projected(family, model, rows) -> tuple[dict[str, Tensor], float]:
-    """The gradient of a step that protects the exits, and how much of theirs it takes from the other (below 0 in conflict)."""
+    """The gradient of a step that protects the exits, and how much of theirs it takes from the other (below 0
+    in conflict).
+    """
     b, a = gradients(model, rows, 0), gradients(model, rows, 1)
     in_layers = re.compile(rf"backbone\.{re.escape(family.layers)}\.")
-    shared = [name for name in a if in_layers.match(name) and a[name].ndim == 2 and a[name].any() and b[name].any()]
+    shared = [
+        name for name in a if in_layers.match(name) and a[name].ndim == 2 and a[name].any() and b[name].any()
+    ]
     assert len(shared) == family.matrices
     flat_a, flat_b = (torch.cat([side[name].flatten() for name in shared]).double() for side in (a, b))
     share = float(flat_a @ flat_b / (flat_a @ flat_a))
@@ -60,10 +80,19 @@ def test_a_step_is_the_projection_of_two_explicit_backward_passes(family, tmp_pa
     expected, share = projected(family, before, rows)
     assert share < -0.05
 
-    after, rate = copy.deepcopy(before), 100.0  # plain gradient descent, far above the rounding of the weights
+    after, rate = (
+        copy.deepcopy(before),
+        100.0,
+    )  # plain gradient descent, far above the rounding of the weights
     optimizer = torch.optim.SGD(after.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "max_grad_norm": 0.0}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "max_grad_norm": 0.0,
+    }
     arguments = RomeBertTrainingArguments(
         str(tmp_path), max_steps=1, per_device_train_batch_size=ROWS, distillation_weight=0.0, **quiet
     )
@@ -93,7 +122,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
 def test_no_weight_goes_untrained(family):
     """A weight without a gradient would stall distributed training."""
     model, rows = contrary(family)
-    ids, mask, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels"))
+    ids, mask, labels = (
+        torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels")
+    )
     types = {"token_type_ids": ids % 2} if family.token_types else {}
     model(ids, mask, labels=labels, **types).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

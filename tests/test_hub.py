@@ -1,4 +1,6 @@
-"""A saved folder is complete and loads where this package is not, from disk or a Hub cache; where it is, its code is not run."""
+"""A saved folder is complete and loads where this package is not, from disk or a Hub cache; where it is, its
+code is not run.
+"""
 
 import ast
 import configparser
@@ -12,7 +14,15 @@ import check_portability
 import pytest
 import torch
 import transformers
-from portability_checks import TASK, USERS_PIPELINE, code_files, expected_from, make_other_version, run_group, same_results
+from portability_checks import (
+    TASK,
+    USERS_PIPELINE,
+    code_files,
+    expected_from,
+    make_other_version,
+    run_group,
+    same_results,
+)
 from test_loading import told
 from tiny import build, tiny_rows, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
@@ -68,8 +78,12 @@ def save_encoder(model, folder):
 
 
 def save_by_trainer(model, folder):
-    arguments = RomeBertTrainingArguments(output_dir=str(folder.parent / "run"), use_cpu=True, report_to="none")
-    RomeBertTrainer(model, arguments, train_dataset=tiny_rows(4), processing_class=tiny_tokenizer()).save_model(str(folder))
+    arguments = RomeBertTrainingArguments(
+        output_dir=str(folder.parent / "run"), use_cpu=True, report_to="none"
+    )
+    RomeBertTrainer(
+        model, arguments, train_dataset=tiny_rows(4), processing_class=tiny_tokenizer()
+    ).save_model(str(folder))
 
 
 def save_by_pipeline(model, folder):
@@ -81,13 +95,19 @@ def save_what_was_loaded(model, folder):
     RomeBertForSequenceClassification.from_pretrained(folder.parent / "first").save_pretrained(folder)
 
 
-@pytest.mark.parametrize("save", [save_model, save_encoder, save_by_trainer, save_by_pipeline, save_what_was_loaded])
+@pytest.mark.parametrize(
+    "save", [save_model, save_encoder, save_by_trainer, save_by_pipeline, save_what_was_loaded]
+)
 def test_every_way_of_saving_writes_the_closure_and_no_other_code(tmp_path, save):
     save(build(exit_policy=POLICY), tmp_path / "model")
     assert tuple(code_files(tmp_path / "model")) == CLOSURE
     written = {path.name for path in (tmp_path / "model").iterdir()} - set(CLOSURE)
-    with_tokenizer = {"tokenizer.json", "tokenizer_config.json"} if save in (save_by_trainer, save_by_pipeline) else set()
-    of_trainer = {"training_args.bin"} if save is save_by_trainer else set()  # pickled settings, which nothing here reads
+    with_tokenizer = (
+        {"tokenizer.json", "tokenizer_config.json"} if save in (save_by_trainer, save_by_pipeline) else set()
+    )
+    of_trainer = (
+        {"training_args.bin"} if save is save_by_trainer else set()
+    )  # pickled settings, which nothing here reads
     assert written - {"README.md"} == NOT_CODE | with_tokenizer | of_trainer
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP and config["custom_pipelines"] == CUSTOM_PIPELINES
@@ -97,20 +117,29 @@ def test_every_way_of_saving_writes_the_closure_and_no_other_code(tmp_path, save
 def test_auto_map_and_pipelines_name_what_is_there(folder):
     for entry in [*AUTO_MAP.values(), *(task["impl"] for task in CUSTOM_PIPELINES.values())]:
         module, name = entry.split(".")
-        classes = [node.name for node in ast.parse((folder / f"{module}.py").read_text()).body if isinstance(node, ast.ClassDef)]
+        classes = [
+            node.name
+            for node in ast.parse((folder / f"{module}.py").read_text()).body
+            if isinstance(node, ast.ClassDef)
+        ]
         assert name in classes and hasattr(modeling_romebert, name)
     assert {name for name in AUTO_MAP if not hasattr(sys.modules["transformers"], name)} == set()
 
 
 def test_saved_code_is_this_package_s(folder):
-    """The config's file is the class's own, not the alias beside the model, and names the other files at its end."""
+    """The config's file is the class's own, not the alias beside the model, and names the other files at its
+    end.
+    """
     for name in CLOSURE:
-        source = (ROOT / ("configuration" if name == "configuration_romebert.py" else "modeling_romebert") / name).read_text()
+        source = (
+            ROOT / ("configuration" if name == "configuration_romebert.py" else "modeling_romebert") / name
+        ).read_text()
         saved = (folder / name).read_text()
         assert saved.startswith(source)
         if name != "configuration_romebert.py":
             assert saved == source
-    # Older versions of transformers copy what the config's file imports itself, and nothing that those files import.
+    # Older versions of transformers copy what the config's file imports itself, and nothing that those files
+    # import.
     named = get_relative_imports(folder / "configuration_romebert.py")
     assert {f"{module}.py" for module in named} | {"configuration_romebert.py"} == set(CLOSURE)
 
@@ -134,7 +163,9 @@ def test_closure_imports_torch_transformers_and_itself_only(folder, name):
 def test_a_config_saved_alone_names_no_model(tmp_path):
     build().config.save_pretrained(tmp_path)
     assert tuple(code_files(tmp_path)) == ("configuration_romebert.py",)
-    assert (tmp_path / "configuration_romebert.py").read_text() == (ROOT / "configuration/configuration_romebert.py").read_text()
+    assert (tmp_path / "configuration_romebert.py").read_text() == (
+        ROOT / "configuration/configuration_romebert.py"
+    ).read_text()
     assert type(AutoConfig.from_pretrained(tmp_path)) is RomeBertConfig
 
 
@@ -180,24 +211,45 @@ def test_hub_cache_and_other_versions_load_without_the_package(report):
 
 
 def test_checks_fail_on_other_code(folder, expected, tmp_path):
-    """The checks themselves are checked: in a folder of another version, those that exits or code files enter fail."""
-    given = {"folder": make_other_version(folder, tmp_path / "other"), "expected": expected, "closure": code_files(folder)}
+    """The checks themselves are checked: in a folder of another version, those that exits or code files enter
+    fail.
+    """
+    given = {
+        "folder": make_other_version(folder, tmp_path / "other"),
+        "expected": expected,
+        "closure": code_files(folder),
+    }
     results = run_group(sys.executable, "without_package", tmp_path / "work", **given)
-    untouched = ("the package is not installed", "AutoConfig loads the folder", "AutoModel: hidden states bit-equal")
+    untouched = (
+        "the package is not installed",
+        "AutoConfig loads the folder",
+        "AutoModel: hidden states bit-equal",
+    )
     assert all(results[name] == "pass" for name in untouched)
     same_weights = "AutoModelForSequenceClassification: logits bit-equal, same exits"
     assert results[same_weights].startswith("AssertionError: exit_logits differ")
-    assert results["Pipeline.save_pretrained: same results, all code files"].startswith("AssertionError: code files differ")
-    for name in ('dtype="bfloat16"', 'device_map="auto"', "attn_implementation eager and sdpa", "sharded checkpoint: bit-equal"):
+    assert results["Pipeline.save_pretrained: same results, all code files"].startswith(
+        "AssertionError: code files differ"
+    )
+    for name in (
+        'dtype="bfloat16"',
+        'device_map="auto"',
+        "attn_implementation eager and sdpa",
+        "sharded checkpoint: bit-equal",
+    ):
         assert "AssertionError" in results[name]
 
 
 def test_a_process_that_dies_is_a_failure(tmp_path):
-    assert run_group(sys.executable, "nothing", tmp_path) == {"the process of group 'nothing' ends well": "KeyError: 'nothing'"}
+    assert run_group(sys.executable, "nothing", tmp_path) == {
+        "the process of group 'nothing' ends well": "KeyError: 'nothing'"
+    }
 
 
 def test_reference_values_can_come_from_the_folder_itself(folder, expected, tmp_path):
-    assert_all_pass(run_group(sys.executable, "reference", tmp_path, folder=folder), "the folder loads at all")
+    assert_all_pass(
+        run_group(sys.executable, "reference", tmp_path, folder=folder), "the folder loads at all"
+    )
     found = json.loads((tmp_path / "expected.json").read_text())
     many = ("results", "results_by_policy")
     assert {name: value for name, value in found.items() if name not in many} == {
@@ -247,8 +299,12 @@ def shouting(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "lib")
     monkeypatch.setattr(PIPELINE_REGISTRY, "supported_tasks", dict(PIPELINE_REGISTRY.supported_tasks))
     own = importlib.import_module("shouting").ShoutingPipeline
-    PIPELINE_REGISTRY.register_pipeline("shout", own, pt_model=AutoModelForSequenceClassification, type="text")
-    pipeline("shout", model=build(exit_policy=POLICY), tokenizer=tiny_tokenizer()).save_pretrained(tmp_path / "shouting")
+    PIPELINE_REGISTRY.register_pipeline(
+        "shout", own, pt_model=AutoModelForSequenceClassification, type="text"
+    )
+    pipeline("shout", model=build(exit_policy=POLICY), tokenizer=tiny_tokenizer()).save_pretrained(
+        tmp_path / "shouting"
+    )
     return tmp_path / "shouting"
 
 
@@ -262,11 +318,16 @@ def test_a_user_s_pipeline_stays_beside_ours(shouting, tmp_path, save):
     assert config_of(folder)["custom_pipelines"] == CUSTOM_PIPELINES | {"shout": SHOUT}
     assert config_of(folder)["auto_map"] == AUTO_MAP
     assert set(code_files(folder)) == {*CLOSURE, "shouting.py"}
-    assert type(pipeline(TASK, model=str(folder))) is EarlyExitPipeline  # ours needs no trust, a user's own does
+    assert (
+        type(pipeline(TASK, model=str(folder))) is EarlyExitPipeline
+    )  # ours needs no trust, a user's own does
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         pipeline("shout", model=str(folder))
     shout = pipeline("shout", model=str(folder), trust_remote_code=True)
-    assert shout("good")[0]["label"].endswith("!") and shout.model.config.custom_pipelines["shout"]["impl"] == SHOUT["impl"]
+    assert (
+        shout("good")[0]["label"].endswith("!")
+        and shout.model.config.custom_pipelines["shout"]["impl"] == SHOUT["impl"]
+    )
     shout.save_pretrained(tmp_path / "again")  # the library has put classes where their names were
     assert config_of(tmp_path / "again")["custom_pipelines"] == CUSTOM_PIPELINES | {"shout": SHOUT}
 
@@ -276,10 +337,20 @@ def test_a_user_s_model_and_config_stay_named_beside_ours(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     mine = importlib.import_module("mine")
     model = mine.Mine(mine.MineConfig.from_dict(build().config.to_dict()))
-    model.config.auto_map = {"AutoModelForTokenClassification": "tags.Tagger", "AutoTokenizer": ["words.Words", None]}
+    model.config.auto_map = {
+        "AutoModelForTokenClassification": "tags.Tagger",
+        "AutoTokenizer": ["words.Words", None],
+    }
     model.save_pretrained(tmp_path / "first")
-    users = {**model.config.auto_map, "AutoConfig": "mine.MineConfig", "AutoModelForSequenceClassification": "mine.Mine"}
-    assert config_of(tmp_path / "first")["auto_map"] == AUTO_MAP | users and config_of(tmp_path / "first")["model_type"] == "mine"
+    users = {
+        **model.config.auto_map,
+        "AutoConfig": "mine.MineConfig",
+        "AutoModelForSequenceClassification": "mine.Mine",
+    }
+    assert (
+        config_of(tmp_path / "first")["auto_map"] == AUTO_MAP | users
+        and config_of(tmp_path / "first")["model_type"] == "mine"
+    )
     assert set(code_files(tmp_path / "first")) == {*CLOSURE, "mine.py"}  # all that ours name
     assert (
         (tmp_path / "first" / "configuration_romebert.py")
@@ -296,11 +367,15 @@ def test_a_user_s_model_and_config_stay_named_beside_ours(tmp_path, monkeypatch)
 
 def test_code_that_is_named_and_not_there_is_told(tmp_path):
     model = build()
-    model.config.custom_pipelines = {"shout": SHOUT, "whisper": {**SHOUT, "impl": "user/name--whispering.Whisper"}}
+    model.config.custom_pipelines = {
+        "shout": SHOUT,
+        "whisper": {**SHOUT, "impl": "user/name--whispering.Whisper"},
+    }
     with told() as said:
         model.save_pretrained(tmp_path)
     assert [line for line in said if "names" in line] == [
-        f"config.json names shouting.ShoutingPipeline, and there is no shouting.py in {tmp_path}. Copy it there."
+        f"config.json names shouting.ShoutingPipeline, and there is no shouting.py in {tmp_path}. Copy it"
+        " there."
     ]
 
 
@@ -320,8 +395,13 @@ def test_an_older_transformers_is_told_which_version_is_needed(folder, monkeypat
     """It runs this file first, and alone: all else has to come from its text."""
     monkeypatch.setattr(transformers, "__version__", "4.57.6")
     monkeypatch.delattr(transformers, "PreTrainedConfig", raising=False)
-    source = importlib.util.spec_from_file_location("configuration_alone", folder / "configuration_romebert.py")
-    with pytest.raises(ImportError, match=r"needs transformers 5 or newer, and 4\.57\.6 is installed here: pip install --upgrade"):
+    source = importlib.util.spec_from_file_location(
+        "configuration_alone", folder / "configuration_romebert.py"
+    )
+    with pytest.raises(
+        ImportError,
+        match=r"needs transformers 5 or newer, and 4\.57\.6 is installed here: pip install --upgrade",
+    ):
         source.loader.exec_module(importlib.util.module_from_spec(source))
 
 
@@ -371,7 +451,11 @@ def test_script_prints_a_table_and_tells_by_its_exit_code(folder, monkeypatch, c
     monkeypatch.setattr(check_portability, "check", lambda *_: {"one": "pass", "another": "pass"})
     assert check_portability.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "| one     | pass   |" in said and "2 of 2 checks pass" in said and f"torch {torch.__version__}" in said
+    assert (
+        "| one     | pass   |" in said
+        and "2 of 2 checks pass" in said
+        and f"torch {torch.__version__}" in said
+    )
     monkeypatch.setattr(check_portability, "check", lambda *_: {"one": "pass", "another": "ValueError: no"})
     assert check_portability.main(arguments) == 1
     said = capsys.readouterr().out
@@ -381,7 +465,9 @@ def test_script_prints_a_table_and_tells_by_its_exit_code(folder, monkeypatch, c
 def test_script_builds_a_model_when_none_is_given(monkeypatch):
     monkeypatch.setattr(check_portability, "make_environment", lambda folder: sys.executable)
     results = {CLOSURE: {"code": "pass"}}
-    monkeypatch.setattr(check_portability, "check", lambda _, folder, work: results[tuple(code_files(folder))])
+    monkeypatch.setattr(
+        check_portability, "check", lambda _, folder, work: results[tuple(code_files(folder))]
+    )
     assert check_portability.main([]) == 0
 
 

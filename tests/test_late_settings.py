@@ -1,11 +1,23 @@
-"""Settings count as they are when a training or an evaluation starts: changed later, by a search, or for a model made anew."""
+"""Settings count as they are when a training or an evaluation starts: changed later, by a search, or for a
+model made anew.
+"""
 
 import dataclasses
 
 import optuna
 import pytest
 import torch
-from test_trainer import LR, SINGLE, arguments, assert_moved_along, batch_rows, contrary, expected_gradient, labels_for, two_losses
+from test_trainer import (
+    LR,
+    SINGLE,
+    arguments,
+    assert_moved_along,
+    batch_rows,
+    contrary,
+    expected_gradient,
+    labels_for,
+    two_losses,
+)
 from tiny import CLASSES, LAYERS, build
 
 from modeling_romebert import ExitLoss, RomeBertTrainer
@@ -16,10 +28,20 @@ ROWS = batch_rows(labels_for(SINGLE, 32))
 
 def trainer_of(folder, model_init=contrary, rows=ROWS, evaluates=True, optimizer=torch.optim.SGD, **settings):
     """A trainer of one step of plain gradient descent, at a rate far above the rounding of the weights."""
-    settings = {"max_steps": 1, "per_device_train_batch_size": len(rows), "optim": "sgd", "learning_rate": LR} | settings
+    settings = {
+        "max_steps": 1,
+        "per_device_train_batch_size": len(rows),
+        "optim": "sgd",
+        "learning_rate": LR,
+    } | settings
     settings |= {"lr_scheduler_type": "constant"}
     made = arguments(folder, **settings)
-    return RomeBertTrainer(model_init=lambda: model_init(), args=made, train_dataset=rows, eval_dataset=rows if evaluates else None)
+    return RomeBertTrainer(
+        model_init=lambda: model_init(),
+        args=made,
+        train_dataset=rows,
+        eval_dataset=rows if evaluates else None,
+    )
 
 
 def change(args, **settings):
@@ -27,7 +49,9 @@ def change(args, **settings):
         setattr(args, name, value)
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_regularization": "off"}, {"gradient_regularization": "protect_last"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_regularization": "off"}, {"gradient_regularization": "protect_last"}]
+)
 def test_a_model_made_by_model_init_is_trained_as_the_arguments_now_say(tmp_path, settings):
     trainer = trainer_of(tmp_path, objective="joint")
     first = trainer.model
@@ -43,10 +67,14 @@ def test_a_model_made_by_model_init_is_trained_as_the_arguments_now_say(tmp_path
 def test_evaluation_goes_by_the_arguments_as_they_are(tmp_path):
     trainer = trainer_of(tmp_path)
     change(trainer.args, objective="joint")
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(sum(two_losses(contrary(), ROWS, distills=False)).item(), rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        sum(two_losses(contrary(), ROWS, distills=False)).item(), rel=1e-5
+    )
     change(trainer.args, objective="last", label_smoothing_factor=0.3)
     smooth = ExitLoss(0.0, label_smoothing=0.3)
-    logits = contrary()(**{name: torch.stack([row[name] for row in ROWS]) for name in ("input_ids", "attention_mask")}).exit_logits
+    logits = contrary()(
+        **{name: torch.stack([row[name] for row in ROWS]) for name in ("input_ids", "attention_mask")}
+    ).exit_logits
     labels = torch.stack([row["labels"] for row in ROWS])
     expected = smooth(logits, labels, exit_layers=[1, 2, 3, 4], problem_type=SINGLE).last.item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
@@ -113,7 +141,9 @@ class Trials(list):
         trainer._start_run = note
         sampler = optuna.samplers.GridSampler(self.space, seed=0)
         count = len(next(iter(self.space.values())))
-        return trainer.hyperparameter_search(points, n_trials=count, backend="optuna", direction=direction, sampler=sampler, **more)
+        return trainer.hyperparameter_search(
+            points, n_trials=count, backend="optuna", direction=direction, sampler=sampler, **more
+        )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +171,8 @@ def test_a_trial_trains_with_its_settings(tmp_path, name, values):
         same = [
             value
             for value, (of_value, weights) in ends.items()
-            if loss == of_value and all(torch.equal(weight, model.state_dict()[key]) for key, weight in weights.items())
+            if loss == of_value
+            and all(torch.equal(weight, model.state_dict()[key]) for key, weight in weights.items())
         ]
         assert len(same) == 1
         taken |= set(same)

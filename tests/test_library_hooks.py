@@ -10,21 +10,27 @@ from transformers import Trainer, masking_utils
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments, backbones
 from modeling_romebert.backbones import TESTED_TRANSFORMERS
-from modeling_romebert.library_hooks import HOOKS
+from modeling_romebert.training.library_hooks import HOOKS
 
 
 def trainer_of(folder, trainer_class=RomeBertTrainer, **settings):
-    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "max_steps": 2, "save_strategy": "no"} | settings
+    settings = {
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_steps": 2,
+        "save_strategy": "no",
+    } | settings
     args = RomeBertTrainingArguments(str(folder), **settings)
-    return trainer_class(build(num_labels=2), args, train_dataset=tiny_rows(16), processing_class=tiny_tokenizer())
+    return trainer_class(
+        build(num_labels=2), args, train_dataset=tiny_rows(16), processing_class=tiny_tokenizer()
+    )
 
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_a_hook_that_the_library_does_not_have_is_refused_at_the_start(name, tmp_path, monkeypatch):
     monkeypatch.delattr(Trainer, name)
-    message = (
-        rf"overrides Trainer\.{name}, which transformers {transformers.__version__} does not have\. .*: {TESTED_TRANSFORMERS}\."
-    )
+    message = rf"overrides Trainer\.{name}, which transformers {transformers.__version__} does not have\. .*: {TESTED_TRANSFORMERS}\."
     with pytest.raises(RuntimeError, match=message):
         trainer_of(tmp_path)
 
@@ -33,7 +39,9 @@ def test_a_hook_that_the_library_does_not_have_is_refused_at_the_start(name, tmp
 def test_a_hook_that_is_not_called_before_the_first_step_stops_the_run_there(name, tmp_path):
     trainer = trainer_of(tmp_path, without(name))
     before = [weight.clone() for weight in trainer.model.parameters()]
-    with pytest.raises(RuntimeError, match=rf"Trainer\.{name}, .* did not call before its first optimizer step\. Install"):
+    with pytest.raises(
+        RuntimeError, match=rf"Trainer\.{name}, .* did not call before its first optimizer step\. Install"
+    ):
         trainer.train()
     assert all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
 
@@ -41,7 +49,9 @@ def test_a_hook_that_is_not_called_before_the_first_step_stops_the_run_there(nam
 @pytest.mark.parametrize("name", [name for name, before in HOOKS.items() if before == "checkpoint"])
 def test_a_hook_that_is_not_called_for_the_first_checkpoint_stops_the_run_there(name, tmp_path):
     trainer = trainer_of(tmp_path, without(name), save_strategy="steps", save_steps=1)
-    with pytest.raises(RuntimeError, match=rf"Trainer\.{name}, .* did not call before its first checkpoint\. Install"):
+    with pytest.raises(
+        RuntimeError, match=rf"Trainer\.{name}, .* did not call before its first checkpoint\. Install"
+    ):
         trainer.train()
     assert trainer.state.global_step == 1
 

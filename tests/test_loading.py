@@ -41,7 +41,9 @@ PLAIN = [
     (XLMRobertaModel, XLMRobertaConfig, "", True),
     (CamembertForMaskedLM, CamembertConfig, "roberta.", False),
 ]
-plain = pytest.mark.parametrize(("stock", "family", "prefix", "has_pooler"), PLAIN, ids=[row[0].__name__ for row in PLAIN])
+plain = pytest.mark.parametrize(
+    ("stock", "family", "prefix", "has_pooler"), PLAIN, ids=[row[0].__name__ for row in PLAIN]
+)
 
 
 @contextmanager
@@ -70,7 +72,11 @@ def save_plain(folder, stock=BertModel, family=BertConfig, **settings):
 
 
 def rewrite(folder, weights):
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: weight.contiguous() for name, weight in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def assert_trunk(model, weights, prefix=""):
@@ -112,7 +118,9 @@ def test_plain_checkpoint(tmp_path, stock, family, prefix, has_pooler, verbosity
             assert torch.equal(head.pooler.dense.weight, pretrained)
             assert torch.equal(head.pooler.dense.bias, weights[f"{prefix}pooler.dense.bias"])
         else:
-            assert not head.pooler.dense.bias.any() and 0.05 < head.pooler.dense.weight.std() < 0.2  # initializer_range is 0.1
+            assert (
+                not head.pooler.dense.bias.any() and 0.05 < head.pooler.dense.weight.std() < 0.2
+            )  # initializer_range is 0.1
 
 
 @plain
@@ -121,7 +129,9 @@ def test_plain_checkpoint_computes_what_the_stock_model_does(tmp_path, stock, fa
     ids, mask = padded_batch()
     with torch.no_grad():
         expected = AutoModel.from_pretrained(folder)(ids, attention_mask=mask).last_hidden_state
-        output = RomeBertForSequenceClassification.from_pretrained(folder)(ids, mask, output_hidden_states=True)
+        output = RomeBertForSequenceClassification.from_pretrained(folder)(
+            ids, mask, output_hidden_states=True
+        )
         alone = RomeBertModel.from_pretrained(folder)(ids, attention_mask=mask).last_hidden_state
     assert torch.equal(output.hidden_states[-1], expected) and torch.equal(alone, expected)
 
@@ -131,7 +141,9 @@ def test_names_of_old_checkpoints(tmp_path, prefix):
     """Checkpoints of 2018 call the weight and bias of LayerNorm gamma and beta."""
     folder, weights = save_plain(tmp_path, BertForPreTraining if prefix else BertModel)
     old = {
-        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): torch.randn_like(weight)
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): torch.randn_like(weight)
         for name, weight in weights.items()
     }
     assert old.keys() != weights.keys()
@@ -139,7 +151,11 @@ def test_names_of_old_checkpoints(tmp_path, prefix):
     with told() as said:
         model = RomeBertForSequenceClassification.from_pretrained(folder)
     assert said == []
-    assert_trunk(model, {name.replace("gamma", "weight").replace("beta", "bias"): weight for name, weight in old.items()}, prefix)
+    assert_trunk(
+        model,
+        {name.replace("gamma", "weight").replace("beta", "bias"): weight for name, weight in old.items()},
+        prefix,
+    )
 
 
 @pytest.mark.parametrize("prefix", ["bert.", ""])
@@ -181,7 +197,9 @@ def test_classifiers_are_new_and_follow_the_seed(tmp_path):
     assert not torch.equal(first.exits["1"].classifier.weight, other.exits["1"].classifier.weight)
     everyone = torch.stack([head.classifier.weight for head in first.exits.values()])
     assert 0.05 < everyone.std() < 0.2  # initializer_range is 0.1
-    assert not torch.equal(everyone[0], everyone[1]) and not torch.equal(everyone[-1], weights["classifier.weight"])
+    assert not torch.equal(everyone[0], everyone[1]) and not torch.equal(
+        everyone[-1], weights["classifier.weight"]
+    )
     assert not any(head.classifier.bias.any() for head in first.exits.values())
 
 
@@ -189,9 +207,17 @@ def test_settings_as_keyword_arguments(tmp_path):
     folder, weights = save_plain(tmp_path)
     names = {index: name for index, name in enumerate("abcde")}
     model, info = RomeBertForSequenceClassification.from_pretrained(
-        folder, exit_layers=[2, 4], num_labels=5, id2label=names, label2id={}, hidden_dropout_prob=0.0, output_loading_info=True
+        folder,
+        exit_layers=[2, 4],
+        num_labels=5,
+        id2label=names,
+        label2id={},
+        hidden_dropout_prob=0.0,
+        output_loading_info=True,
     )
-    assert list(model.exits) == ["2", "4"] and model.num_labels == model.exits["2"].classifier.out_features == 5
+    assert (
+        list(model.exits) == ["2", "4"] and model.num_labels == model.exits["2"].classifier.out_features == 5
+    )
     assert model.config.id2label == names and model.config.backbone_config.hidden_dropout_prob == 0.0
     assert info["missing_keys"] == set()
     assert_trunk(model, weights)
@@ -209,7 +235,9 @@ def test_a_config_of_one_s_own_is_used_and_left_as_it_is(tmp_path):
 
 def test_labels_of_the_checkpoint_are_kept(tmp_path):
     names = {"id2label": {0: "bad", 1: "good", 2: "so so"}, "label2id": {"bad": 0, "good": 1, "so so": 2}}
-    folder, _ = save_plain(tmp_path, BertForSequenceClassification, **names, problem_type="multi_label_classification")
+    folder, _ = save_plain(
+        tmp_path, BertForSequenceClassification, **names, problem_type="multi_label_classification"
+    )
     model = RomeBertForSequenceClassification.from_pretrained(folder)
     assert (model.config.id2label, model.config.label2id) == (names["id2label"], names["label2id"])
     assert model.config.problem_type == "multi_label_classification"
@@ -217,7 +245,11 @@ def test_labels_of_the_checkpoint_are_kept(tmp_path):
 
 def test_missing_trunk_weights_are_told(tmp_path):
     folder, weights = save_plain(tmp_path)
-    del weights["encoder.layer.1.output.dense.weight"], weights["pooler.dense.bias"], weights["pooler.dense.weight"]
+    del (
+        weights["encoder.layer.1.output.dense.weight"],
+        weights["pooler.dense.bias"],
+        weights["pooler.dense.weight"],
+    )
     rewrite(folder, weights)
     with told() as said:
         RomeBertForSequenceClassification.from_pretrained(folder)
@@ -229,7 +261,9 @@ def test_missing_trunk_weights_are_told(tmp_path):
 def test_dtype_and_attention_are_respected(tmp_path, of_ours):
     (build() if of_ours else BertModel(tiny_backbone())).save_pretrained(tmp_path)
     for dtype in (torch.bfloat16, "bfloat16"):
-        model = RomeBertForSequenceClassification.from_pretrained(tmp_path, dtype=dtype, attn_implementation="eager")
+        model = RomeBertForSequenceClassification.from_pretrained(
+            tmp_path, dtype=dtype, attn_implementation="eager"
+        )
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         configs = (model.config, model.config.backbone_config, model.backbone.config)
         assert {config._attn_implementation for config in configs} == {"eager"}
@@ -247,7 +281,9 @@ def test_model_and_backbone_share_one_config(tmp_path, of_ours):
 
 
 def test_unsupported_family(tmp_path):
-    FNetModel(FNetConfig(hidden_size=8, num_hidden_layers=1, intermediate_size=8, vocab_size=10)).save_pretrained(tmp_path)
+    FNetModel(
+        FNetConfig(hidden_size=8, num_hidden_layers=1, intermediate_size=8, vocab_size=10)
+    ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"model_type='fnet' is not supported; choose from bert, roberta"):
         RomeBertForSequenceClassification.from_pretrained(tmp_path)
 
@@ -294,7 +330,9 @@ def test_auto_model_gives_the_encoder_alone(tmp_path):
 
 def test_state_dict_of_ours(tmp_path):
     model = build()
-    loaded = RomeBertForSequenceClassification.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    loaded = RomeBertForSequenceClassification.from_pretrained(
+        None, config=model.config, state_dict=model.state_dict()
+    )
     assert_same_weights(loaded, model)
 
 
@@ -322,7 +360,10 @@ def test_exits_may_not_be_added(tmp_path):
 
 @pytest.mark.parametrize(
     ("saved", "asked", "message"),
-    [("cls", "mean", "exit_pooling='mean' is asked for"), ("mean", "cls", r"no weights for exits\.1\.pooler.*exit_pooling='cls'")],
+    [
+        ("cls", "mean", "exit_pooling='mean' is asked for"),
+        ("mean", "cls", r"no weights for exits\.1\.pooler.*exit_pooling='cls'"),
+    ],
 )
 def test_pooling_may_not_change(tmp_path, saved, asked, message):
     build(exit_pooling=saved).save_pretrained(tmp_path)

@@ -1,4 +1,6 @@
-"""What training logs: every term and exit, as means since the last log over steps and processes, for TensorBoard too."""
+"""What training logs: every term and exit, as means since the last log over steps and processes, for
+TensorBoard too.
+"""
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tiny import LAYERS, tiny_rows, tiny_tokenizer
 from transformers import DataCollatorWithPadding
 
 from modeling_romebert import OBJECTIVES
-from modeling_romebert.running_means import RunningMeans
+from modeling_romebert.training.meters import RunningMeans
 
 EXITS = [f"loss_exit_{layer}" for layer in range(1, LAYERS + 1)]
 
@@ -55,7 +57,9 @@ def test_every_term_and_exit_is_logged(tmp_path, objective):
     trainer = trainer_of(tmp_path, objective=objective, logging_steps=2, max_steps=4)
     trainer.train()
     entries = logs_of(trainer)
-    assert [entry["step"] for entry in entries] == list(range(2, 4 * len(OBJECTIVES[objective].stages) + 1, 2))
+    assert [entry["step"] for entry in entries] == list(
+        range(2, 4 * len(OBJECTIVES[objective].stages) + 1, 2)
+    )
     met = {"gradient_cosine", "projected"}
     for entry in entries:
         assert {"loss_last", "loss_exits", *EXITS} <= entry.keys()
@@ -70,7 +74,9 @@ STILL = {"learning_rate": 0.0, "dropout": False}  # every step sees the same wei
 def test_loss_of_each_exit_is_its_cross_entropy(tmp_path):
     trainer = trainer_of(tmp_path, rows=8, max_steps=2, logging_steps=2, **STILL)
     trainer.train()
-    batch = DataCollatorWithPadding(tiny_tokenizer())(tiny_rows(8))  # both batches at once: every row has the same say
+    batch = DataCollatorWithPadding(tiny_tokenizer())(
+        tiny_rows(8)
+    )  # both batches at once: every row has the same say
     with torch.no_grad():
         logits = trainer.model.eval()(batch["input_ids"], batch["attention_mask"]).exit_logits
     expected = [F.cross_entropy(of_exit, batch["labels"]).item() for of_exit in logits.unbind(1)]
@@ -85,7 +91,11 @@ def test_accumulated_micro_batches_have_the_same_say(tmp_path):
     """Two micro-batches of 4 rows are a batch of 8."""
     found = []
     for batch, accumulation in ((8, 1), (4, 2)):
-        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+        sizes = {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": 1,
+        }
         trainer = trainer_of(tmp_path, rows=8, **sizes, **STILL)
         trainer.train()
         found.append([logs_of(trainer)[0][name] for name in MEASURED])
@@ -98,7 +108,9 @@ def test_two_processes_log_the_means_of_both(tmp_path):
     one.train()
     (_, first, _), (_, second, _) = two_processes(tmp_path, {}, max_steps=2, logging_steps=2, **STILL)
     for name in MEASURED:
-        assert first[0][name] == second[0][name] == pytest.approx(logs_of(one)[0][name], rel=1e-4, abs=1e-4), name
+        assert (
+            first[0][name] == second[0][name] == pytest.approx(logs_of(one)[0][name], rel=1e-4, abs=1e-4)
+        ), name
 
 
 def test_second_training_starts_its_means_anew(tmp_path):
@@ -124,4 +136,6 @@ def test_tensorboard_shows_them(tmp_path, monkeypatch):
     assert {*MEASURED, "skipped_steps", "learning_rate", "grad_norm"} <= shown
     for name in (*MEASURED, "skipped_steps"):
         events = [(event.step, event.value) for event in board.Scalars(f"train/{name}")]
-        assert events == [(entry["step"], pytest.approx(entry[name], rel=1e-6)) for entry in logs_of(trainer)], name
+        assert events == [
+            (entry["step"], pytest.approx(entry[name], rel=1e-6)) for entry in logs_of(trainer)
+        ], name

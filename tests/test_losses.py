@@ -1,4 +1,6 @@
-"""The loss terms are the formula's: against hand-worked numbers, and against a loop over rows and exits in plain Python."""
+"""The loss terms are the formula's: against hand-worked numbers, and against a loop over rows and exits in
+plain Python.
+"""
 
 import itertools
 import math
@@ -61,7 +63,9 @@ def distillation_of_row(teacher, student, problem_type, temperature, reduction):
     return temperature**2 * divergence / (classes if reduction == "mean" else 1)
 
 
-def plain_terms(exit_logits, labels, layers, problem_type, gamma, temperature, reduction, teacher, weights, over_exits):
+def plain_terms(
+    exit_logits, labels, layers, problem_type, gamma, temperature, reduction, teacher, weights, over_exits
+):
     """L_last and L_exit, by the formula at the top of losses.py."""
     rows, exits = exit_logits.tolist(), len(layers)
     labels = labels.tolist()
@@ -87,7 +91,9 @@ def test_terms_are_the_formula(problem_type, reduction, teacher, weights, over_e
     exit_logits, labels = example(problem_type)
     loss = ExitLoss(0.7, 2.5, reduction, teacher, weights, over_exits)
     terms = loss(exit_logits, labels, exit_layers=LAYERS, problem_type=problem_type)
-    last, exits = plain_terms(exit_logits, labels, LAYERS, problem_type, 0.7, 2.5, reduction, teacher, weights, over_exits)
+    last, exits = plain_terms(
+        exit_logits, labels, LAYERS, problem_type, 0.7, 2.5, reduction, teacher, weights, over_exits
+    )
     assert terms.last.item() == pytest.approx(last, rel=1e-5)
     assert terms.exits.item() == pytest.approx(exits, rel=1e-5)
     assert terms.last.shape == terms.exits.shape == ()
@@ -98,31 +104,39 @@ def test_terms_are_the_formula(problem_type, reduction, teacher, weights, over_e
 
 @pytest.mark.parametrize(("reduction", "share"), [("batchmean", 1), ("mean", 1 / 2)])
 def test_two_exits_by_hand(reduction, share):
-    # One row of class 1, T = 2. Exit 1: logits (0, 2 ln 3) are probabilities (1/10, 9/10), and (1/4, 3/4) at T = 2.
-    # Last exit: (0, 0), that is (1/2, 1/2) at any T.
-    # CE: ln(10/9) and ln 2. KL(teacher || student) = 1/2 ln 2 + 1/2 ln(2/3) = 1/2 ln(4/3); times T^2: 2 ln(4/3).
+    # One row of class 1, T = 2. Exit 1: logits (0, 2 ln 3) are probabilities (1/10, 9/10), and (1/4, 3/4) at
+    # T = 2. Last exit: (0, 0), that is (1/2, 1/2) at any T. CE: ln(10/9) and ln 2. KL(teacher || student) =
+    # 1/2 ln 2 + 1/2 ln(2/3) = 1/2 ln(4/3); times T^2: 2 ln(4/3).
     exit_logits = torch.tensor([[[0.0, 2 * math.log(3)], [0.0, 0.0]]])
     loss = ExitLoss(distillation_weight=0.9, distillation_temperature=2.0, distillation_reduction=reduction)
     terms = loss(exit_logits, torch.tensor([1]), exit_layers=[1, 2], problem_type=SINGLE)
     assert terms.last.item() == pytest.approx(math.log(2))
-    assert terms.exits.item() == pytest.approx(0.1 * math.log(10 / 9) + 0.9 * share * 2 * math.log(4 / 3), rel=1e-5)
+    assert terms.exits.item() == pytest.approx(
+        0.1 * math.log(10 / 9) + 0.9 * share * 2 * math.log(4 / 3), rel=1e-5
+    )
     assert terms.per_exit.tolist() == pytest.approx([math.log(10 / 9), math.log(2)], rel=1e-5)
 
 
 def test_regression_by_hand():
-    # Target 2. Exits say 0, 1, 4: squared errors 4, 1, 4; squared distances to the last exit 16 and 9, to the next one 1 and 9.
+    # Target 2. Exits say 0, 1, 4: squared errors 4, 1, 4; squared distances to the last exit 16 and 9, to the
+    # next one 1 and 9.
     exit_logits, labels = torch.tensor([[[0.0], [1.0], [4.0]]]), torch.tensor([2.0])
     settings = {"exit_layers": [1, 2, 3], "problem_type": REGRESSION}
     assert ExitLoss(0.25)(exit_logits, labels, **settings).exits.item() == 0.75 * (4 + 1) + 0.25 * (16 + 9)
-    assert ExitLoss(0.25, teacher="next")(exit_logits, labels, **settings).exits.item() == 0.75 * (4 + 1) + 0.25 * (1 + 9)
+    assert ExitLoss(0.25, teacher="next")(exit_logits, labels, **settings).exits.item() == 0.75 * (
+        4 + 1
+    ) + 0.25 * (1 + 9)
     assert ExitLoss(0.25)(exit_logits, labels, **settings).last.item() == 4
 
 
 def test_multi_label_by_hand():
-    # Logit ln 3 says yes with 3/4, logit 0 with 1/2. Targets (1, 0): BCE = (ln 4/3 + ln 2) / 2 at exit 1, ln 2 at the last.
-    # KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 ln(4/3) for the first label, 0 for the second; averaged over labels: 1/4 ln(4/3).
+    # Logit ln 3 says yes with 3/4, logit 0 with 1/2. Targets (1, 0): BCE = (ln 4/3 + ln 2) / 2 at exit 1, ln
+    # 2 at the last. KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 ln(4/3) for the first label, 0 for the second;
+    # averaged over labels: 1/4 ln(4/3).
     exit_logits = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]])
-    terms = ExitLoss(0.6, 1.0)(exit_logits, torch.tensor([[1.0, 0.0]]), exit_layers=[1, 2], problem_type=MULTI)
+    terms = ExitLoss(0.6, 1.0)(
+        exit_logits, torch.tensor([[1.0, 0.0]]), exit_layers=[1, 2], problem_type=MULTI
+    )
     assert terms.last.item() == pytest.approx(math.log(2))
     expected = 0.4 * (math.log(4 / 3) + math.log(2)) / 2 + 0.6 * math.log(4 / 3) / 4
     assert terms.exits.item() == pytest.approx(expected, rel=1e-5)
@@ -131,7 +145,9 @@ def test_multi_label_by_hand():
 def test_depth_weights_by_hand():
     # Exits after layers 1 and 3 weigh 1 and 3 over their mean 2; squared errors 4 and 1: 0.5 * 4 + 1.5 * 1.
     exit_logits = torch.tensor([[[0.0], [1.0], [4.0]]])
-    terms = ExitLoss(0.0, exit_weights="depth")(exit_logits, torch.tensor([2.0]), exit_layers=[1, 3, 4], problem_type=REGRESSION)
+    terms = ExitLoss(0.0, exit_weights="depth")(
+        exit_logits, torch.tensor([2.0]), exit_layers=[1, 3, 4], problem_type=REGRESSION
+    )
     assert terms.exits.item() == 3.5
 
 
@@ -151,7 +167,10 @@ def test_distillation_is_torch_s_kl_div():
     exit_logits, _ = example(SINGLE)
     student, teacher = exit_logits[:, 0], exit_logits[:, -1]
     arguments = (student / 3).log_softmax(1), (teacher / 3).softmax(1)
-    stock = {"batchmean": F.kl_div(*arguments, reduction="batchmean"), "mean": F.kl_div(*arguments, reduction="none").mean()}
+    stock = {
+        "batchmean": F.kl_div(*arguments, reduction="batchmean"),
+        "mean": F.kl_div(*arguments, reduction="none").mean(),
+    }
     for reduction, value in stock.items():
         ours = distillation_losses(student[:, None], teacher[:, None], SINGLE, 3.0, reduction)
         torch.testing.assert_close(ours, 9 * value[None])
@@ -167,7 +186,9 @@ def test_equal_exits_distil_nothing(problem_type):
 @pytest.mark.parametrize("problem_type", PROBLEMS)
 def test_gamma_0_is_the_task_loss_of_every_exit(problem_type):
     exit_logits, labels = example(problem_type)
-    terms = ExitLoss(distillation_weight=0.0)(exit_logits, labels, exit_layers=LAYERS, problem_type=problem_type)
+    terms = ExitLoss(distillation_weight=0.0)(
+        exit_logits, labels, exit_layers=LAYERS, problem_type=problem_type
+    )
     each = task_losses(exit_logits, labels, problem_type)
     torch.testing.assert_close(terms.exits, each[:-1].sum())
     torch.testing.assert_close(terms.last, each[-1])
@@ -188,7 +209,9 @@ def test_gamma_1_hides_the_labels_from_the_early_exits(problem_type):
 def test_one_exit_is_ordinary_fine_tuning(problem_type):
     exit_logits, labels = example(problem_type, exits=1)
     terms = ExitLoss()(exit_logits, labels, exit_layers=[6], problem_type=problem_type)
-    stock = {SINGLE: F.cross_entropy, MULTI: F.binary_cross_entropy_with_logits, REGRESSION: F.mse_loss}[problem_type]
+    stock = {SINGLE: F.cross_entropy, MULTI: F.binary_cross_entropy_with_logits, REGRESSION: F.mse_loss}[
+        problem_type
+    ]
     logits = exit_logits[:, 0, 0] if problem_type == REGRESSION else exit_logits[:, 0]
     torch.testing.assert_close(terms.last, stock(logits, labels))
     assert terms.exits.item() == 0
@@ -198,21 +221,30 @@ def test_one_exit_is_ordinary_fine_tuning(problem_type):
 @pytest.mark.parametrize("problem_type", PROBLEMS)
 def test_task_loss_is_torch_s_at_every_exit(problem_type):
     exit_logits, labels = example(problem_type)
-    stock = {SINGLE: F.cross_entropy, MULTI: F.binary_cross_entropy_with_logits, REGRESSION: F.mse_loss}[problem_type]
+    stock = {SINGLE: F.cross_entropy, MULTI: F.binary_cross_entropy_with_logits, REGRESSION: F.mse_loss}[
+        problem_type
+    ]
     shaped = labels[:, None] if problem_type == REGRESSION else labels
     torch.testing.assert_close(
-        task_losses(exit_logits, labels, problem_type), torch.stack([stock(z, shaped) for z in exit_logits.unbind(1)])
+        task_losses(exit_logits, labels, problem_type),
+        torch.stack([stock(z, shaped) for z in exit_logits.unbind(1)]),
     )
-    torch.testing.assert_close(task_losses(exit_logits, shaped, problem_type), task_losses(exit_logits, labels, problem_type))
+    torch.testing.assert_close(
+        task_losses(exit_logits, shaped, problem_type), task_losses(exit_logits, labels, problem_type)
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_label_smoothing_and_ignored_labels_are_torch_s(smoothing):
     exit_logits, labels = example(SINGLE)
     labels[1] = labels[3] = -100
-    stock = torch.stack([F.cross_entropy(z, labels, label_smoothing=smoothing) for z in exit_logits.unbind(1)])
+    stock = torch.stack(
+        [F.cross_entropy(z, labels, label_smoothing=smoothing) for z in exit_logits.unbind(1)]
+    )
     torch.testing.assert_close(task_losses(exit_logits, labels, SINGLE, smoothing), stock)
-    terms = ExitLoss(0.0, label_smoothing=smoothing)(exit_logits, labels, exit_layers=LAYERS, problem_type=SINGLE)
+    terms = ExitLoss(0.0, label_smoothing=smoothing)(
+        exit_logits, labels, exit_layers=LAYERS, problem_type=SINGLE
+    )
     torch.testing.assert_close(terms.per_exit, stock)
 
 
@@ -225,18 +257,24 @@ def test_rows_without_a_label_are_as_if_they_were_not_there(gamma, weights):
     loss, rows = ExitLoss(gamma, class_weights=weights), unlabelled != -100
     settings = {"exit_layers": LAYERS, "problem_type": SINGLE}
     for one, other in zip(
-        loss(exit_logits, unlabelled, **settings), loss(exit_logits[rows], labels[rows], **settings), strict=True
+        loss(exit_logits, unlabelled, **settings),
+        loss(exit_logits[rows], labels[rows], **settings),
+        strict=True,
     ):
         torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"class_weights": (1.0, 2.0, 3.0)}, {"label_smoothing": 0.1}, {"teacher": "next"}], ids=str
+    "settings",
+    [{}, {"class_weights": (1.0, 2.0, 3.0)}, {"label_smoothing": 0.1}, {"teacher": "next"}],
+    ids=str,
 )
 def test_without_any_label_loss_and_gradient_are_0(settings):
     exit_logits, labels = example(SINGLE)
     exit_logits.requires_grad_()
-    terms = ExitLoss(0.5, **settings)(exit_logits, torch.full_like(labels, -100), exit_layers=LAYERS, problem_type=SINGLE)
+    terms = ExitLoss(0.5, **settings)(
+        exit_logits, torch.full_like(labels, -100), exit_layers=LAYERS, problem_type=SINGLE
+    )
     assert [value.item() for value in (terms.last, terms.exits, *terms.per_exit)] == [0.0] * 6
     (gradient,) = torch.autograd.grad(terms.last + terms.exits, exit_logits)
     assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -247,22 +285,37 @@ def test_without_any_label_loss_and_gradient_are_0(settings):
 def test_class_weights_are_torch_s(weights, smoothing):
     exit_logits, labels = example(SINGLE)
     labels[1] = -100
-    stock = [F.cross_entropy(z, labels, weight=torch.tensor(weights), label_smoothing=smoothing) for z in exit_logits.unbind(1)]
-    torch.testing.assert_close(task_losses(exit_logits, labels, SINGLE, smoothing, weights), torch.stack(stock))
+    stock = [
+        F.cross_entropy(z, labels, weight=torch.tensor(weights), label_smoothing=smoothing)
+        for z in exit_logits.unbind(1)
+    ]
+    torch.testing.assert_close(
+        task_losses(exit_logits, labels, SINGLE, smoothing, weights), torch.stack(stock)
+    )
     exit_logits, labels = example(MULTI)
-    stock = [F.binary_cross_entropy_with_logits(z, labels, pos_weight=torch.tensor(weights)) for z in exit_logits.unbind(1)]
-    torch.testing.assert_close(task_losses(exit_logits, labels, MULTI, class_weights=weights), torch.stack(stock))
+    stock = [
+        F.binary_cross_entropy_with_logits(z, labels, pos_weight=torch.tensor(weights))
+        for z in exit_logits.unbind(1)
+    ]
+    torch.testing.assert_close(
+        task_losses(exit_logits, labels, MULTI, class_weights=weights), torch.stack(stock)
+    )
 
 
 def test_a_batch_of_classes_that_weigh_nothing_has_a_loss_of_0():
     exit_logits, labels = example(SINGLE)
-    assert task_losses(exit_logits, torch.ones_like(labels), SINGLE, class_weights=[1.0, 0.0, 1.0]).tolist() == [0.0] * 4
+    assert (
+        task_losses(exit_logits, torch.ones_like(labels), SINGLE, class_weights=[1.0, 0.0, 1.0]).tolist()
+        == [0.0] * 4
+    )
 
 
 def test_single_labels_in_a_column():
     exit_logits, labels = example(SINGLE)
     check_labels(labels[:, None], SINGLE, 3)
-    assert torch.equal(task_losses(exit_logits, labels[:, None], SINGLE), task_losses(exit_logits, labels, SINGLE))
+    assert torch.equal(
+        task_losses(exit_logits, labels[:, None], SINGLE), task_losses(exit_logits, labels, SINGLE)
+    )
 
 
 # ---- gradients
@@ -321,7 +374,10 @@ def test_large_logits_are_finite(problem_type, dtype):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"distillation_reduction": "sum"}, "distillation_reduction='sum' is unknown; choose from batchmean, mean"),
+        (
+            {"distillation_reduction": "sum"},
+            "distillation_reduction='sum' is unknown; choose from batchmean, mean",
+        ),
         ({"teacher": "first"}, "teacher='first' is unknown; choose from last, next"),
         ({"exit_weights": "linear"}, "exit_weights='linear' is unknown; choose from uniform, depth"),
         ({"exit_reduction": "max"}, "exit_reduction='max' is unknown; choose from sum, mean"),
@@ -332,7 +388,10 @@ def test_large_logits_are_finite(problem_type, dtype):
         ({"distillation_temperature": math.inf}, "distillation_temperature=inf is not above 0"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0 is not in 0\.\.1"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 is not in 0\.\.1"),
-        ({"class_weights": (1.0, -1.0)}, r"class_weights=\[1.0, -1.0\] are not finite numbers of 0 or more, some of them above 0"),
+        (
+            {"class_weights": (1.0, -1.0)},
+            r"class_weights=\[1.0, -1.0\] are not finite numbers of 0 or more, some of them above 0",
+        ),
         ({"class_weights": (math.nan, 1.0)}, r"class_weights=\[nan, 1.0\] are not finite"),
         ({"class_weights": (0.0, 0.0)}, r"class_weights=\[0.0, 0.0\] are not .* some of them above 0"),
     ],
@@ -345,14 +404,34 @@ def test_settings_that_mean_nothing(settings, message):
 @pytest.mark.parametrize(
     ("labels", "problem_type", "num_labels", "message"),
     [
-        (torch.tensor([0, 3]), SINGLE, 3, r"labels hold 3; .* class ids 0\.\.2, or -100 for none.*config\.num_labels"),
+        (
+            torch.tensor([0, 3]),
+            SINGLE,
+            3,
+            r"labels hold 3; .* class ids 0\.\.2, or -100 for none.*config\.num_labels",
+        ),
         (torch.tensor([0, -1]), SINGLE, 3, r"labels hold -1; .* class ids 0\.\.2"),
         (torch.tensor([0.0, 1.0]), SINGLE, 3, r"dtype torch\.float32; a single label needs \(2,\) class ids"),
         (torch.tensor([[0, 1], [1, 0]]), SINGLE, 2, r"shape \(2, 2\) .* a single label needs \(2,\)"),
-        (torch.tensor([0.0, 1.0]), MULTI, 3, r"shape \(2,\); problem_type='multi_label_classification' needs \(2, 3\)"),
-        (torch.tensor([[0.0, 2.0]]), MULTI, 2, r"labels hold 2\.0; multi_label_classification takes targets in 0\.\.1"),
+        (
+            torch.tensor([0.0, 1.0]),
+            MULTI,
+            3,
+            r"shape \(2,\); problem_type='multi_label_classification' needs \(2, 3\)",
+        ),
+        (
+            torch.tensor([[0.0, 2.0]]),
+            MULTI,
+            2,
+            r"labels hold 2\.0; multi_label_classification takes targets in 0\.\.1",
+        ),
         (torch.tensor([[0.0, math.nan]]), MULTI, 2, r"labels hold nan; .* targets in 0\.\.1"),
-        (torch.tensor([[0.0, 1.0]]), REGRESSION, 1, r"shape \(1, 2\); problem_type='regression' needs \(1, 1\)"),
+        (
+            torch.tensor([[0.0, 1.0]]),
+            REGRESSION,
+            1,
+            r"shape \(1, 2\); problem_type='regression' needs \(1, 1\)",
+        ),
         (torch.tensor([0.5, math.inf]), REGRESSION, 1, "labels hold inf; regression takes finite numbers"),
     ],
 )
@@ -368,7 +447,8 @@ def test_labels_that_do_not_fit(labels, problem_type, num_labels, message):
         (
             MULTI,
             (1.0,) * 4,
-            "has 4 entries, and the model has 3 classes; give one number per class, in the order of config.id2label",
+            "has 4 entries, and the model has 3 classes; give one number per class, in the order of"
+            " config.id2label",
         ),
         (REGRESSION, (1.0,), "class_weights=.* are given, but a regression has no classes; leave them out"),
     ],

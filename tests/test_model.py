@@ -25,7 +25,9 @@ poolings = pytest.mark.parametrize("pooling", ["cls", "mean"])
 def stock(model):
     """The library's own model with a copy of our model's trunk, unpooled."""
     config = model.config.backbone_config
-    oracle = AutoModel.from_config(config, add_pooling_layer=False, attn_implementation=config._attn_implementation).eval()
+    oracle = AutoModel.from_config(
+        config, add_pooling_layer=False, attn_implementation=config._attn_implementation
+    ).eval()
     oracle.load_state_dict(model.backbone.state_dict())
     return oracle
 
@@ -57,7 +59,9 @@ def pool(head, state, mask):
     """state (B, T, H), mask (B, T) -> (B, H), restated."""
     if head.pooler is not None:
         return (state[:, 0] @ head.pooler.dense.weight.T + head.pooler.dense.bias).tanh()
-    return torch.stack([tokens[attended == 1].mean(dim=0) for tokens, attended in zip(state, mask, strict=True)])
+    return torch.stack(
+        [tokens[attended == 1].mean(dim=0) for tokens, attended in zip(state, mask, strict=True)]
+    )
 
 
 # ---- the stock model as the oracle
@@ -87,9 +91,14 @@ def test_attentions_are_the_stock_model_s(family):
     expected = stock(model)(ids, attention_mask=mask, output_attentions=True, output_hidden_states=True)
     output = model(ids, mask, output_attentions=True)
     assert len(output.attentions) == LAYERS and output.hidden_states is None
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(output.attentions, expected.attentions, strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(output.attentions, expected.attentions, strict=True)
+    )
     both = model(ids, mask, output_attentions=True, output_hidden_states=True)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(both.hidden_states, expected.hidden_states, strict=True))
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(both.hidden_states, expected.hidden_states, strict=True)
+    )
     assert torch.equal(output.exit_logits, model(ids, mask).exit_logits)
 
 
@@ -107,7 +116,11 @@ def test_config_asks_for_states_and_attentions_too():
 def test_attention_of_the_backbone_config_is_kept(attention):
     config = RomeBertConfig(tiny_backbone(attention=attention))
     model = RomeBertForSequenceClassification(config)
-    assert model.config.backbone_config._attn_implementation == model.backbone.config._attn_implementation == attention
+    assert (
+        model.config.backbone_config._attn_implementation
+        == model.backbone.config._attn_implementation
+        == attention
+    )
 
 
 @families
@@ -128,7 +141,8 @@ def test_the_encoder_alone_is_the_stock_model(family):
     expected = stock(model)(ids, attention_mask=mask).last_hidden_state
     assert torch.equal(model(ids, attention_mask=mask).last_hidden_state, expected)
     assert torch.equal(
-        model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask)[0].isfinite().all(), torch.tensor(True)
+        model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask)[0].isfinite().all(),
+        torch.tensor(True),
     )
 
 
@@ -149,11 +163,17 @@ def test_exit_logits_are_heads_on_the_stock_states(family, pooling):
 
 
 @pytest.mark.parametrize(
-    ("problem_type", "num_labels"), [("single_label_classification", 3), ("multi_label_classification", 3), ("regression", 1)]
+    ("problem_type", "num_labels"),
+    [("single_label_classification", 3), ("multi_label_classification", 3), ("regression", 1)],
 )
 def test_one_exit_is_stock_sequence_classification(problem_type, num_labels):
-    model, (ids, mask) = build(num_labels=num_labels, problem_type=problem_type, exit_layers=[LAYERS]), padded_batch()
-    oracle = BertForSequenceClassification(tiny_backbone(num_labels=num_labels, problem_type=problem_type)).eval()
+    model, (ids, mask) = (
+        build(num_labels=num_labels, problem_type=problem_type, exit_layers=[LAYERS]),
+        padded_batch(),
+    )
+    oracle = BertForSequenceClassification(
+        tiny_backbone(num_labels=num_labels, problem_type=problem_type)
+    ).eval()
     oracle.bert.load_state_dict(model.backbone.state_dict(), strict=False)
     head = model.exits[str(LAYERS)]
     oracle.bert.pooler.load_state_dict(head.pooler.state_dict())
@@ -164,7 +184,9 @@ def test_one_exit_is_stock_sequence_classification(problem_type, num_labels):
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-6, atol=0)
     ours.loss.backward()
     theirs.loss.backward()
-    gradients = {name: parameter.grad for name, parameter in oracle.bert.named_parameters() if "pooler" not in name}
+    gradients = {
+        name: parameter.grad for name, parameter in oracle.bert.named_parameters() if "pooler" not in name
+    }
     for name, parameter in model.backbone.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-7)
 
@@ -189,14 +211,17 @@ def test_loss_is_the_joint_loss():
 def test_loss_settings_come_from_the_config():
     ids, mask = padded_batch()
     labels = labels_for("single_label_classification", CLASSES)
-    output = build(distillation_weight=0.0, exit_weights="depth", exit_reduction="mean")(ids, mask, labels=labels)
+    output = build(distillation_weight=0.0, exit_weights="depth", exit_reduction="mean")(
+        ids, mask, labels=labels
+    )
     tasks = [F.cross_entropy(logits, labels) for logits in output.exit_logits.unbind(1)]
     expected = tasks[3] + (1 * tasks[0] + 2 * tasks[1] + 3 * tasks[2]) / 6  # weights 1/2, 2/2, 3/2, averaged
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
-    ("num_labels", "problem_type"), [(3, "single_label_classification"), (3, "multi_label_classification"), (1, "regression")]
+    ("num_labels", "problem_type"),
+    [(3, "single_label_classification"), (3, "multi_label_classification"), (1, "regression")],
 )
 def test_first_labels_settle_the_problem_type(num_labels, problem_type):
     model, (ids, mask) = build(num_labels=num_labels), padded_batch()
@@ -212,7 +237,9 @@ def test_regression_and_multi_label_losses():
         ("multi_label_classification", 3, F.binary_cross_entropy_with_logits),
     ):
         labels = labels_for(problem_type, num_labels)
-        output = build(num_labels=num_labels, problem_type=problem_type, distillation_weight=0.0)(ids, mask, labels=labels)
+        output = build(num_labels=num_labels, problem_type=problem_type, distillation_weight=0.0)(
+            ids, mask, labels=labels
+        )
         expected = sum(task(logits, labels) for logits in output.exit_logits.unbind(1))
         torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
 
@@ -222,7 +249,9 @@ def test_rows_without_a_label_add_nothing():
     labels = labels_for("single_label_classification", CLASSES)
     some = labels.clone()
     some[10:] = -100
-    torch.testing.assert_close(model(ids, mask, labels=some).loss, model(ids[:10], mask[:10], labels=labels[:10]).loss)
+    torch.testing.assert_close(
+        model(ids, mask, labels=some).loss, model(ids[:10], mask[:10], labels=labels[:10]).loss
+    )
 
 
 # ---- what a stock model can do
@@ -242,7 +271,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
         torch.manual_seed(5)
         model(ids, mask, labels=labels).loss.backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-    assert all(gradient.any() for name, gradient in gradients[0].items() if name.endswith(("query.weight", "classifier.weight")))
+    assert all(
+        gradient.any()
+        for name, gradient in gradients[0].items()
+        if name.endswith(("query.weight", "classifier.weight"))
+    )
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
@@ -265,7 +298,9 @@ def test_inputs_embeds_and_positions_and_token_types():
     output = model(ids, mask, output_hidden_states=True, **more)
     by_embeds = model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask, **more)
     assert torch.equal(output.exit_logits, by_embeds.exit_logits)
-    assert torch.equal(output.hidden_states[-1], stock(model)(ids, attention_mask=mask, **more).last_hidden_state)
+    assert torch.equal(
+        output.hidden_states[-1], stock(model)(ids, attention_mask=mask, **more).last_hidden_state
+    )
     assert not torch.equal(output.exit_logits, model(ids, mask).exit_logits)
 
 
@@ -290,7 +325,10 @@ def test_bfloat16(family):
     half = model(ids, mask, labels=labels)
     assert (half.exit_logits.dtype, half.loss.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(half.exit_logits.float(), full, rtol=0.1, atol=0.15)
-    assert torch.equal(stock(model).to(torch.bfloat16)(ids, attention_mask=mask)[0], model.backbone(ids, attention_mask=mask)[0])
+    assert torch.equal(
+        stock(model).to(torch.bfloat16)(ids, attention_mask=mask)[0],
+        model.backbone(ids, attention_mask=mask)[0],
+    )
 
 
 def test_no_head_is_doubled_and_no_weight_unused():
@@ -313,7 +351,8 @@ def test_exactly_one_of_ids_and_embeddings(policy):
 
 
 @pytest.mark.parametrize(
-    ("family", "limit"), [(BertConfig, 64), (RobertaConfig, 62), (XLMRobertaConfig, 62), (CamembertConfig, 62)]
+    ("family", "limit"),
+    [(BertConfig, 64), (RobertaConfig, 62), (XLMRobertaConfig, 62), (CamembertConfig, 62)],
 )
 @torch.no_grad()
 def test_too_many_tokens_tells_the_limit_and_the_way_out(family, limit):
@@ -325,11 +364,15 @@ def test_too_many_tokens_tells_the_limit_and_the_way_out(family, limit):
         model(torch.full((1, limit + 1), 7))
     with pytest.raises(ValueError, match=message):
         model(inputs_embeds=torch.zeros(1, limit + 1, 32), exit_policy={"name": "entropy", "threshold": 0.5})
-    with pytest.raises((IndexError, RuntimeError), match="index"):  # the stock model indeed has no position for it
+    with pytest.raises(
+        (IndexError, RuntimeError), match="index"
+    ):  # the stock model indeed has no position for it
         stock(model)(torch.full((1, limit + 1), 7), position_ids=torch.arange(64 - limit, 65)[None])
 
 
-@pytest.mark.parametrize("shape", [(ROWS, TOKENS - 1), (ROWS - 1, TOKENS), (ROWS, 1, TOKENS), (TOKENS,)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(ROWS, TOKENS - 1), (ROWS - 1, TOKENS), (ROWS, 1, TOKENS), (TOKENS,)], ids=str
+)
 def test_wrong_mask_shape(shape):
     model, (ids, _) = build(), padded_batch()
     with pytest.raises(ValueError, match=rf"attention_mask has shape .*\({ROWS}, {TOKENS}\)"):
@@ -341,14 +384,26 @@ def test_wrong_mask_shape(shape):
     [
         ("single_label_classification", 3, torch.full((ROWS,), 3), r"labels hold 3; .*0\.\.2"),
         ("single_label_classification", 3, torch.full((ROWS,), -1), r"labels hold -1; .*0\.\.2, or -100"),
-        ("single_label_classification", 3, torch.ones(ROWS, 2).long(), r"shape \(64, 2\) .*needs \(64,\) class ids"),
+        (
+            "single_label_classification",
+            3,
+            torch.ones(ROWS, 2).long(),
+            r"shape \(64, 2\) .*needs \(64,\) class ids",
+        ),
         ("single_label_classification", 3, torch.ones(ROWS), r"dtype torch.float32; a single label needs"),
-        ("multi_label_classification", 3, torch.full((ROWS, 3), 1.5), r"labels hold 1.5; .*targets in 0\.\.1"),
+        (
+            "multi_label_classification",
+            3,
+            torch.full((ROWS, 3), 1.5),
+            r"labels hold 1.5; .*targets in 0\.\.1",
+        ),
         ("multi_label_classification", 3, torch.ones(ROWS, 2), r"shape \(64, 2\); .*needs \(64, 3\)"),
         ("regression", 1, torch.full((ROWS,), float("nan")), "labels hold nan; .*finite numbers"),
     ],
 )
-@pytest.mark.parametrize("policy", [None, {"name": "patience", "patience": 2, "tolerance": 0.1}], ids=["full", "policy"])
+@pytest.mark.parametrize(
+    "policy", [None, {"name": "patience", "patience": 2, "tolerance": 0.1}], ids=["full", "policy"]
+)
 def test_labels_that_do_not_fit(problem_type, num_labels, labels, message, policy):
     model, (ids, mask) = build(num_labels=num_labels, problem_type=problem_type), padded_batch()
     with pytest.raises(ValueError, match=message):
@@ -365,11 +420,23 @@ def test_states_and_attentions_need_every_layer(asked):
 @pytest.mark.parametrize(
     ("settings", "policy", "message"),
     [
-        ({}, {"name": "entropy", "thresholds": [0.1, 0.2]}, "thresholds has 2 entries, but the model has 4 exits"),
-        ({"exit_layers": [2, 4]}, {"name": "vote", "thresholds": [1.0] * 4}, "has 4 entries, but the model has 2 exits"),
+        (
+            {},
+            {"name": "entropy", "thresholds": [0.1, 0.2]},
+            "thresholds has 2 entries, but the model has 4 exits",
+        ),
+        (
+            {"exit_layers": [2, 4]},
+            {"name": "vote", "thresholds": [1.0] * 4},
+            "has 4 entries, but the model has 2 exits",
+        ),
         ({"num_labels": 1}, {"name": "entropy", "threshold": 0.1}, "'entropy' needs class probabilities"),
         ({"num_labels": 1}, {"name": "patience", "patience": 2}, "needs tolerance"),
-        ({}, {"name": "entropie", "threshold": 0.1}, "'entropie' is unknown; choose from entropy, confidence"),
+        (
+            {},
+            {"name": "entropie", "threshold": 0.1},
+            "'entropie' is unknown; choose from entropy, confidence",
+        ),
         ({}, {"threshold": 0.1}, "it has no 'name'"),
         ({}, "entropy", "takes exactly one of threshold .* add it"),
         ({}, 0.3, "give a policy"),

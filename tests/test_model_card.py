@@ -13,18 +13,29 @@ from huggingface_hub import ModelCard
 from tiny import LAYERS, build, tiny_rows, tiny_tokenizer
 
 from modeling_romebert import RomeBertConfig, evaluate_exits
+from modeling_romebert.evaluation.provenance import read_json
 from modeling_romebert.model_card import BEGIN, END, model_card, write_model_card
-from modeling_romebert.results import read_json
 
 module = sys.modules[model_card.__module__]
 POLICY = {"name": "entropy", "threshold": 0.62}
-TRAINING = {"objective": "alternating", "learning_rate": 2e-5, "num_train_epochs": 3, "seed": 17, "exit_reduction": "mean"}
+TRAINING = {
+    "objective": "alternating",
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3,
+    "seed": 17,
+    "exit_reduction": "mean",
+}
 DATASET = {"name": "reviews", "split": "test"}
 OWN_KEYS = "# mine\nco2_eq_emissions:\n  emissions: 3\nauthors:\n- Ann\n- Bo\n"
 
 
 def config_of(**settings) -> RomeBertConfig:
-    sizes = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes = {
+        "num_hidden_layers": LAYERS,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     return RomeBertConfig(**sizes | {"num_labels": 3} | settings)
 
 
@@ -85,21 +96,29 @@ def test_base_model_is_the_id_of_the_encoder(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["/tmp/encoder", "./encoder", "../encoder", "~/encoder", "runs/mine/model", "C:\\encoder", "", None]
+    "name",
+    ["/tmp/encoder", "./encoder", "../encoder", "~/encoder", "runs/mine/model", "C:\\encoder", "", None],
 )
 def test_base_model_is_no_folder(name):
     text = model_card(based_on(name))
-    assert "base_model" not in metadata(text) and "# romebert-bert\n" in text and (not name or name not in text)
+    assert (
+        "base_model" not in metadata(text) and "# romebert-bert\n" in text and (not name or name not in text)
+    )
 
 
 def test_base_model_is_no_folder_that_looks_like_an_id(here):
     os.makedirs("runs/encoder")
     assert "base_model" not in metadata(model_card(based_on("runs/encoder")))
-    assert metadata(model_card(based_on("runs/encoder"), training={"base_model": "bert-base-uncased"}))["base_model"]
+    assert metadata(model_card(based_on("runs/encoder"), training={"base_model": "bert-base-uncased"}))[
+        "base_model"
+    ]
 
 
 def test_hub_reads_the_figures_of_the_evaluation(evaluation, report):
-    evaluation |= {"dataset": {**DATASET, "type": "user/reviews"}, "calibrated": {"cost": 0.5512, "metric": 0.345678}}
+    evaluation |= {
+        "dataset": {**DATASET, "type": "user/reviews"},
+        "calibrated": {"cost": 0.5512, "metric": 0.345678},
+    }
     card = ModelCard(model_card(config_of(exit_policy=POLICY), evaluation, {"hub_model_id": "ann/critic"}))
     assert card.data.metrics == [report.metric] and card.data.model_name == "critic"
     full, early = card.data.eval_results
@@ -108,12 +127,19 @@ def test_hub_reads_the_figures_of_the_evaluation(evaluation, report):
     assert early.metric_name == "accuracy with the calibrated exit policy, cost 0.551"
     for result in (full, early):
         assert (result.task_type, result.metric_type) == ("text-classification", "accuracy")
-        assert (result.dataset_type, result.dataset_name, result.dataset_split) == ("user/reviews", "reviews", "test")
+        assert (result.dataset_type, result.dataset_name, result.dataset_split) == (
+            "user/reviews",
+            "reviews",
+            "test",
+        )
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
 
 
 def test_without_a_policy_the_figures_are_those_at_full_depth(evaluation):
-    evaluation["calibrated"] = {"cost": 0.5, "metric": 0.9}  # left over from a policy that the config no longer has
+    evaluation["calibrated"] = {
+        "cost": 0.5,
+        "metric": 0.9,
+    }  # left over from a policy that the config no longer has
     (result,) = ModelCard(model_card(config_of(), evaluation)).data.eval_results
     assert result.metric_name == "accuracy at full depth" and result.dataset_name == "unknown"
 
@@ -132,7 +158,8 @@ def test_a_metric_that_is_no_number_is_not_published(evaluation):
 
 
 @pytest.mark.parametrize(
-    "text", ["yes", "1e3", 'a "quoted": one', "# no comment", "---", "naïve 😀 \x85\x7f", "tab\tline\nbreak", "a: b"]
+    "text",
+    ["yes", "1e3", 'a "quoted": one', "# no comment", "---", "naïve 😀 \x85\x7f", "tab\tline\nbreak", "a: b"],
 )
 def test_any_text_survives_the_front_matter(evaluation, text):
     card = model_card(config_of(), {**evaluation, "dataset": {"name": text}}, {"license": text})
@@ -159,7 +186,11 @@ def test_tables_are_those_of_the_report(evaluation, report):
 
 
 def test_every_number_was_handed_in(evaluation, report):
-    text = model_card(config_of(exit_policy=POLICY), {**evaluation, "calibrated": {"cost": 0.4321, "metric": 0.8765}}, TRAINING)
+    text = model_card(
+        config_of(exit_policy=POLICY),
+        {**evaluation, "calibrated": {"cost": 0.4321, "metric": 0.8765}},
+        TRAINING,
+    )
     measured = numbers(section(text, "Evaluation") + section(text, "Exit policy"))
     assert measured == numbers(report.table()) | {"0.62", "0.432", "0.8765"}
     assert not numbers(section(text, "Limits"))
@@ -177,10 +208,16 @@ def test_no_picture_is_shown_when_there_is_none(evaluation):
 
 def test_calibrated_policy_and_its_price(evaluation, report):
     text = section(
-        model_card(config_of(exit_policy=POLICY), {**evaluation, "calibrated": {"cost": 0.5, "metric": 0.25}}), "Exit policy"
+        model_card(
+            config_of(exit_policy=POLICY), {**evaluation, "calibrated": {"cost": 0.5, "metric": 0.25}}
+        ),
+        "Exit policy",
     )
     assert '`{"name": "entropy", "threshold": 0.62}`' in text
-    assert f"costs 0.500 of the layers and reaches accuracy 0.2500, against {report.exits[-1]:.4f} at full depth" in text
+    assert (
+        f"costs 0.500 of the layers and reaches accuracy 0.2500, against {report.exits[-1]:.4f} at full depth"
+        in text
+    )
 
 
 def test_a_price_that_nobody_measured_is_not_told(evaluation):
@@ -196,7 +233,11 @@ def test_without_a_policy_every_layer_runs():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, "one of 3 labels (`LABEL_0`, `LABEL_1`, `LABEL_2`): a `bert` encoder of 4 layers with an exit after every layer"),
+        (
+            {},
+            "one of 3 labels (`LABEL_0`, `LABEL_1`, `LABEL_2`): a `bert` encoder of 4 layers with an exit"
+            " after every layer",
+        ),
         ({"exit_layers": [1, 2, 4]}, "of 4 layers with an exit after layers 1, 2 and 4,"),
         ({"exit_layers": [4]}, "of 4 layers with an exit after layer 4,"),
         ({"num_labels": 1}, "gives a text a number: a `bert`"),
@@ -209,10 +250,19 @@ def test_what_the_model_is(settings, expected):
 
 
 def test_training_settings_win_over_the_config_which_fills_the_gaps():
-    rows = [line.strip("| ").split(" | ") for line in section(model_card(config_of(), training=TRAINING), "Training").splitlines()]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in section(model_card(config_of(), training=TRAINING), "Training").splitlines()
+    ]
     found = dict(row for row in rows if len(row) == 2)
     assert found == {
-        **{"setting": "value", "objective": "alternating", "learning_rate": "2e-05", "num_train_epochs": "3", "seed": "17"},
+        **{
+            "setting": "value",
+            "objective": "alternating",
+            "learning_rate": "2e-05",
+            "num_train_epochs": "3",
+            "seed": "17",
+        },
         **{"exit_reduction": "mean", "distillation_weight": "0.9", "distillation_temperature": "3"},
         **{"distillation_reduction": "batchmean", "teacher": "last", "exit_weights": "uniform"},
     }
@@ -224,14 +274,23 @@ def test_training_that_nobody_recorded_is_not_invented():
 
 
 def test_tokens_and_folders_stay_out_of_the_card():
-    private = {"hub_token": "abc123", "output_dir": "/home/ann/runs", "push_to_hub_token": "abc123", "run_name": None}
+    private = {
+        "hub_token": "abc123",
+        "output_dir": "/home/ann/runs",
+        "push_to_hub_token": "abc123",
+        "run_name": None,
+    }
     text = model_card(config_of(), training={**TRAINING, **private})
     assert not any(word in text for word in ("abc123", "/home/ann", "run_name"))
 
 
 def test_cells_stay_cells():
-    text = model_card(config_of(), training={"note": f"a | b\n| c {END}", "optim_args": {"betas": [0.9, 0.99]}})
-    assert r"| note | a \| b \| c &lt;!-- romebert" in text and '| optim_args | {"betas": [0.9, 0.99]} |' in text
+    text = model_card(
+        config_of(), training={"note": f"a | b\n| c {END}", "optim_args": {"betas": [0.9, 0.99]}}
+    )
+    assert (
+        r"| note | a \| b \| c &lt;!-- romebert" in text and '| optim_args | {"betas": [0.9, 0.99]} |' in text
+    )
     assert text.count(END) == 1
 
 
@@ -239,7 +298,10 @@ def test_versions_are_those_of_the_evaluation(evaluation):
     of_training = {"provenance": {"versions": {"torch": "1.2.3"}}}
     found = section(model_card(config_of(), evaluation, of_training), "Versions")
     versions = evaluation["provenance"]["versions"]
-    assert all(f"{name} {version}" in found for name, version in versions.items()) and evaluation["provenance"]["date"] in found
+    assert (
+        all(f"{name} {version}" in found for name, version in versions.items())
+        and evaluation["provenance"]["date"] in found
+    )
     assert "torch 1.2.3, romebert" in section(model_card(config_of(), training=of_training), "Versions")
 
 
@@ -253,7 +315,9 @@ def test_versions_without_provenance_are_what_the_config_knows():
 
 def test_citation_is_that_of_the_readme():
     (entry,) = re.findall(r"@article\{.*?\n\}\n", module.CITATION, flags=re.DOTALL)
-    assert entry in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8") and entry in model_card(config_of())
+    assert entry in (Path(__file__).parents[1] / "README.md").read_text(
+        encoding="utf-8"
+    ) and entry in model_card(config_of())
 
 
 # ---- refused
@@ -261,19 +325,25 @@ def test_citation_is_that_of_the_readme():
 
 def test_an_evaluation_that_lacks_something(evaluation):
     del evaluation["curve"], evaluation["metric"]
-    with pytest.raises(ValueError, match=r"evaluation has no metric, curve; give the content of the file that ExitReport.to_json"):
+    with pytest.raises(
+        ValueError,
+        match=r"evaluation has no metric, curve; give the content of the file that ExitReport.to_json",
+    ):
         model_card(config_of(), evaluation)
 
 
 def test_an_evaluation_of_another_model(evaluation):
     with pytest.raises(
-        ValueError, match=r"exits after layers \[1, 2, 3, 4\] of 4, but the config says \[2, 4\] of 4; evaluate this"
+        ValueError,
+        match=r"exits after layers \[1, 2, 3, 4\] of 4, but the config says \[2, 4\] of 4; evaluate this",
     ):
         model_card(config_of(exit_layers=[2, 4]), evaluation)
 
 
 def test_a_price_without_its_metric(evaluation):
-    with pytest.raises(ValueError, match=r"evaluation\['calibrated'\] has no metric; it needs cost and metric"):
+    with pytest.raises(
+        ValueError, match=r"evaluation\['calibrated'\] has no metric; it needs cost and metric"
+    ):
         model_card(config_of(exit_policy=POLICY), {**evaluation, "calibrated": {"cost": 0.5}})
 
 
@@ -298,13 +368,31 @@ def test_what_the_user_added_survives_a_new_card(tmp_path, evaluation):
     path.write_text(text.replace(BEGIN, f"Mine, before.\n\n{BEGIN}").replace(END, f"{END}\n## Mine, after"))
     write_model_card(tmp_path, config_of(), training={**TRAINING, "license": "apache-2.0"})
     found = metadata(text := path.read_text())
-    assert found["co2_eq_emissions"] == {"emissions": 3} and found["authors"] == ["Ann", "Bo"] and OWN_KEYS in text
-    assert (found["license"], found["language"]) == ("apache-2.0", "en")  # of the license something new is known
-    assert not {"metrics", "model-index"} & found.keys() and text.count("library_name:") == text.count("license:") == 1
-    assert text.index("Mine, before.\n") < text.index(BEGIN) < text.index("has not been evaluated") < text.index(END)
+    assert (
+        found["co2_eq_emissions"] == {"emissions": 3}
+        and found["authors"] == ["Ann", "Bo"]
+        and OWN_KEYS in text
+    )
+    assert (found["license"], found["language"]) == (
+        "apache-2.0",
+        "en",
+    )  # of the license something new is known
+    assert (
+        not {"metrics", "model-index"} & found.keys()
+        and text.count("library_name:") == text.count("license:") == 1
+    )
+    assert (
+        text.index("Mine, before.\n")
+        < text.index(BEGIN)
+        < text.index("has not been evaluated")
+        < text.index(END)
+    )
     assert text.endswith(f"{END}\n## Mine, after\n") and ModelCard(text).data.license == "apache-2.0"
     once = path.read_bytes()
-    assert write_model_card(tmp_path, config_of(), training={**TRAINING, "license": "apache-2.0"}).read_bytes() == once
+    assert (
+        write_model_card(tmp_path, config_of(), training={**TRAINING, "license": "apache-2.0"}).read_bytes()
+        == once
+    )
 
 
 def test_block_lists_and_windows_line_ends_are_read(tmp_path):
@@ -322,7 +410,9 @@ def test_front_matter_that_was_deleted_is_the_first_thing_again(tmp_path):
     path = write_model_card(tmp_path, config_of())
     path.write_text("Mine." + path.read_text()[path.read_text().index(BEGIN) :])
     write_model_card(tmp_path, config_of())
-    assert metadata(path.read_text())["library_name"] == "transformers" and f"\nMine.{BEGIN}" in path.read_text()
+    assert (
+        metadata(path.read_text())["library_name"] == "transformers" and f"\nMine.{BEGIN}" in path.read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -371,16 +461,23 @@ def test_code_of_the_card_runs(tmp_path):
     exec(installed, found)
     expected = found["classify"]("a very good film")
     hidden = "import sys; sys.modules['modeling_romebert'] = None\n"
-    code = (
-        f"{hidden}ID = {str(tmp_path / 'model')!r}\n{remote}\nprint(classify('a very good film'), type(model).__name__, sep='\\n')"
-    )
+    code = f"{hidden}ID = {str(tmp_path / 'model')!r}\n{remote}\nprint(classify('a very good film'), type(model).__name__, sep='\\n')"
     offline = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **offline})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **offline},
+    )
     assert done.returncode == 0, done.stderr
     answer, kind = done.stdout.splitlines()[-2:]
     (answer,) = ast.literal_eval(answer)
     assert (answer["label"], answer["exit_layer"]) == (expected[0]["label"], expected[0]["exit_layer"])
-    assert answer["score"] == pytest.approx(expected[0]["score"], abs=1e-5) and kind == "RomeBertForSequenceClassification"
+    assert (
+        answer["score"] == pytest.approx(expected[0]["score"], abs=1e-5)
+        and kind == "RomeBertForSequenceClassification"
+    )
 
 
 def test_code_of_the_card_names_the_repository_when_it_is_known():
@@ -395,5 +492,7 @@ def test_it_imports_what_travels_and_nothing_else():
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.level == 1 and (path.parent / f"{node.module}.py").is_file()
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+            modules = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
+            )
             assert {name.split(".")[0] for name in modules} <= allowed

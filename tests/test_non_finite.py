@@ -1,4 +1,6 @@
-"""A step whose loss or gradient is not finite is left out and counted, or the run stops and says where; the weights never move."""
+"""A step whose loss or gradient is not finite is left out and counted, or the run stops and says where; the
+weights never move.
+"""
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from tiny import LAYERS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_romebert import OBJECTIVES
-from modeling_romebert.running_means import RunningMeans
-from modeling_romebert.step_guard import StepGuard
+from modeling_romebert.training.meters import RunningMeans
+from modeling_romebert.training.non_finite import StepGuard
 
 NAN, INF = float("nan"), float("inf")
 BAD = 3  # the step at fault
@@ -21,7 +23,9 @@ def fault_in(step, accumulation=1, **fault):
 
 
 def same(these, others):
-    return these.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in these.items())
+    return these.keys() == others.keys() and all(
+        torch.equal(tensor, others[name]) for name, tensor in these.items()
+    )
 
 
 @pytest.fixture
@@ -43,7 +47,9 @@ def assert_skipped(watch, trainer, steps=6):
     for step in range(1, steps + 1):
         assert same(watch.weights[step - 1], watch.weights[step]) == (step == BAD), step
     assert all(weight.isfinite().all() for weight in watch.weights[-1].values())
-    assert same(watch.moments[BAD - 2], watch.moments[BAD - 1]) and not same(watch.moments[BAD - 1], watch.moments[BAD])
+    assert same(watch.moments[BAD - 2], watch.moments[BAD - 1]) and not same(
+        watch.moments[BAD - 1], watch.moments[BAD]
+    )
     assert watch.rates == pytest.approx([1e-3 * (steps - step) / steps for step in range(1, steps + 1)])
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["skipped_steps"] for entry in logs] == [int(step == BAD) for step in range(1, steps + 1)]
@@ -54,7 +60,10 @@ def assert_skipped(watch, trainer, steps=6):
 @pytest.mark.parametrize("objective", ["romebert", "joint", "last"])
 def test_step_is_left_out(tmp_path, objective, accumulation, where):
     """With accumulation the whole group, though its second micro-batch is sound."""
-    watch, settings = Watch(), {"objective": objective, "gradient_accumulation_steps": accumulation, "non_finite": "skip"}
+    watch, settings = (
+        Watch(),
+        {"objective": objective, "gradient_accumulation_steps": accumulation, "non_finite": "skip"},
+    )
     trainer = trainer_of(tmp_path, fault_in(BAD, accumulation, where=where), watch, **settings)
     trainer.train()
     assert_skipped(watch, trainer)
@@ -109,11 +118,15 @@ def test_without_a_fault_both_choices_are_the_same_training(tmp_path):
 
 
 def test_means_are_of_the_steps_that_count(tmp_path):
-    """A log over three steps of which one is at fault: the means of the other two, and the stock loss not NaN either."""
+    """A log over three steps of which one is at fault: the means of the other two, and the stock loss not NaN
+    either.
+    """
     sound = trainer_of(tmp_path, fault_in(2), non_finite="skip", max_steps=3, objective="joint")
     sound.train()
     each = [entry for entry in sound.state.log_history if "loss" in entry]
-    trainer = trainer_of(tmp_path, fault_in(2), non_finite="skip", max_steps=3, objective="joint", logging_steps=3)
+    trainer = trainer_of(
+        tmp_path, fault_in(2), non_finite="skip", max_steps=3, objective="joint", logging_steps=3
+    )
     trainer.train()
     entry = trainer.state.log_history[0]
     assert entry["skipped_steps"] == 1 and np.isfinite(entry["loss"])
@@ -125,13 +138,16 @@ def test_means_are_of_the_steps_that_count(tmp_path):
 def test_skipped_steps_are_said_aloud(tmp_path, caplog):
     import logging
 
-    logger = logging.getLogger("modeling_romebert.trainer")
+    logger = logging.getLogger("modeling_romebert.training.trainer")
     logger.addHandler(caplog.handler)
     try:
         trainer_of(tmp_path, {"layer": 2, "batches": (2, 3)}, non_finite="skip", logging_steps=6).train()
     finally:
         logger.removeHandler(caplog.handler)
-    assert "step 2: loss_exits not finite, at the exits of layers [2]. Steps left out since the last log: 2." in caplog.text
+    assert (
+        "step 2: loss_exits not finite, at the exits of layers [2]. Steps left out since the last log: 2."
+        in caplog.text
+    )
 
 
 # ---- stop
@@ -141,24 +157,55 @@ def test_skipped_steps_are_said_aloud(tmp_path, caplog):
     ("objective", "fault", "message"),
     [
         ("romebert", {"layer": 2}, r"step 3: loss_exits not finite, at the exits of layers \[2\]\."),
-        ("romebert", {"layer": 4}, r"step 3: loss_last and loss_exits not finite, at the exits of layers \[4\]\."),  # it teaches
-        ("romebert", {"layer": 2, "value": INF}, r"step 3: loss_exits not finite, at the exits of layers \[2\]\."),
-        ("romebert", {"layer": 2, "where": GRADIENT}, r"step 3: gradient not finite, at the exits of layers \[2\]\."),
-        ("romebert", {"layer": 4, "where": GRADIENT, "value": INF}, r"step 3: gradient not finite, at the exits of layers \[4\]\."),
+        (
+            "romebert",
+            {"layer": 4},
+            r"step 3: loss_last and loss_exits not finite, at the exits of layers \[4\]\.",
+        ),  # it teaches
+        (
+            "romebert",
+            {"layer": 2, "value": INF},
+            r"step 3: loss_exits not finite, at the exits of layers \[2\]\.",
+        ),
+        (
+            "romebert",
+            {"layer": 2, "where": GRADIENT},
+            r"step 3: gradient not finite, at the exits of layers \[2\]\.",
+        ),
+        (
+            "romebert",
+            {"layer": 4, "where": GRADIENT, "value": INF},
+            r"step 3: gradient not finite, at the exits of layers \[4\]\.",
+        ),
         ("joint", {"layer": 1}, r"step 3: loss_exits not finite, at the exits of layers \[1\]\."),
         ("joint", {"layer": 4}, r"step 3: loss_last not finite, at the exits of layers \[4\]\."),
-        ("joint", {"layer": 3, "where": GRADIENT}, r"step 3: gradient not finite, at the exits of layers \[3\]\."),
+        (
+            "joint",
+            {"layer": 3, "where": GRADIENT},
+            r"step 3: gradient not finite, at the exits of layers \[3\]\.",
+        ),
         ("last", {"layer": 4}, r"step 3: loss_last not finite, at the exits of layers \[4\]\."),
-        ("last", {"layer": 2}, r"step 3: gradient not finite, at the exits of layers \[2\]\."),  # not minimised, zero times NaN
+        (
+            "last",
+            {"layer": 2},
+            r"step 3: gradient not finite, at the exits of layers \[2\]\.",
+        ),  # not minimised, zero times NaN
         ("alternating", {"layer": 4}, r"step 3: loss_last not finite, at the exits of layers \[4\]\."),
-        ("deebert", {"layer": 4, "where": GRADIENT}, r"step 3: gradient not finite, at the exits of layers \[4\]\."),
+        (
+            "deebert",
+            {"layer": 4, "where": GRADIENT},
+            r"step 3: gradient not finite, at the exits of layers \[4\]\.",
+        ),
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_error_names_step_term_and_exit(tmp_path, objective, fault, message, accumulation):
     watch, settings = Watch(), {"objective": objective, "gradient_accumulation_steps": accumulation}
     trainer = trainer_of(tmp_path, fault_in(3, accumulation, **fault), watch, **settings)
-    with pytest.raises(FloatingPointError, match=message + r" The weights are those before that step\. .* non_finite='skip'\."):
+    with pytest.raises(
+        FloatingPointError,
+        match=message + r" The weights are those before that step\. .* non_finite='skip'\.",
+    ):
         trainer.train()
     assert len(watch.weights) == 3 and same(watch.weights[-1], trainer.model.state_dict())
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
@@ -166,7 +213,9 @@ def test_error_names_step_term_and_exit(tmp_path, objective, fault, message, acc
 
 def test_fault_of_stage_two_is_named(tmp_path):
     trainer = trainer_of(tmp_path, {"layer": 2, "batches": (5,)}, objective="deebert", max_steps=3)
-    with pytest.raises(FloatingPointError, match=r"step 5: loss_exits not finite, at the exits of layers \[2\]"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 5: loss_exits not finite, at the exits of layers \[2\]"
+    ):
         trainer.train()
 
 
@@ -208,7 +257,9 @@ def scaled(trainer):
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_overflow_is_the_scaler_s_business(tmp_path, policy):
-    """It leaves the step out, halves its scale, and the schedule does not go on; the run does, and the step is counted."""
+    """It leaves the step out, halves its scale, and the schedule does not go on; the run does, and the step
+    is counted.
+    """
     watch = Watch()
     trainer = scaled(trainer_of(tmp_path, fault_in(BAD, where=GRADIENT, value=INF), watch, non_finite=policy))
     trainer.train()
@@ -220,7 +271,9 @@ def test_overflow_is_the_scaler_s_business(tmp_path, policy):
 
 def test_loss_is_not(tmp_path):
     trainer = scaled(trainer_of(tmp_path, fault_in(BAD, layer=2)))
-    with pytest.raises(FloatingPointError, match=r"step 3: loss_exits not finite, at the exits of layers \[2\]"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 3: loss_exits not finite, at the exits of layers \[2\]"
+    ):
         trainer.train()
 
 
@@ -273,16 +326,25 @@ def test_reads_are_counted():
 )
 def test_processes_skip_together(tmp_path, objective, accumulation, where):
     """The fault is in the second process alone."""
-    settings = {"objective": objective, "gradient_accumulation_steps": accumulation, "non_finite": "skip", "max_steps": 3}
+    settings = {
+        "objective": objective,
+        "gradient_accumulation_steps": accumulation,
+        "non_finite": "skip",
+        "max_steps": 3,
+    }
     fault = fault_in(2, accumulation, where=where)
     (error, logs, first), (other_error, _, second) = two_processes(tmp_path, {1: fault}, **settings)
     assert error is other_error is None
     assert [entry["skipped_steps"] for entry in logs if "loss" in entry] == [0, 1, 0]
-    assert all(np.array_equal(weight, second[name]) and np.isfinite(weight).all() for name, weight in first.items())
+    assert all(
+        np.array_equal(weight, second[name]) and np.isfinite(weight).all() for name, weight in first.items()
+    )
 
 
 def test_processes_stop_together_and_all_name_the_exit(tmp_path):
-    (error, _, first), (other_error, _, second) = two_processes(tmp_path, {1: fault_in(2, layer=3)}, max_steps=3)
+    (error, _, first), (other_error, _, second) = two_processes(
+        tmp_path, {1: fault_in(2, layer=3)}, max_steps=3
+    )
     assert error == other_error
     assert error.startswith("step 2: loss_exits not finite, at the exits of layers [3].")
     assert all(np.array_equal(weight, second[name]) for name, weight in first.items())

@@ -13,7 +13,9 @@ from modeling_romebert.modeling_romebert import RomeBertClassifierOutput
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 # The same fields, with the library's own way to set them.
-Plain = make_dataclass("Plain", [(field.name, object, None) for field in fields(RomeBertClassifierOutput)], bases=(ModelOutput,))
+Plain = make_dataclass(
+    "Plain", [(field.name, object, None) for field in fields(RomeBertClassifierOutput)], bases=(ModelOutput,)
+)
 Plain.__module__ = __name__
 
 
@@ -65,8 +67,12 @@ def built(kind):
 def told(output):
     """All that can be seen of an output, as plain values."""
     attributes = {field.name: getattr(output, field.name) for field in fields(output)}
-    return str([list(output.items()), output.to_tuple(), attributes, len(output), getattr(output, "note", None)])
+    return str(
+        [list(output.items()), output.to_tuple(), attributes, len(output), getattr(output, "note", None)]
+    )
 
 
 def test_outputs_are_those_of_the_library():
-    assert [told(output) for output in built(RomeBertClassifierOutput)] == [told(output) for output in built(Plain)]
+    assert [told(output) for output in built(RomeBertClassifierOutput)] == [
+        told(output) for output in built(Plain)
+    ]

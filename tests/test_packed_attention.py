@@ -1,4 +1,6 @@
-"""Attention among texts that lie end to end is that of a block-diagonal mask written out, and of each text alone."""
+"""Attention among texts that lie end to end is that of a block-diagonal mask written out, and of each text
+alone.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_romebert.packed_attention import BlockDiagonalMask
+from modeling_romebert.batch_layout import BlockDiagonalMask
 
 HEADS, SIZE = 3, 8
 
@@ -31,18 +33,24 @@ def written_out(lengths):
 def test_is_the_mask_written_out(lengths, scale):
     lengths = [length for count, length in lengths for _ in range(count)]
     query, key, value = states(lengths)
-    found = F.scaled_dot_product_attention(query, key, value, attn_mask=BlockDiagonalMask.of(lengths), scale=scale)
+    found = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=BlockDiagonalMask.of(lengths), scale=scale
+    )
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=written_out(lengths), scale=scale)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.03), (torch.float16, 0.004), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.bfloat16, 0.03), (torch.float16, 0.004), (torch.float64, 1e-12)]
+)
 def test_other_precisions(dtype, bound):
     lengths = [7, 7, 3, 1, 9]
     query, key, value = states(lengths, dtype)
     found = F.scaled_dot_product_attention(query, key, value, attn_mask=BlockDiagonalMask.of(lengths))
-    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=written_out(lengths))
+    expected = F.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), attn_mask=written_out(lengths)
+    )
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
 
@@ -57,13 +65,17 @@ def test_a_text_that_is_not_finite_is_alone_with_that(bad, dtype):
     value[:, :, 5], key[:, :, 6] = bad, bad
     found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     assert not found[:, :, 4:8].isfinite().all()
-    assert torch.equal(found[:, :, :4], expected[:, :, :4]) and torch.equal(found[:, :, 8:], expected[:, :, 8:])
+    assert torch.equal(found[:, :, :4], expected[:, :, :4]) and torch.equal(
+        found[:, :, 8:], expected[:, :, 8:]
+    )
 
 
 def test_dropout_is_torch_s_own():
     query, key, value = states([5, 5, 2])
     torch.manual_seed(1)
-    found = F.scaled_dot_product_attention(query, key, value, attn_mask=BlockDiagonalMask.of([5, 5, 2]), dropout_p=0.5)
+    found = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=BlockDiagonalMask.of([5, 5, 2]), dropout_p=0.5
+    )
     plain = F.scaled_dot_product_attention(query, key, value, attn_mask=BlockDiagonalMask.of([5, 5, 2]))
     torch.manual_seed(1)
     first = [x[0, :, :10].unflatten(1, (2, 5)).transpose(0, 1) for x in (query, key, value)]

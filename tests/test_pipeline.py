@@ -1,4 +1,6 @@
-"""`pipeline("early-exit-classification")`: a list gives what each text gives alone, at the depth that the model says."""
+"""`pipeline("early-exit-classification")`: a list gives what each text gives alone, at the depth that the
+model says.
+"""
 
 import logging
 
@@ -27,7 +29,9 @@ def classifier(policy=ENTROPY, family=BertConfig, **settings):
 @torch.no_grad()
 def by_hand(classify, texts, policy, activation=lambda logits: logits.softmax(dim=-1)):
     """Scores (B, C) and exit layers of each text alone, by the model itself."""
-    outputs = [classify.model(**classify.tokenizer(text, return_tensors="pt"), exit_policy=policy) for text in texts]
+    outputs = [
+        classify.model(**classify.tokenizer(text, return_tensors="pt"), exit_policy=policy) for text in texts
+    ]
     scores = torch.cat([activation(output.logits) for output in outputs])
     return scores, [int(output.exit_layer) for output in outputs]
 
@@ -79,12 +83,17 @@ def test_pairs(batch_size):
     encoded = [classify.tokenizer(pair["text"], pair["text_pair"], return_tensors="pt") for pair in pairs]
     assert all(one["token_type_ids"].any() for one in encoded)
     outputs = [classify.model(**one, exit_policy=ENTROPY) for one in encoded]
-    scores, layers = torch.cat([one.logits.softmax(-1) for one in outputs]), [int(one.exit_layer) for one in outputs]
+    scores, layers = (
+        torch.cat([one.logits.softmax(-1) for one in outputs]),
+        [int(one.exit_layer) for one in outputs],
+    )
     assert_results(classify(pairs, batch_size=batch_size), scores, layers)
     assert_results([classify(pairs[0])], scores[:1], layers[:1])
 
 
-@pytest.mark.parametrize("ask", ["list of both", "list and one", "generators", "datasets", "one by one", "constructor"])
+@pytest.mark.parametrize(
+    "ask", ["list of both", "list and one", "generators", "datasets", "one by one", "constructor"]
+)
 def test_text_pair_as_an_argument(ask):
     """As the stock pipeline takes it for a text; for a list also a list."""
     texts, seconds = TEXTS[:10], TEXTS[10:20]
@@ -105,10 +114,15 @@ def test_text_pair_as_an_argument(ask):
         assert len(found) == 10
         found = list(found)
     elif ask == "constructor":
-        of_its_own = pipeline(classify.task, model=classify.model, tokenizer=classify.tokenizer, text_pair=TEXTS[3])
+        of_its_own = pipeline(
+            classify.task, model=classify.model, tokenizer=classify.tokenizer, text_pair=TEXTS[3]
+        )
         found = of_its_own(texts, exit_policy=False)
     else:
-        one_by_one = [classify(text, text_pair=second, exit_policy=False) for text, second in zip(texts, seconds, strict=True)]
+        one_by_one = [
+            classify(text, text_pair=second, exit_policy=False)
+            for text, second in zip(texts, seconds, strict=True)
+        ]
         found = [result for (result,) in one_by_one]
     assert_same_results(found, [{**one, "exit_layer": LAYERS} for one in expected])
 
@@ -123,7 +137,9 @@ def test_a_pair_that_is_none_is_none(pair):
 
 def test_pairs_that_do_not_fit():
     classify = classifier()
-    with pytest.raises(ValueError, match="text_pair has 2 texts for 3 first ones: give one for each, or one for all"):
+    with pytest.raises(
+        ValueError, match="text_pair has 2 texts for 3 first ones: give one for each, or one for all"
+    ):
         classify(TEXTS[:3], text_pair=TEXTS[:2])
     with pytest.raises(ValueError, match="text_pair is given twice"):
         classify([{"text": "a", "text_pair": "b"}], text_pair="c")
@@ -136,8 +152,12 @@ def test_top_k(top_k):
     classify = classifier()
     scores, layers = by_hand(classify, TEXTS, ENTROPY)
     for results, score, layer in zip(classify(TEXTS, top_k=top_k, batch_size=8), scores, layers, strict=True):
-        assert [one["label"] for one in results] == [NAMES[index] for index in score.argsort(descending=True).tolist()][:top_k]
-        assert [one["score"] for one in results] == pytest.approx(score.sort(descending=True).values.tolist()[:top_k], abs=1e-5)
+        assert [one["label"] for one in results] == [
+            NAMES[index] for index in score.argsort(descending=True).tolist()
+        ][:top_k]
+        assert [one["score"] for one in results] == pytest.approx(
+            score.sort(descending=True).values.tolist()[:top_k], abs=1e-5
+        )
         assert [one["exit_layer"] for one in results] == [layer] * (top_k or CLASSES)
 
 
@@ -146,16 +166,26 @@ def test_top_k(top_k):
 
 def test_config_policy_is_the_default():
     classify = classifier({"name": "patience", "patience": 2})
-    assert_results(classify(TEXTS, batch_size=8), *by_hand(classify, TEXTS, {"name": "patience", "patience": 2}))
+    assert_results(
+        classify(TEXTS, batch_size=8), *by_hand(classify, TEXTS, {"name": "patience", "patience": 2})
+    )
 
 
 @pytest.mark.parametrize(
     ("of_config", "arguments", "policy"),
     [
         (ENTROPY, {"exit_threshold": 0.3}, {"name": "entropy", "threshold": 0.3}),
-        (ENTROPY, {"exit_threshold": [0.2, 0.4, 0.6, 0.0]}, {"name": "entropy", "thresholds": [0.2, 0.4, 0.6, 0.0]}),
+        (
+            ENTROPY,
+            {"exit_threshold": [0.2, 0.4, 0.6, 0.0]},
+            {"name": "entropy", "thresholds": [0.2, 0.4, 0.6, 0.0]},
+        ),
         ({"name": "entropy", "thresholds": [0.1] * 4}, {"exit_threshold": 0.6}, ENTROPY),
-        ({"name": "confidence", "threshold": 0.9}, {"exit_threshold": 0.7}, {"name": "confidence", "threshold": 0.7}),
+        (
+            {"name": "confidence", "threshold": 0.9},
+            {"exit_threshold": 0.7},
+            {"name": "confidence", "threshold": 0.7},
+        ),
         ({"name": "patience", "patience": 4}, {"exit_threshold": 2}, {"name": "patience", "patience": 2}),
         (
             {"name": "patient_confidence", "patience": 2, "threshold": 0.9},
@@ -183,7 +213,9 @@ def test_policy_of_the_call(of_config, arguments, policy):
     classify = classifier(of_config)
     expected = by_hand(classify, TEXTS, policy)
     assert_results(classify(TEXTS, batch_size=8, **arguments), *expected)
-    of_its_own = pipeline("early-exit-classification", model=classify.model, tokenizer=classify.tokenizer, **arguments)
+    of_its_own = pipeline(
+        "early-exit-classification", model=classify.model, tokenizer=classify.tokenizer, **arguments
+    )
     assert_results(of_its_own(TEXTS, batch_size=8), *expected)
     assert classify.model.config.exit_policy == of_config
     assert (set(expected[1]) == {LAYERS}) == (policy is None)
@@ -208,12 +240,24 @@ def model():
             {"exit_threshold": 0.5, "ask_every": 2},
             CONFIDENT | {"threshold": 0.5, "ask_every": 2},
         ),
-        ({"exit_policy": "confidence", "exit_threshold": 0.7}, {"ask_every": 2}, CONFIDENT | {"ask_every": 2}),
-        ({"exit_policy": CONFIDENT | {"ask_every": 2}}, {"exit_threshold": 0.5}, CONFIDENT | {"threshold": 0.5, "ask_every": 2}),
+        (
+            {"exit_policy": "confidence", "exit_threshold": 0.7},
+            {"ask_every": 2},
+            CONFIDENT | {"ask_every": 2},
+        ),
+        (
+            {"exit_policy": CONFIDENT | {"ask_every": 2}},
+            {"exit_threshold": 0.5},
+            CONFIDENT | {"threshold": 0.5, "ask_every": 2},
+        ),
         ({"exit_policy": CONFIDENT | {"ask_every": 2}}, {"ask_exits": [3]}, CONFIDENT | {"ask_exits": [3]}),
         ({"exit_policy": CONFIDENT}, {"exit_policy": ENTROPY}, ENTROPY),
         ({"exit_policy": CONFIDENT}, {"exit_policy": "entropy", "exit_threshold": 0.6}, ENTROPY),
-        ({"exit_threshold": 0.3}, {"ask_exits": [3]}, {"name": "entropy", "threshold": 0.3, "ask_exits": [3]}),
+        (
+            {"exit_threshold": 0.3},
+            {"ask_exits": [3]},
+            {"name": "entropy", "threshold": 0.3, "ask_exits": [3]},
+        ),
         ({"exit_threshold": 0.3}, {"exit_threshold": 0.6}, ENTROPY),
         ({"exit_threshold": 0.3}, {"exit_policy": CONFIDENT}, CONFIDENT),
         ({"exit_threshold": 0.7}, {"exit_policy": "confidence"}, CONFIDENT),
@@ -233,7 +277,11 @@ def model():
         ({"exit_policy": False}, {"ask_every": 2}, None),
         ({"exit_policy": False}, {"top_k": 1}, None),
         ({}, {"exit_threshold": np.float32(0.5)}, {"name": "entropy", "threshold": 0.5}),
-        ({}, {"exit_threshold": np.array([0.2, 0.4, 0.6, 0.0])}, {"name": "entropy", "thresholds": [0.2, 0.4, 0.6, 0.0]}),
+        (
+            {},
+            {"exit_threshold": np.array([0.2, 0.4, 0.6, 0.0])},
+            {"name": "entropy", "thresholds": [0.2, 0.4, 0.6, 0.0]},
+        ),
         (
             {},
             {"exit_threshold": torch.tensor(0.5), "ask_every": np.int64(2)},
@@ -242,7 +290,9 @@ def model():
     ],
 )
 def test_constructor_and_call_add_up(model, of_constructor, of_call, policy):
-    classify = pipeline("early-exit-classification", model=model, tokenizer=tiny_tokenizer(), **of_constructor)
+    classify = pipeline(
+        "early-exit-classification", model=model, tokenizer=tiny_tokenizer(), **of_constructor
+    )
     before = classify._forward_params
     given = classify._sanitize_parameters(**of_call)[1]
     found = {**classify._forward_params, **given}["exit_policy"]  # as a call combines them
@@ -251,7 +301,9 @@ def test_constructor_and_call_add_up(model, of_constructor, of_call, policy):
 
 
 def test_a_call_of_another_policy_brings_its_threshold():
-    classify = pipeline("early-exit-classification", model=build(), tokenizer=tiny_tokenizer(), exit_policy=ENTROPY)
+    classify = pipeline(
+        "early-exit-classification", model=build(), tokenizer=tiny_tokenizer(), exit_policy=ENTROPY
+    )
     with pytest.raises(ValueError, match=r"'confidence' takes exactly one of threshold .*add it"):
         classify(TEXTS, exit_policy="confidence")
 
@@ -279,7 +331,9 @@ def test_without_a_policy_a_warning_once_and_full_depth():
         logger.removeHandler(handler)
     assert {result["exit_layer"] for result in full} == {LAYERS}
     assert len(said) == 1
-    assert "no calibrated exit policy, so every text runs every layer" in said[0] and "exit_threshold" in said[0]
+    assert (
+        "no calibrated exit policy, so every text runs every layer" in said[0] and "exit_threshold" in said[0]
+    )
 
 
 # ---- other problems
@@ -319,7 +373,9 @@ def test_multi_label(function, activation):
     for one, score, layer in zip(results, scores, layers, strict=True):
         assert {result["label"]: result["score"] for result in one} == pytest.approx(
             {NAMES[index]: value for index, value in enumerate(score.tolist())},
-            abs=3e-5,  # in fp32: spread as they are, these logits by hand are 8e-6 off those in double precision already
+            # In fp32: spread as they are, these logits by hand are 8e-6 off those in double precision
+            # already
+            abs=3e-5,
         )
         assert {result["exit_layer"] for result in one} == {layer}
 
@@ -340,7 +396,9 @@ def test_empty_and_unknown_texts():
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, 3, 2.5, b"bytes", {"text": 3}, {"text_pair": "a"}, {"text": None}, {"text": "a", "text_pair": 1}], ids=str
+    "wrong",
+    [None, 3, 2.5, b"bytes", {"text": 3}, {"text_pair": "a"}, {"text": None}, {"text": "a", "text_pair": 1}],
+    ids=str,
 )
 def test_what_is_no_text(wrong):
     classify = classifier()
@@ -386,8 +444,14 @@ def test_max_length_of_the_call(arguments):
     [
         ({"exit_threshold": 1.5}, r"threshold=1.5 is not in 0\.\.1"),
         ({"exit_threshold": [0.1, 0.2]}, "thresholds has 2 entries, but the model has 4 exits"),
-        ({"exit_policy": {"name": "entropie", "threshold": 0.1}}, "'entropie' is unknown; choose from entropy"),
-        ({"exit_policy": "entropy"}, "'entropy' takes exactly one of threshold .*add it, as in .*exit_threshold="),
+        (
+            {"exit_policy": {"name": "entropie", "threshold": 0.1}},
+            "'entropie' is unknown; choose from entropy",
+        ),
+        (
+            {"exit_policy": "entropy"},
+            "'entropy' takes exactly one of threshold .*add it, as in .*exit_threshold=",
+        ),
         ({"exit_policy": 5}, "give a policy or its settings"),
         ({"exit_policy": {}}, "has no 'name'"),
     ],

@@ -1,4 +1,6 @@
-"""Policies read scores as their formulas say, remember agreement row by row, and refuse settings that mean nothing."""
+"""Policies read scores as their formulas say, remember agreement row by row, and refuse settings that mean
+nothing.
+"""
 
 import json
 import math
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from modeling_romebert import POLICIES, ExitPolicy, make_policy
 from modeling_romebert.confidence import confidence, log_probabilities, margin, normalized_entropy
-from modeling_romebert.policies import as_policy
+from modeling_romebert.exit_policies import as_policy
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 NAN, INF = math.nan, math.inf
@@ -69,7 +71,9 @@ def test_several_labels_are_judged_by_the_least_sure():
     torch.testing.assert_close(log_p.exp(), torch.tensor([[[0.25, 0.75], [0.9, 0.1]]]))
     assert confidence(log_p).item() == pytest.approx(0.75)
     assert margin(log_p).item() == pytest.approx(0.5)
-    assert normalized_entropy(log_p).item() == pytest.approx((0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2))
+    assert normalized_entropy(log_p).item() == pytest.approx(
+        (0.75 * math.log(4 / 3) + 0.25 * math.log(4)) / math.log(2)
+    )
 
 
 @pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
@@ -118,12 +122,20 @@ def said(exits):
         ({"name": "patience", "patience": 2}, "A?AA", "...x"),  # what is not finite agrees with nothing
         ({"name": "patient_confidence", "patience": 2, "threshold": 0.7}, "AABBaAA", ".x.x..x"),
         ({"name": "patient_confidence", "patience": 1, "threshold": 0.7}, "aAbB", ".x.x"),
-        ({"name": "patient_confidence", "patience": 2, "threshold": 0.7}, "aAA", "..x"),  # the first one was not sure
+        (
+            {"name": "patient_confidence", "patience": 2, "threshold": 0.7},
+            "aAA",
+            "..x",
+        ),  # the first one was not sure
         ({"name": "patient_confidence", "patience": 2, "threshold": 0.7}, "A?AA", "...x"),
         ({"name": "patient_confidence", "patience": 2, "thresholds": [0.5, 0.5, 0.9]}, "aaA", ".x."),
         ({"name": "vote", "threshold": 1.5}, "AAA", ".xx"),  # 0.8, 1.6, 2.4
         ({"name": "vote", "threshold": 1.5}, "aaa", "..x"),  # 0.6, 1.2, 1.8
-        ({"name": "vote", "threshold": 1.5}, "AbbB", "...x"),  # 0.8, 0.6, 1.2, 2.0: a new run starts with its own confidence
+        (
+            {"name": "vote", "threshold": 1.5},
+            "AbbB",
+            "...x",
+        ),  # 0.8, 0.6, 1.2, 2.0: a new run starts with its own confidence
         ({"name": "vote", "threshold": 1.5}, "A?AA", "...x"),  # 0.8, 0, 0.8, 1.6
         ({"name": "vote", "thresholds": [0.7, 2.0, 1.9]}, "AaA", "x.x"),  # 0.8, 1.4, 2.2
     ],
@@ -137,7 +149,13 @@ def test_patience_on_regression_compares_numbers_strictly_within_the_tolerance()
     exit_logits = [torch.tensor([[number]]) for number in numbers]
     two = {"name": "patience", "patience": 2, "tolerance": 0.5}
     assert walk(two, exit_logits, REGRESSION) == [[False], [True], [False], [True], [True]]
-    assert walk({**two, "patience": 3}, exit_logits, REGRESSION) == [[False], [False], [False], [False], [True]]
+    assert walk({**two, "patience": 3}, exit_logits, REGRESSION) == [
+        [False],
+        [False],
+        [False],
+        [False],
+        [True],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -326,9 +344,16 @@ def test_table_has_every_policy_under_its_name():
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ({"name": "oracle"}, "'oracle' is unknown; choose from entropy, confidence, margin, patience, patient_confidence, vote"),
+        (
+            {"name": "oracle"},
+            "'oracle' is unknown; choose from entropy, confidence, margin, patience, patient_confidence,"
+            " vote",
+        ),
         ({"name": "entropy"}, "'entropy' takes exactly one of threshold .* and thresholds"),
-        ({"name": "margin", "threshold": 0.1, "thresholds": [0.1]}, "'margin' takes exactly one of threshold"),
+        (
+            {"name": "margin", "threshold": 0.1, "thresholds": [0.1]},
+            "'margin' takes exactly one of threshold",
+        ),
         ({"name": "entropy", "threshold": 1.1}, r"'entropy': threshold=1\.1 is not in 0\.\.1"),
         ({"name": "confidence", "threshold": -0.1}, r"'confidence': threshold=-0\.1 is not in 0\.\.1"),
         ({"name": "margin", "threshold": NAN}, r"'margin': threshold=nan is not in 0\.\.1"),
@@ -344,12 +369,24 @@ def test_table_has_every_policy_under_its_name():
         ({"name": "patience", "patience": NAN}, "patience=nan: give the number"),
         ({"name": "patience", "patience": True}, "patience=True: give the number"),
         ({"name": "patience", "patience": 2, "threshold": 2}, "patience=2 and threshold=2: .* give one"),
-        ({"name": "patience", "patience": 2, "tolerance": -1}, "'patience': tolerance=-1 is not in 0 or more"),
+        (
+            {"name": "patience", "patience": 2, "tolerance": -1},
+            "'patience': tolerance=-1 is not in 0 or more",
+        ),
         ({"name": "patient_confidence", "threshold": 0.5}, "patience=None: give the number"),
-        ({"name": "entropy", "threshold": 0.5, "patience": 2}, "'entropy': got an unexpected keyword argument 'patience'"),
-        ({"name": "patience", "patience": 2, "thresholds": [1]}, "'patience': got an unexpected keyword argument 'thresholds'"),
+        (
+            {"name": "entropy", "threshold": 0.5, "patience": 2},
+            "'entropy': got an unexpected keyword argument 'patience'",
+        ),
+        (
+            {"name": "patience", "patience": 2, "thresholds": [1]},
+            "'patience': got an unexpected keyword argument 'thresholds'",
+        ),
         ({"threshold": 0.5}, "has no 'name'; choose from entropy, confidence"),
-        ("entropy", "'entropy' takes exactly one of threshold .*add it, as in .*\"threshold\": .*exit_threshold="),
+        (
+            "entropy",
+            "'entropy' takes exactly one of threshold .*add it, as in .*\"threshold\": .*exit_threshold=",
+        ),
         ("patience", "'patience': patience=None: .* as in .*\"patience\": 2"),
         ("entropie", "'entropie' is unknown; choose from entropy"),
         (5, "exit_policy=5: give a policy or its settings"),
@@ -360,8 +397,14 @@ def test_table_has_every_policy_under_its_name():
         ({"name": "vote", "thresholds": np.float32(0.5)}, r"'vote': thresholds=0\.5 is not a list"),
         ({"name": "margin", "threshold": np.bool_(True)}, r"threshold=True is not in 0\.\.1"),
         ({"name": "margin", "threshold": torch.tensor(NAN)}, r"threshold=nan is not in 0\.\.1"),
-        ({"name": "margin", "threshold": 0.1, "ask_every": np.float64(2)}, r"ask_every=2\.0: give a whole number"),
-        ({"name": "margin", "threshold": 0.1, "ask_exits": torch.tensor([0, 1])}, r"ask_exits=\[0, 1\]: give a list of layers"),
+        (
+            {"name": "margin", "threshold": 0.1, "ask_every": np.float64(2)},
+            r"ask_every=2\.0: give a whole number",
+        ),
+        (
+            {"name": "margin", "threshold": 0.1, "ask_exits": torch.tensor([0, 1])},
+            r"ask_exits=\[0, 1\]: give a list of layers",
+        ),
     ],
 )
 def test_settings_that_mean_nothing(form, message):
@@ -371,7 +414,9 @@ def test_settings_that_mean_nothing(form, message):
 
 @pytest.mark.parametrize("policy", [policy for policy in ALL if policy["name"] != "patience"], ids=name_of)
 def test_policies_that_need_probabilities_refuse_regression(policy):
-    with pytest.raises(ValueError, match=f'\'{policy["name"]}\' needs class probabilities.*"name": "patience"'):
+    with pytest.raises(
+        ValueError, match=f'\'{policy["name"]}\' needs class probabilities.*"name": "patience"'
+    ):
         as_policy(policy).start(4, REGRESSION)
 
 
@@ -403,14 +448,32 @@ def test_thresholds_must_be_one_per_exit(name):
         ({"name": "vote", "threshold": np.array(1.5)}, {"threshold": 1.5}),
         ({"name": "vote", "thresholds": np.array([1.5, 2])}, {"thresholds": [1.5, 2]}),
         ({"name": "entropy", "thresholds": torch.tensor([0.5, 0.25])}, {"thresholds": [0.5, 0.25]}),
-        ({"name": "entropy", "thresholds": (np.float32(0.5), torch.tensor(0.25))}, {"thresholds": [0.5, 0.25]}),
-        ({"name": "patience", "patience": np.int64(2), "tolerance": np.float32(0.5)}, {"patience": 2, "tolerance": 0.5}),
+        (
+            {"name": "entropy", "thresholds": (np.float32(0.5), torch.tensor(0.25))},
+            {"thresholds": [0.5, 0.25]},
+        ),
+        (
+            {"name": "patience", "patience": np.int64(2), "tolerance": np.float32(0.5)},
+            {"patience": 2, "tolerance": 0.5},
+        ),
         ({"name": "patience", "threshold": torch.tensor(2)}, {"patience": 2}),
-        ({"name": "patient_confidence", "threshold": 0.5, "patience": np.uint8(2)}, {"threshold": 0.5, "patience": 2}),
+        (
+            {"name": "patient_confidence", "threshold": 0.5, "patience": np.uint8(2)},
+            {"threshold": 0.5, "patience": 2},
+        ),
         ({"name": "margin", "threshold": 0.5, "ask_every": np.int32(2)}, {"threshold": 0.5, "ask_every": 2}),
-        ({"name": "margin", "threshold": 0.5, "ask_every": torch.tensor(2)}, {"threshold": 0.5, "ask_every": 2}),
-        ({"name": "margin", "threshold": 0.5, "ask_exits": np.array([4, 2])}, {"threshold": 0.5, "ask_exits": [2, 4]}),
-        ({"name": "margin", "threshold": 0.5, "ask_exits": range(2, 5, 2)}, {"threshold": 0.5, "ask_exits": [2, 4]}),
+        (
+            {"name": "margin", "threshold": 0.5, "ask_every": torch.tensor(2)},
+            {"threshold": 0.5, "ask_every": 2},
+        ),
+        (
+            {"name": "margin", "threshold": 0.5, "ask_exits": np.array([4, 2])},
+            {"threshold": 0.5, "ask_exits": [2, 4]},
+        ),
+        (
+            {"name": "margin", "threshold": 0.5, "ask_exits": range(2, 5, 2)},
+            {"threshold": 0.5, "ask_exits": [2, 4]},
+        ),
         (
             {"name": "margin", "threshold": 0.5, "ask_exits": [np.int64(4), torch.tensor(2)]},
             {"threshold": 0.5, "ask_exits": [2, 4]},
@@ -429,7 +492,11 @@ def test_settings_are_numbers_of_python_whatever_was_given(given, expected):
 def test_another_threshold_keeps_the_rest():
     policy = make_policy("patient_confidence", thresholds=[0.5, 0.6], patience=2, ask_exits=[2])
     expected = {"name": "patient_confidence", "threshold": 0.25, "patience": 2, "ask_exits": [2]}
-    assert as_policy(policy, np.float32(0.25)).to_dict() == as_policy(policy.to_dict(), 0.25).to_dict() == expected
+    assert (
+        as_policy(policy, np.float32(0.25)).to_dict()
+        == as_policy(policy.to_dict(), 0.25).to_dict()
+        == expected
+    )
     assert as_policy("patience", 3).to_dict() == as_policy(make_policy("patience", patience=2), 3).to_dict()
 
 
@@ -445,4 +512,7 @@ def test_a_policy_of_ones_own_takes_another_threshold():
 
     policy = as_policy(Half().asking(2), 0.25)
     assert type(policy) is Half
-    assert policy.to_dict() == {"name": "half", "threshold": 0.25, "ask_every": 2} and type(policy.to_dict()["threshold"]) is float
+    assert (
+        policy.to_dict() == {"name": "half", "threshold": 0.25, "ask_every": 2}
+        and type(policy.to_dict()["threshold"]) is float
+    )

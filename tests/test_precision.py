@@ -37,7 +37,9 @@ def test_comparison_counts_what_changes():
     pairs = list(zip(results, expected, strict=True))
     assert half.labels_changed == sum(one["label"] != other["label"] for one, other in pairs)
     assert half.exits_changed == sum(one["exit_layer"] != other["exit_layer"] for one, other in pairs) > 0
-    of_same_label = [abs(one["score"] - other["score"]) for one, other in pairs if one["label"] == other["label"]]
+    of_same_label = [
+        abs(one["score"] - other["score"]) for one, other in pairs if one["label"] == other["label"]
+    ]
     assert half.largest_score_change == max(of_same_label) > 0
     assert half.cost == pytest.approx(sum(one["exit_layer"] for one in results) / len(TEXTS) / LAYERS)
     assert (full.texts, full.labels_changed, full.exits_changed, full.largest_score_change) == (80, 0, 0, 0.0)
@@ -45,17 +47,25 @@ def test_comparison_counts_what_changes():
 
 
 def test_settings_of_scoring_reach_it():
-    full, half = compare_precision(MODEL, tiny_tokenizer(), TEXTS, ["float16"], exit_policy=False, batch_tokens=100)
+    full, half = compare_precision(
+        MODEL, tiny_tokenizer(), TEXTS, ["float16"], exit_policy=False, batch_tokens=100
+    )
     assert full.cost == half.cost == 1 and half.exits_changed == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((build().bfloat16(), tiny_tokenizer(), TEXTS), r"the model is in torch.bfloat16: give it in torch.float32"),
+        (
+            (build().bfloat16(), tiny_tokenizer(), TEXTS),
+            r"the model is in torch.bfloat16: give it in torch.float32",
+        ),
         ((MODEL, tiny_tokenizer(), []), "there are no texts"),
         ((MODEL, tiny_tokenizer(), TEXTS, ["int8"]), "'int8' is no floating-point type of torch"),
-        ((MODEL, tiny_tokenizer(), TEXTS, ["half_precision"]), "'half_precision' is no floating-point type of torch"),
+        (
+            (MODEL, tiny_tokenizer(), TEXTS, ["half_precision"]),
+            "'half_precision' is no floating-point type of torch",
+        ),
     ],
 )
 def test_what_cannot_be_compared(arguments, message):

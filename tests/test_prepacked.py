@@ -8,8 +8,15 @@ from tiny import assert_same_results, build, spread_exits, tiny_rows, tiny_texts
 from torch import nn
 from transformers import AlbertConfig, BertConfig, RobertaConfig, pipeline
 
-from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments, evaluate_exits, modeling_romebert, prepacked, score
-from modeling_romebert.prepacked import PrepackedLinear, can_prepack
+from modeling_romebert import (
+    RomeBertTrainer,
+    RomeBertTrainingArguments,
+    cpu,
+    evaluate_exits,
+    modeling_romebert,
+    score,
+)
+from modeling_romebert.cpu import PrepackedLinear, can_prepack
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(60, seed=3)
@@ -19,7 +26,7 @@ TOKENIZER = tiny_tokenizer()
 @pytest.fixture(autouse=True)
 def on_this_processor(monkeypatch):
     """Weights are prepacked here, for however few tokens."""
-    monkeypatch.setattr(prepacked, "PAYS_ON", (torch.backends.cpu.get_cpu_capability(),))
+    monkeypatch.setattr(cpu, "PAYS_ON", (torch.backends.cpu.get_cpu_capability(),))
     monkeypatch.setattr(modeling_romebert, "PREPACKING_TOKENS", 0)
 
 
@@ -27,7 +34,9 @@ def on_this_processor(monkeypatch):
 def made(monkeypatch):
     """How many linear layers were prepacked."""
     counted, make = [], PrepackedLinear.__init__
-    monkeypatch.setattr(PrepackedLinear, "__init__", lambda self, linear: counted.append(1) or make(self, linear))
+    monkeypatch.setattr(
+        PrepackedLinear, "__init__", lambda self, linear: counted.append(1) or make(self, linear)
+    )
     return counted
 
 
@@ -48,7 +57,9 @@ def test_a_product_is_torch_s(bias, dtype):
     linear, states = nn.Linear(48, 96, bias=bias, dtype=dtype), torch.randn(2, 5, 48, dtype=dtype)
     with torch.no_grad():
         found = PrepackedLinear(linear)(states)
-        torch.testing.assert_close(found, linear(states), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found, linear(states), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("family", [BertConfig, RobertaConfig, AlbertConfig])
@@ -61,7 +72,7 @@ def test_scoring_gives_the_same_and_leaves_the_model_as_it_is(family, made, monk
     assert len(made) == linears - (family is AlbertConfig)
     assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
     assert all(torch.equal(state[name], weight) for name, weight in model.state_dict().items())
-    monkeypatch.setattr(prepacked, "PAYS_ON", ())
+    monkeypatch.setattr(cpu, "PAYS_ON", ())
     assert_same_results(found, scored(model))
 
 
@@ -83,13 +94,19 @@ def fused_adamw(model):
 
 
 def trainer(model, tmp_path):
-    arguments = RomeBertTrainingArguments(str(tmp_path), max_steps=4, learning_rate=0.02, report_to="none", use_cpu=True)
-    RomeBertTrainer(model, arguments, train_dataset=tiny_rows(32, classes=3), processing_class=TOKENIZER).train()
+    arguments = RomeBertTrainingArguments(
+        str(tmp_path), max_steps=4, learning_rate=0.02, report_to="none", use_cpu=True
+    )
+    RomeBertTrainer(
+        model, arguments, train_dataset=tiny_rows(32, classes=3), processing_class=TOKENIZER
+    ).train()
 
 
 def data_of_an_average(model):
     for weight in model.parameters():
-        weight.data.mul_(0.5).add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=0.2)
+        weight.data.mul_(0.5).add_(
+            torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=0.2
+        )
 
 
 def new_storage(model):
@@ -122,7 +139,8 @@ def lora(model):
 
 
 @pytest.mark.parametrize(
-    "change", [fused_adamw, trainer, data_of_an_average, new_storage, one_element, state_dict, other_module, lora]
+    "change",
+    [fused_adamw, trainer, data_of_an_average, new_storage, one_element, state_dict, other_module, lora],
 )
 def test_no_pass_answers_with_old_weights(change, made, tmp_path, monkeypatch):
     model = fresh()
@@ -133,21 +151,27 @@ def test_no_pass_answers_with_old_weights(change, made, tmp_path, monkeypatch):
     found, alone = classify(TEXTS), [classify(text)[0] for text in TEXTS]
     rows = [{"text": text, "label": 0} for text in TEXTS]
     accuracy = evaluate_exits(model, rows, TOKENIZER, progress=False).exits[-1]
-    monkeypatch.setattr(prepacked, "PAYS_ON", ())
+    monkeypatch.setattr(cpu, "PAYS_ON", ())
     expected = scored(copy.deepcopy(model))
     assert found != before
     assert_same_results(found, expected)
     assert_same_results(alone, expected)
-    full_depth = [one["label"] == model.config.id2label[0] for one in score(model, TOKENIZER, TEXTS, exit_policy=False)]
+    full_depth = [
+        one["label"] == model.config.id2label[0] for one in score(model, TOKENIZER, TEXTS, exit_policy=False)
+    ]
     assert accuracy == pytest.approx(sum(full_depth) / len(TEXTS))
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")  # and still used
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor"
+)  # and still used
 def test_a_pipeline_leaves_layers_that_can_be_quantized():
     model = fresh()
     pipeline("early-exit-classification", model=model, tokenizer=TOKENIZER)(TEXTS)
     linears = sum(type(module) is nn.Linear for module in model.modules())
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-    int8 = [module for module in quantized.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)]
+    int8 = [
+        module for module in quantized.modules() if isinstance(module, torch.ao.nn.quantized.dynamic.Linear)
+    ]
     assert len(int8) == linears
     assert len(scored(quantized)) == len(TEXTS)

@@ -72,7 +72,9 @@ def test_figures_of_a_policy():
     assert row["total"] == 8 and row["seconds"] == early
     assert row["added_to_layers"] == pytest.approx(3 / 5)
     assert row["saving_on_the_clock"] == pytest.approx(20 / 8 * 0.25)
-    assert row["at_most"] == pytest.approx(20 / (2 + 0.3 * 18) * 0.25)  # 18 of 20 seconds shrink with the tokens
+    assert row["at_most"] == pytest.approx(
+        20 / (2 + 0.3 * 18) * 0.25
+    )  # 18 of 20 seconds shrink with the tokens
     row = profile_scoring.figures("full depth", "fp32", [full], [full], cost=1, by_tokens=1)
     assert row["saving_on_the_clock"] == row["at_most"] == 1
 
@@ -80,7 +82,14 @@ def test_figures_of_a_policy():
 def test_profile_of_a_model(quick, capsys):
     quick()
     threads = torch.get_num_threads()
-    settings = ["--model=run/model", "--dataset=own.csv", "--rounds=2", "--texts=3", "--bf16=True", "--output_file=profile.json"]
+    settings = [
+        "--model=run/model",
+        "--dataset=own.csv",
+        "--rounds=2",
+        "--texts=3",
+        "--bf16=True",
+        "--output_file=profile.json",
+    ]
     profile_scoring.main(settings)
     results = json.loads(Path("profile.json").read_text())
     assert results["texts"] == 3 and results["machine"]["threads"] == 1 and torch.get_num_threads() == threads
@@ -102,6 +111,10 @@ def test_parts_add_up_to_the_whole(monkeypatch):
     classify = EarlyExitPipeline(model=spread_exits(build(), texts), tokenizer=tiny_tokenizer())
     stopwatch, whole = Stopwatch(), Stopwatch()
     with profile_scoring.one_thread(), profile_scoring.in_parts(stopwatch):
-        whole.timed("all", stopwatch.timed("results", classify))(texts, exit_policy={"name": "entropy", "threshold": 0.6})
+        whole.timed("all", stopwatch.timed("results", classify))(
+            texts, exit_policy={"name": "entropy", "threshold": 0.6}
+        )
     assert stopwatch.seconds.keys() == PARTS
-    assert sum(stopwatch.seconds.values()) == whole.seconds["all"] - 2  # a tick from each look at the clock to the next
+    assert (
+        sum(stopwatch.seconds.values()) == whole.seconds["all"] - 2
+    )  # a tick from each look at the clock to the next

@@ -1,4 +1,6 @@
-"""b' = b - min(0, <b, a> / <a, a>) a: the geometry by hand, and inside a backward pass against two explicit ones."""
+"""b' = b - min(0, <b, a> / <a, a>) a: the geometry by hand, and inside a backward pass against two explicit
+ones.
+"""
 
 import math
 
@@ -13,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_romebert import ExitLoss, project
-from modeling_romebert.projection import GradientRegularizer, conflict, dot
+from modeling_romebert.training.gradient_projection import GradientRegularizer, conflict, dot
 
 PROTECT = ["protect_exits", "protect_last"]
 
@@ -51,7 +53,9 @@ def test_lists_are_one_flat_vector():
     """The parts (1), (2) alone conflict in the second only; together <b, a> = 3 - 4 = -1 and <a, a> = 5."""
     result = project([vector(1), vector(2)], [vector(3), vector(-2)])
     assert torch.cat(result.other).tolist() == pytest.approx([3.2, -1.6])
-    no_conflict = project([vector(1), vector(2)], [vector(5), vector(-2)])  # 5 - 4 > 0, though the second part conflicts
+    no_conflict = project(
+        [vector(1), vector(2)], [vector(5), vector(-2)]
+    )  # 5 - 4 > 0, though the second part conflicts
     assert torch.cat(no_conflict.other).tolist() == [5, -2]
 
 
@@ -104,7 +108,9 @@ def test_result_never_conflicts_and_is_b_where_b_does_not(pair):
         assert exact >= -1e-5 * scale
     else:
         assert exact < 1e-5 * scale
-        torch.testing.assert_close(other.double(), b - exact / a.double().square().sum() * a.double(), rtol=1e-4, atol=1e-5 * scale)
+        torch.testing.assert_close(
+            other.double(), b - exact / a.double().square().sum() * a.double(), rtol=1e-4, atol=1e-5 * scale
+        )
     assert result.cosine.isfinite()
     assert other.double().norm() <= b.double().norm() * (1 + 1e-5)
 
@@ -144,7 +150,11 @@ def test_group_is_projected_once_by_hand():
     weight = torch.zeros(2, requires_grad=True)
     terms = [(vector(1, 0), vector(-2, 3)), (vector(3, 0), vector(5, 1))]
     regularizer, (gradient,) = regularized_gradients(
-        "protect_last", lambda index: [(weight * slope).sum() for slope in terms[index]], [weight], [weight], groups=2
+        "protect_last",
+        lambda index: [(weight * slope).sum() for slope in terms[index]],
+        [weight],
+        [weight],
+        groups=2,
     )
     assert gradient.tolist() == [7, 4]
     assert regularizer.projected.item() == 0 and regularizer.cosine.item() == pytest.approx(0.6)
@@ -159,7 +169,8 @@ def test_weights_that_a_term_does_not_reach():
         weights,
         [both, only_last, only_exits],
     )
-    # On the shared three a = (2, 3, 0), b = (-1, 0, 5): <b, a>/<a, a> = -2/13; a + b' = (1, 3, 5) + 2/13 (2, 3, 0).
+    # On the shared three a = (2, 3, 0), b = (-1, 0, 5): <b, a>/<a, a> = -2/13; a + b' = (1, 3, 5) + 2/13 (2,
+    # 3, 0).
     values = [gradient.item() for gradient in gradients[:4]]
     assert values == pytest.approx([17 / 13, 45 / 13, 5, -3])  # `other` is not shared: the plain sum 1 - 4
     assert gradients[4] is None
@@ -181,7 +192,9 @@ def test_zero_gradients_give_no_nan(zero, protect):
 
 
 def make_batches(count, conflicting, rows=8, tokens=TOKENS):
-    """Batches of one group: ids, mask, labels and how much of L_last goes into the other term: less than nothing conflicts."""
+    """Batches of one group: ids, mask, labels and how much of L_last goes into the other term: less than
+    nothing conflicts.
+    """
     ids, mask = padded_batch(rows * count, tokens)
     labels = torch.randint(3, (rows * count,), generator=torch.Generator().manual_seed(4))
     mixed_in = [-4 if conflicting else 4] * count
@@ -189,11 +202,16 @@ def make_batches(count, conflicting, rows=8, tokens=TOKENS):
 
 
 def two_terms(model, batch, seed):
-    """L_last and L_exit of a batch in training mode, the second with some of the first; the seed settles dropout."""
+    """L_last and L_exit of a batch in training mode, the second with some of the first; the seed settles
+    dropout.
+    """
     ids, mask, labels, mixed_in = batch
     torch.manual_seed(seed)
     terms = ExitLoss()(
-        model(ids, mask).exit_logits, labels, exit_layers=model.config.exit_layers, problem_type="single_label_classification"
+        model(ids, mask).exit_logits,
+        labels,
+        exit_layers=model.config.exit_layers,
+        problem_type="single_label_classification",
     )
     return terms.last, terms.exits + mixed_in * terms.last
 
@@ -208,7 +226,9 @@ def shared_names(model):
 
 
 def explicit(model, batches, protect):
-    """Name -> gradient: summed over the batches for each loss by itself, then one projection over the flat shared weights."""
+    """Name -> gradient: summed over the batches for each loss by itself, then one projection over the flat
+    shared weights.
+    """
     sums = [{}, {}]
     for seed, batch in enumerate(batches):
         for which in (0, 1):
@@ -230,7 +250,9 @@ def explicit(model, batches, protect):
 def assert_gradients(model, expected, scale=1.0):
     for name, weight in model.named_parameters():
         error = (weight.grad.double() / scale - expected[name]).norm()
-        if name.endswith("key.bias"):  # it adds the same to every score of a query, so its gradient is rounding alone
+        if name.endswith(
+            "key.bias"
+        ):  # it adds the same to every score of a query, so its gradient is rounding alone
             assert max(error, expected[name].norm()) < 1e-6, name
         else:
             assert error < 1e-5 * expected[name].norm(), name
@@ -238,7 +260,9 @@ def assert_gradients(model, expected, scale=1.0):
 
 def regularize(model, batches, protect, scale=1.0):
     weights = dict(model.named_parameters())
-    regularizer = GradientRegularizer(list(weights.values()), [weights[name] for name in shared_names(model)], protect)
+    regularizer = GradientRegularizer(
+        list(weights.values()), [weights[name] for name in shared_names(model)], protect
+    )
     for index, batch in enumerate(batches):
         loss = regularizer.loss(*two_terms(model, batch, index), end_of_group=index == len(batches) - 1)
         (loss * scale).backward()
@@ -276,7 +300,9 @@ def test_groups_do_not_see_each_other():
     for regularizer, group in ((used, [0, 1]), (used, [2]), (fresh, [2])):
         model.zero_grad()
         for index in group:
-            regularizer.loss(*two_terms(model, batches[index], index), end_of_group=index == group[-1]).backward()
+            regularizer.loss(
+                *two_terms(model, batches[index], index), end_of_group=index == group[-1]
+            ).backward()
         gradients.append([weight.grad for weight in weights.values()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients[1:], strict=True))
 
@@ -325,7 +351,9 @@ class Memory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.alive = {at: (reference, size) for at, (reference, size) in self.alive.items() if not reference.expired()}
+        self.alive = {
+            at: (reference, size) for at, (reference, size) in self.alive.items() if not reference.expired()
+        }
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
@@ -341,7 +369,9 @@ def bytes_of(tensors):
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("protect", PROTECT)
 def test_memory_beyond_the_joint_step(protect, group):
-    """At most one copy of all gradients and one of the shared ones; texts are so short that it is the gradients that are held."""
+    """At most one copy of all gradients and one of the shared ones; texts are so short that it is the
+    gradients that are held.
+    """
     model, batches = build().train(), make_batches(group, conflicting=True, rows=2, tokens=1)
     weights = dict(model.named_parameters())
     shared = [weights[name] for name in shared_names(model)]
@@ -352,16 +382,22 @@ def test_memory_beyond_the_joint_step(protect, group):
         with Memory() as memory:
             for index, batch in enumerate(batches):
                 terms = two_terms(model, batch, index)
-                loss = regularizer.loss(*terms, end_of_group=index == group - 1) if regularized else sum(terms)
+                loss = (
+                    regularizer.loss(*terms, end_of_group=index == group - 1) if regularized else sum(terms)
+                )
                 loss.backward()
         peaks.append(memory.peak)
-    largest = max(map(bytes_of, zip(shared, strict=True)))  # the products of one matrix while they are added up
+    largest = max(
+        map(bytes_of, zip(shared, strict=True))
+    )  # the products of one matrix while they are added up
     allowed = bytes_of(shared) + largest + (bytes_of(weights.values()) if group > 1 else 0)
     assert bytes_of(shared) // 2 < peaks[0] - peaks[1] <= allowed
 
 
 def test_products_of_large_matrices_keep_their_digits():
-    """Added up one after the other in fp32, as torch.dot and norms do on a CPU, they are off by more than 1e-5."""
+    """Added up one after the other in fp32, as torch.dot and norms do on a CPU, they are off by more than
+    1e-5.
+    """
     x = torch.randn(3072, 768, generator=torch.Generator().manual_seed(0))
     y = x + 1
     exact = (x.double() * y.double()).sum().item()

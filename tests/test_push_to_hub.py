@@ -84,7 +84,11 @@ def hub(monkeypatch) -> SimpleNamespace:
 
         def upload_folder(self, *, folder_path, allow_patterns, **kwargs):
             hub.calls.append(("upload_folder", kwargs))
-            there = [path.relative_to(folder_path).as_posix() for path in Path(folder_path).glob("**/*") if path.is_file()]
+            there = [
+                path.relative_to(folder_path).as_posix()
+                for path in Path(folder_path).glob("**/*")
+                if path.is_file()
+            ]
             hub.sent = sorted(filter_repo_objects(there, allow_patterns=allow_patterns))
 
     monkeypatch.setattr(push_to_hub, "HfApi", FakeApi)
@@ -133,7 +137,8 @@ def test_sizes_and_their_sum_are_those_of_the_files(model, capsys):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2_340_000_000_000, "2340.0 GB")]
+    ("size", "expected"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2_340_000_000_000, "2340.0 GB")],
 )
 def test_readable_sizes(size, expected):
     assert push_to_hub.readable(size) == expected
@@ -145,7 +150,10 @@ def test_push_sends_what_was_shown_to_a_private_repository_in_one_commit(model, 
     assert hub.calls == [
         ("HfApi", {"token": None}),
         ("create_repo", {"repo_id": "ann/critic", "private": True, "exist_ok": True}),
-        ("upload_folder", {"repo_id": "ann/critic", "revision": None, "commit_message": "Upload RomeBERT model"}),
+        (
+            "upload_folder",
+            {"repo_id": "ann/critic", "revision": None, "commit_message": "Upload RomeBERT model"},
+        ),
     ]
 
 
@@ -188,7 +196,14 @@ def test_what_stays_here_is_not_sent_and_its_reason_is_said(model, hub, capsys):
 
 
 def test_names_that_only_look_alike_are_sent(model, hub):
-    alike = ["optimizers_guide.md", "scheduler_config.json", "binary.json", "checkpoints.md", "ptx.txt", "sub/notes.txt"]
+    alike = [
+        "optimizers_guide.md",
+        "scheduler_config.json",
+        "binary.json",
+        "checkpoints.md",
+        "ptx.txt",
+        "sub/notes.txt",
+    ]
     for name in alike:
         write(model / name)
     push_to_hub.main([*TO, "--push"])
@@ -244,9 +259,13 @@ def refused(hub, match: str, *arguments: str) -> None:
     assert hub.calls == []
 
 
-@pytest.mark.parametrize("repo_id", ["a/b/c", "ann/", "ann/critic.git", "ann/cri--tic", "ann/cri tic", "/abs"])
+@pytest.mark.parametrize(
+    "repo_id", ["a/b/c", "ann/", "ann/critic.git", "ann/cri--tic", "ann/cri tic", "/abs"]
+)
 def test_a_repository_that_cannot_be(model, hub, repo_id):
-    refused(hub, rf"--repo_id {re.escape(repo_id)}: Repo|--repo_id {re.escape(repo_id)}: Cannot", *TO[:3], repo_id)
+    refused(
+        hub, rf"--repo_id {re.escape(repo_id)}: Repo|--repo_id {re.escape(repo_id)}: Cannot", *TO[:3], repo_id
+    )
 
 
 def test_a_folder_that_is_none(hub):
@@ -267,7 +286,8 @@ def test_a_config_that_is_a_link_out_of_the_folder(model, hub):
 
 
 @pytest.mark.parametrize(
-    ("content", "match"), [("{", "config.json is not JSON"), ("[]", "config.json does not hold a JSON object")]
+    ("content", "match"),
+    [("{", "config.json is not JSON"), ("[]", "config.json does not hold a JSON object")],
 )
 def test_a_config_that_is_none(model, hub, content, match):
     write(model / "config.json", content)
@@ -295,7 +315,9 @@ def test_a_config_without_code(model, hub):
     refused(hub, "config.json has no auto_map")
 
 
-@pytest.mark.parametrize("name", ["configuration_romebert.py", "modeling_romebert.py", "pipeline_romebert.py", "losses.py"])
+@pytest.mark.parametrize(
+    "name", ["configuration_romebert.py", "modeling_romebert.py", "pipeline_romebert.py", "losses.py"]
+)
 def test_code_that_is_missing(model, hub, name):
     """Named in the config, or imported by what is named there."""
     (model / name).unlink()
@@ -309,7 +331,9 @@ def test_code_files_are_all_that_were_saved(model):
 
 def test_a_repository_that_is_public_already(model, hub):
     hub.public = True
-    with pytest.raises(SystemExit, match=r"ann/critic exists and is public. Nothing was uploaded; --public uploads to it"):
+    with pytest.raises(
+        SystemExit, match=r"ann/critic exists and is public. Nothing was uploaded; --public uploads to it"
+    ):
         push_to_hub.main([*TO, "--push"])
     assert hub.sent is None
 
@@ -319,7 +343,9 @@ def test_a_hub_that_refuses(model, hub, monkeypatch):
         raise PermissionError("you may not write here")
 
     monkeypatch.setattr(push_to_hub.HfApi, "upload_folder", refuse)
-    with pytest.raises(SystemExit, match=r"The upload to ann/critic failed: PermissionError: you may not write here"):
+    with pytest.raises(
+        SystemExit, match=r"The upload to ann/critic failed: PermissionError: you may not write here"
+    ):
         push_to_hub.main([*TO, "--push"])
 
 
@@ -330,9 +356,14 @@ def test_a_hub_that_refuses(model, hub, monkeypatch):
     ("spoil", "match"),
     [
         (lambda model: (model / "README.md").unlink(), "warning: there is no README.md"),
-        (lambda model: [path.unlink() for path in model.glob("tokenizer*")], "warning: there is no tokenizer"),
         (
-            lambda model: change_config(model, backbone_config={"model_type": "bert", "_name_or_path": "/somewhere/encoder"}),
+            lambda model: [path.unlink() for path in model.glob("tokenizer*")],
+            "warning: there is no tokenizer",
+        ),
+        (
+            lambda model: change_config(
+                model, backbone_config={"model_type": "bert", "_name_or_path": "/somewhere/encoder"}
+            ),
             "warning: config.json names a folder of this machine, /somewhere/encoder",
         ),
     ],

@@ -1,4 +1,5 @@
-"""Rebatching gives what one batch gives, in full batches, with few rows waiting; one wait for the device per exit.
+"""Rebatching gives what one batch gives, in full batches, with few rows waiting; one wait for the device per
+exit.
 
 What is said of both packed and padded batches is tested with both.
 """
@@ -14,10 +15,10 @@ from tiny import CLASSES, LAYERS, build, padded_batch
 
 from modeling_romebert.backbones import Adapter
 from modeling_romebert.batch_layout import PackedBatch, PaddedBatch, rounded_up
+from modeling_romebert.cpu import open_workers
 from modeling_romebert.early_exit import ActiveBatch, run_to_the_end
-from modeling_romebert.policies import ExitPolicy, as_policy
+from modeling_romebert.exit_policies import ExitPolicy, as_policy
 from modeling_romebert.rebatching import Scheduler, batches_of, fill
-from modeling_romebert.workers import open_workers
 
 POLICIES = [
     {"name": "entropy", "threshold": 0.6},
@@ -42,13 +43,17 @@ def padded(monkeypatch):
 
 def texts_of(ids, mask):
     """Rows of a padded batch as a tokenizer gives them."""
-    return [{"input_ids": row[: int(length)].tolist()} for row, length in zip(ids, mask.sum(dim=1), strict=True)]
+    return [
+        {"input_ids": row[: int(length)].tolist()} for row, length in zip(ids, mask.sum(dim=1), strict=True)
+    ]
 
 
 def active(model, rows, texts, policy):
     """Some texts as a batch before the first layer."""
     started = as_policy(policy).start(len(model.exit_layers), model.problem_type, model.exit_layers)
-    return ActiveBatch(model.encoder(pad_token_id=1), list(rows), None, started, texts=[texts[row] for row in rows])
+    return ActiveBatch(
+        model.encoder(pad_token_id=1), list(rows), None, started, texts=[texts[row] for row in rows]
+    )
 
 
 def run(model, texts, policy, batch_tokens, workers=1, batch_rows=None):
@@ -56,7 +61,15 @@ def run(model, texts, policy, batch_tokens, workers=1, batch_rows=None):
     lengths = [len(text["input_ids"]) for text in texts]
     begin = lambda rows: active(model, rows, texts, policy)  # noqa: E731
     with open_workers(workers) as several:
-        scheduler = Scheduler(range(len(texts)), lengths, begin, batch_tokens, batch_rows, not model.adapter.packs, several.count)
+        scheduler = Scheduler(
+            range(len(texts)),
+            lengths,
+            begin,
+            batch_tokens,
+            batch_rows,
+            not model.adapter.packs,
+            several.count,
+        )
         found = []
         for batch, exited in several.run(ActiveBatch.step, scheduler.schedule):
             scheduler.put_back(batch)
@@ -65,7 +78,9 @@ def run(model, texts, policy, batch_tokens, workers=1, batch_rows=None):
     rows = [row for one in found for row in one.rows]
     assert sorted(rows) == list(range(len(texts)))
     order = torch.tensor(rows).argsort()
-    return torch.cat([one.logits for one in found])[order], torch.tensor([one.layer for one in found for _ in one.rows])[order]
+    return torch.cat([one.logits for one in found])[order], torch.tensor(
+        [one.layer for one in found for _ in one.rows]
+    )[order]
 
 
 class Calls:
@@ -74,7 +89,9 @@ class Calls:
     def __init__(self, model):
         self.tokens = {depth: [] for depth in range(1, LAYERS + 1)}
         for depth, layer in enumerate(model.layers, start=1):
-            layer.register_forward_pre_hook(lambda _, inputs, depth=depth: self.tokens[depth].append(inputs[0].shape[:2].numel()))
+            layer.register_forward_pre_hook(
+                lambda _, inputs, depth=depth: self.tokens[depth].append(inputs[0].shape[:2].numel())
+            )
 
 
 # ---- the same as one batch
@@ -186,20 +203,24 @@ class Plain(ExitPolicy):
         return logits.softmax(-1).amax(-1) > 0.7
 
 
-@pytest.mark.parametrize(("policy", "rebatches"), [(Counts(), False), (MergedCounts(), True), (Plain(), True)], ids=str)
+@pytest.mark.parametrize(
+    ("policy", "rebatches"), [(Counts(), False), (MergedCounts(), True), (Plain(), True)], ids=str
+)
 def test_a_policy_of_one_s_own(policy, rebatches, caplog):
     from tiny import assert_same_results, spread_exits, tiny_texts, tiny_tokenizer
 
-    from modeling_romebert import policies, score
+    from modeling_romebert import exit_policies, score
 
     texts = tiny_texts(120, seed=3)
     model, tokenizer = spread_exits(build(), texts), tiny_tokenizer()
-    policies.logger.warning_once.__func__.cache_clear()
+    exit_policies.logger.warning_once.__func__.cache_clear()
     with unittest.mock.patch.object(ActiveBatch, "merge", side_effect=ActiveBatch.merge) as merge:
         found = list(score(model, tokenizer, texts, exit_policy=policy, batch_tokens=100))
         list(score(model, tokenizer, texts, exit_policy=policy, batch_tokens=100))
     assert (merge.call_count > 0) == rebatches
-    assert_same_results(found, [one for text in texts for one in score(model, tokenizer, [text], exit_policy=policy)])
+    assert_same_results(
+        found, [one for text in texts for one in score(model, tokenizer, [text], exit_policy=policy)]
+    )
     assert len({one["exit_layer"] for one in found}) >= 3
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (0 if rebatches else 1) and all(
@@ -270,18 +291,25 @@ def test_all_exiting_at_once_leaves_nothing_to_put_back():
     batch_rows=st.none() | st.integers(1, 64),
     padded=st.booleans(),
 )
-def test_batches_hold_every_row_once_within_the_bounds_and_are_full(lengths, batch_tokens, batch_rows, padded):
+def test_batches_hold_every_row_once_within_the_bounds_and_are_full(
+    lengths, batch_tokens, batch_rows, padded
+):
     counts, start = batches_of(lengths, batch_tokens, batch_rows, padded), 0
     assert sum(counts) == len(lengths) and all(counts)
 
     def too_many(rows):
         tokens = len(rows) * max(rows) if padded else sum(rows)
-        return len(rows) > 1 and (tokens > batch_tokens or (batch_rows is not None and len(rows) > batch_rows))
+        return len(rows) > 1 and (
+            tokens > batch_tokens or (batch_rows is not None and len(rows) > batch_rows)
+        )
 
     for count in counts:
         assert not too_many(lengths[start : start + count])
         assert start + count == len(lengths) or too_many(lengths[start : start + count + 1])
-        assert fill(lengths[start:], batch_tokens, batch_rows, padded) == (count, start + count < len(lengths))
+        assert fill(lengths[start:], batch_tokens, batch_rows, padded) == (
+            count,
+            start + count < len(lengths),
+        )
         start += count
 
 
@@ -299,7 +327,16 @@ class OnDevice(torch.Tensor):
         if name in ("cpu", "tolist"):
             OnDevice.waits += 1
             return getattr(args[0].as_subclass(torch.Tensor), name)()
-        looks = name in ("nonzero", "item", "numpy", "__bool__", "__int__", "__float__", "__index__", "masked_select")
+        looks = name in (
+            "nonzero",
+            "item",
+            "numpy",
+            "__bool__",
+            "__int__",
+            "__float__",
+            "__index__",
+            "masked_select",
+        )
         keys = args[1] if name in ("__getitem__", "__setitem__") else ()
         keys = keys if isinstance(keys, tuple) else (keys,)
         if looks or any(isinstance(key, OnDevice) and key.dtype == torch.bool for key in keys):
@@ -313,7 +350,12 @@ class OnDevice(torch.Tensor):
 def test_one_wait_per_exit_that_is_evaluated(asked, attention, padded):
     model, (ids, mask) = build(exit_pooling="mean", attention=attention), padded_batch()
     policy = {"name": "patient_confidence", "patience": 1, "threshold": 0.55}
-    batch = active(model, range(len(ids)), texts_of(ids, mask), policy if asked is None else {**policy, "ask_exits": asked})
+    batch = active(
+        model,
+        range(len(ids)),
+        texts_of(ids, mask),
+        policy if asked is None else {**policy, "ask_exits": asked},
+    )
     for name in ("hidden", "attention_mask"):
         setattr(batch.batch, name, getattr(batch.batch, name).as_subclass(OnDevice))
     OnDevice.waits = 0

@@ -1,4 +1,6 @@
-"""A run that is killed goes on as if it had not been: in the middle of a step, and while a checkpoint is written."""
+"""A run that is killed goes on as if it had not been: in the middle of a step, and while a checkpoint is
+written.
+"""
 
 import shutil
 import signal
@@ -12,7 +14,13 @@ from safetensors import safe_open
 from tiny import build, tiny_rows, tiny_tokenizer
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
-from modeling_romebert.checkpoints import TRAINER_STATE, checkpoint_to_resume, checkpoints, flaw, last_checkpoint
+from modeling_romebert.training.resume import (
+    TRAINER_STATE,
+    checkpoint_to_resume,
+    checkpoints,
+    flaw,
+    last_checkpoint,
+)
 
 STEPS = 5  # of an epoch: 20 rows in batches of 4
 
@@ -71,7 +79,9 @@ def test_killed_in_a_step_and_resumed_is_the_run_that_was_not(tmp_path, objectiv
 def test_killed_while_a_checkpoint_is_written(tmp_path):
     """The optimizer's state is written by then: the stock Trainer would resume from it, in part."""
     assert run(tmp_path / "killed", IN_CHECKPOINT, 4) == [-signal.SIGKILL]
-    assert {"model.safetensors", "optimizer.pt"} <= {path.name for path in (tmp_path / "killed" / "checkpoint-4").iterdir()}
+    assert {"model.safetensors", "optimizer.pt"} <= {
+        path.name for path in (tmp_path / "killed" / "checkpoint-4").iterdir()
+    }
     assert Path(last_checkpoint(tmp_path / "killed")).name == "checkpoint-3"
     assert run(tmp_path / "killed") == [0]
     assert flaw(tmp_path / "killed" / "checkpoint-4") is None  # written again
@@ -83,7 +93,11 @@ def test_killed_while_an_older_checkpoint_is_written_over(tmp_path):
     """New weights beside the older state of the trainer would be no checkpoint, and look like one."""
     assert run(tmp_path, num_train_epochs=1) == [0]
     assert Path(last_checkpoint(tmp_path)).name == "checkpoint-5"
-    again = {"resume_from_checkpoint": str(tmp_path / "checkpoint-3"), "num_train_epochs": 1, "learning_rate": 1e-3}
+    again = {
+        "resume_from_checkpoint": str(tmp_path / "checkpoint-3"),
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+    }
     assert run(tmp_path, IN_CHECKPOINT, 4, **again) == [-signal.SIGKILL]
     assert flaw(tmp_path / "checkpoint-4") == "trainer_state.json, which is written last, is missing"
 
@@ -117,10 +131,19 @@ def folder(trained, tmp_path):
 
 
 def trainer_of(folder, **settings):
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "max_steps": 3, "per_device_train_batch_size": 4}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+    }
     arguments = RomeBertTrainingArguments(str(folder), **quiet | settings)
     return RomeBertTrainer(
-        build(num_labels=2, exit_pooling="cls"), arguments, train_dataset=tiny_rows(20), processing_class=tiny_tokenizer()
+        build(num_labels=2, exit_pooling="cls"),
+        arguments,
+        train_dataset=tiny_rows(20),
+        processing_class=tiny_tokenizer(),
     )
 
 
@@ -133,7 +156,9 @@ def test_last_checkpoint_is_the_newest_by_number(folder):
 
 
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", TRAINER_STATE])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", TRAINER_STATE]
+)
 def test_file_that_is_cut_off(folder, name, kept):
     path = folder / "checkpoint-3" / name
     content = path.read_bytes()
@@ -145,7 +170,10 @@ def test_file_that_is_cut_off(folder, name, kept):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (TRAINER_STATE, r"trainer_state\.json, which is written last, is missing\. resume_from_checkpoint=True takes the newest"),
+        (
+            TRAINER_STATE,
+            r"trainer_state\.json, which is written last, is missing\. resume_from_checkpoint=True takes the newest",
+        ),
         (
             "optimizer.pt",
             r"the state of the optimizer is missing, as save_only_model=True leaves it\. .* left out, training starts",
@@ -154,7 +182,9 @@ def test_file_that_is_cut_off(folder, name, kept):
 )
 def test_named_checkpoint_that_is_not_complete(folder, name, message):
     (folder / "checkpoint-3" / name).unlink()
-    with pytest.raises(ValueError, match=rf"resume_from_checkpoint='.*checkpoint-3' cannot be continued from: {message}"):
+    with pytest.raises(
+        ValueError, match=rf"resume_from_checkpoint='.*checkpoint-3' cannot be continued from: {message}"
+    ):
         trainer_of(folder).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     trainer = trainer_of(folder, max_steps=4)
     trainer.train(resume_from_checkpoint=True)
@@ -169,9 +199,7 @@ def test_named_checkpoint_that_is_not_there(folder):
 def test_no_complete_checkpoint_at_all(folder):
     for step in (1, 2, 3):
         (folder / f"checkpoint-{step}" / TRAINER_STATE).unlink()
-    message = (
-        r"finds no complete checkpoint in output_dir='.*'\. checkpoint-3: trainer_state\.json, .* Leave resume_from_checkpoint out"
-    )
+    message = r"finds no complete checkpoint in output_dir='.*'\. checkpoint-3: trainer_state\.json, .* Leave resume_from_checkpoint out"
     with pytest.raises(ValueError, match=message):
         trainer_of(folder).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match=r"finds no complete checkpoint in output_dir='.*absent'\. Leave"):
@@ -179,6 +207,8 @@ def test_no_complete_checkpoint_at_all(folder):
 
 
 def test_rotation_leaves_a_complete_checkpoint(folder):
-    trainer_of(folder, max_steps=5, save_strategy="steps", save_steps=1, save_total_limit=1).train(resume_from_checkpoint=True)
+    trainer_of(folder, max_steps=5, save_strategy="steps", save_steps=1, save_total_limit=1).train(
+        resume_from_checkpoint=True
+    )
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-5"]
     assert flaw(folder / "checkpoint-5") is None

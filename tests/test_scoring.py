@@ -25,7 +25,9 @@ def scored(texts, model=MODEL, **settings) -> list:
 
 
 def classifier(**arguments):
-    return pipeline("early-exit-classification", model=copy.deepcopy(MODEL), tokenizer=tiny_tokenizer(), **arguments)
+    return pipeline(
+        "early-exit-classification", model=copy.deepcopy(MODEL), tokenizer=tiny_tokenizer(), **arguments
+    )
 
 
 def tokenizer_threads() -> list[str]:
@@ -51,7 +53,9 @@ def tokenizer_threads() -> list[str]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("policy", [ENTROPY, {"name": "patience", "patience": 2}, {"name": "vote", "threshold": 1.1}], ids=str)
+@pytest.mark.parametrize(
+    "policy", [ENTROPY, {"name": "patience", "patience": 2}, {"name": "vote", "threshold": 1.1}], ids=str
+)
 def test_bulk_equals_one_by_one(policy, settings):
     alone = scored(TEXTS, exit_policy=policy, batch_size=1)
     assert len({result["exit_layer"] for result in alone}) >= 3
@@ -66,7 +70,11 @@ def test_one_by_one_is_the_model_s_own_answer():
         output = MODEL(**tokenizer(text, return_tensors="pt"), exit_policy=ENTROPY)
         label = MODEL.config.id2label[int(output.logits.argmax())]
         probability = float(output.logits.softmax(-1).max())
-        assert result == {"label": label, "score": pytest.approx(probability, abs=1e-6), "exit_layer": int(output.exit_layer)}
+        assert result == {
+            "label": label,
+            "score": pytest.approx(probability, abs=1e-6),
+            "exit_layer": int(output.exit_layer),
+        }
 
 
 def test_policy_of_the_config_one_that_is_given_and_none():
@@ -76,7 +84,10 @@ def test_policy_of_the_config_one_that_is_given_and_none():
 
 
 def test_texts_and_pairs_in_one_list():
-    mixed = [{"text": one, "text_pair": other} if len(one) % 2 else one for one, other in zip(TEXTS, TEXTS[::-1], strict=True)]
+    mixed = [
+        {"text": one, "text_pair": other} if len(one) % 2 else one
+        for one, other in zip(TEXTS, TEXTS[::-1], strict=True)
+    ]
     assert_same_results(scored(mixed), [scored([item])[0] for item in mixed])
     assert scored([{"text": "the film", "text_pair": ""}, {"text": "the film"}]) == scored(["the film"] * 2)
 
@@ -87,11 +98,16 @@ def test_padding_to_max_length_and_to_a_multiple_change_nothing():
     assert_same_results(scored(TEXTS, padding=True, pad_to_multiple_of=8), expected)
 
 
-@pytest.mark.parametrize("settings", [{}, {"rebatching": False}, {"exit_policy": False}, {"batch_size": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"rebatching": False}, {"exit_policy": False}, {"batch_size": 3}], ids=str
+)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])  # packed and padded batches
 def test_a_tokenizer_that_pads_on_the_left_changes_nothing(attention, pooling, settings):
-    model, tokenizer = spread_exits(build(attention=attention, exit_pooling=pooling, exit_policy=ENTROPY), TEXTS), tiny_tokenizer()
+    model, tokenizer = (
+        spread_exits(build(attention=attention, exit_pooling=pooling, exit_policy=ENTROPY), TEXTS),
+        tiny_tokenizer(),
+    )
     tokenizer.padding_side = "left"
     alone = [one for text in TEXTS for one in score(model, tokenizer, [text], **settings)]
     assert_same_results(list(score(model, tokenizer, TEXTS, **settings)), alone)
@@ -119,7 +135,9 @@ def test_model_in_training_mode_is_put_in_evaluation_mode():
 
 @pytest.mark.parametrize("top_k", ["best", None, 1, 2])
 @pytest.mark.parametrize("function", [None, "sigmoid", "softmax", "none"])
-@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression", None])
+@pytest.mark.parametrize(
+    "problem", ["single_label_classification", "multi_label_classification", "regression", None]
+)
 def test_results_are_those_of_the_stock_postprocess(problem, function, top_k):
     num_labels = 1 if problem == "regression" else CLASSES
     model = build(num_labels=num_labels, problem_type=problem)
@@ -131,13 +149,18 @@ def test_results_are_those_of_the_stock_postprocess(problem, function, top_k):
     found = ResultFormat(model.config, function, top_k)(logits, torch.arange(20))
     for row, result in enumerate(found):
         expected = TextClassificationPipeline.postprocess(stock, {"logits": logits[row : row + 1]}, **params)
-        with_layer = [{**one, "exit_layer": row} for one in (expected if isinstance(expected, list) else [expected])]
+        with_layer = [
+            {**one, "exit_layer": row} for one in (expected if isinstance(expected, list) else [expected])
+        ]
         assert (result if isinstance(result, list) else [result]) == with_layer
         assert isinstance(result, list) == isinstance(expected, list)
 
 
 def test_a_single_label_without_problem_type_is_a_sigmoid():
-    assert ResultFormat(build(num_labels=1).config, None, "best")(torch.zeros(1, 1), torch.ones(1))[0]["score"] == 0.5
+    assert (
+        ResultFormat(build(num_labels=1).config, None, "best")(torch.zeros(1, 1), torch.ones(1))[0]["score"]
+        == 0.5
+    )
 
 
 # ---- what comes in, what comes out
@@ -148,8 +171,15 @@ def test_types_of_the_pipeline():
     rows = Dataset.from_dict({"text": TEXTS})
     expected = classify(TEXTS)
     assert type(expected) is list
-    assert classify(tuple(TEXTS)) == classify(rows["text"]) == classify(rows.select_columns("text")) == expected
-    for streamed in (KeyDataset(rows, "text"), (text for text in TEXTS), iter(TEXTS), rows.to_iterable_dataset()["text"]):
+    assert (
+        classify(tuple(TEXTS)) == classify(rows["text"]) == classify(rows.select_columns("text")) == expected
+    )
+    for streamed in (
+        KeyDataset(rows, "text"),
+        (text for text in TEXTS),
+        iter(TEXTS),
+        rows.to_iterable_dataset()["text"],
+    ):
         results = classify(streamed)
         assert iter(results) is results and not isinstance(results, list)
         assert list(results) == expected
@@ -185,8 +215,14 @@ def test_arguments_of_the_pipeline_and_of_a_call():
         ({"batch_tokens": 2.5}, "batch_tokens=2.5: give a whole number from 1"),
         ({"window": True}, "window=True: give a whole number from 1"),
         ({"top_k": "all"}, "top_k='all': give \"best\", a number of labels, or None for all"),
-        ({"function_to_apply": "tanh"}, "function_to_apply='tanh' is unknown; choose from sigmoid, softmax, none"),
-        ({"exit_policy": {"name": "entropy", "thresholds": [0.1]}}, "thresholds has 1 entries, but the model has 4 exits"),
+        (
+            {"function_to_apply": "tanh"},
+            "function_to_apply='tanh' is unknown; choose from sigmoid, softmax, none",
+        ),
+        (
+            {"exit_policy": {"name": "entropy", "thresholds": [0.1]}},
+            "thresholds has 1 entries, but the model has 4 exits",
+        ),
     ],
 )
 def test_settings_without_meaning_fail_before_the_first_text(settings, message):
@@ -204,7 +240,10 @@ def test_an_open_table_is_no_texts_and_an_open_text_file_is(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nthe film,1\n")
     with open(tmp_path / "texts.txt") as file:
         assert_same_results(scored(file), scored(TEXTS[:20]))
-    with open(tmp_path / "train.csv") as file, pytest.raises(ValueError, match=r"open file .*train.csv.*csv.DictReader"):
+    with (
+        open(tmp_path / "train.csv") as file,
+        pytest.raises(ValueError, match=r"open file .*train.csv.*csv.DictReader"),
+    ):
         scored(file)
 
 
@@ -223,10 +262,16 @@ def test_windows_grow_and_long_texts_end_them():
     assert sizes == [(0, 8), (8, 16), (24, 32), (56, 32), (88, 12)]
     long = "x" * 2**18
     assert [len(texts) for _, texts in windows([long] * 6, 100, 100)] == [4, 2]
-    assert [len(texts) for _, texts in windows([{"text": long, "text_pair": long}] * 5, 100, 100)] == [2, 2, 1]
+    assert [len(texts) for _, texts in windows([{"text": long, "text_pair": long}] * 5, 100, 100)] == [
+        2,
+        2,
+        1,
+    ]
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 3}, {"batch_tokens": 50}, {"batch_size": 4, "batch_tokens": 80}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"batch_size": 3}, {"batch_tokens": 50}, {"batch_size": 4, "batch_tokens": 80}], ids=str
+)
 @pytest.mark.parametrize("rebatching", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_batch_size_and_batch_tokens_bound_what_a_layer_runs(attention, rebatching, settings, monkeypatch):
@@ -289,7 +334,9 @@ def test_tokenised_in_a_thread_with_a_tokenizer_of_its_own(monkeypatch):
     monkeypatch.setattr(
         TextBatcher,
         "__call__",
-        lambda self, *window: seen.append((threading.current_thread().name, self.tokenizer)) or work(self, *window),
+        lambda self, *window: (
+            seen.append((threading.current_thread().name, self.tokenizer)) or work(self, *window)
+        ),
     )
     tokenizer = tiny_tokenizer()
     results = score(MODEL, tokenizer, TEXTS, window=40)

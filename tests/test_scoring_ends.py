@@ -1,4 +1,6 @@
-"""Bulk scoring when something goes wrong: a text, a batch, the source, a number; and that nothing is left behind at the end."""
+"""Bulk scoring when something goes wrong: a text, a batch, the source, a number; and that nothing is left
+behind at the end.
+"""
 
 import copy
 import os
@@ -63,7 +65,10 @@ def test_an_error_in_one_text(wrong, kind, message, rebatching, caplog):
     assert skipped[90]["label"] is skipped[90]["score"] is skipped[90]["exit_layer"] is None
     assert skipped[90]["error"].startswith("text 90: ") and message in skipped[90]["error"]
     assert_same_results(skipped[:90] + skipped[91:], scored(TEXTS))
-    assert caplog.records[-1].getMessage() == "1 of 151 texts could not be classified; their results say why, as 'error'."
+    assert (
+        caplog.records[-1].getMessage()
+        == "1 of 151 texts could not be classified; their results say why, as 'error'."
+    )
 
 
 def test_only_errors_and_the_form_of_an_error_with_top_k():
@@ -87,7 +92,10 @@ class Fails:
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory: you tried to"
+        " allocate 9 bytes."
+    ),
     MemoryError(),
 ]
 
@@ -108,7 +116,9 @@ def test_a_text_that_is_too_large_for_the_memory_is_an_error_of_that_text(rebatc
     texts = [*TEXTS[:20], "film " * 50, *TEXTS[20:40]]
     model, expected = copy.deepcopy(MODEL), scored(texts, exit_policy=False)
     Fails(model, torch.OutOfMemoryError("CUDA out of memory."), most=48)
-    with pytest.raises(MemoryError, match="text 20: there is not enough memory for its 52 tokens: CUDA out of memory"):
+    with pytest.raises(
+        MemoryError, match="text 20: there is not enough memory for its 52 tokens: CUDA out of memory"
+    ):
         scored(texts, model, exit_policy=False, rebatching=rebatching)
     skipped = scored(texts, model, exit_policy=False, rebatching=rebatching, on_error="skip")
     assert [row for row, result in enumerate(skipped) if "error" in result] == [20]
@@ -122,7 +132,9 @@ def test_a_fault_of_the_model_is_raised_as_it_is_and_tried_once(rebatching, on_e
     fails = Fails(model, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match=r"^mat1 and mat2 shapes cannot be multiplied$") as raised:
         scored(TEXTS, model, rebatching=rebatching, on_error=on_error, batch_tokens=200)
-    assert any(entry.name == "__call__" and entry.path.name == Path(__file__).name for entry in raised.traceback)
+    assert any(
+        entry.name == "__call__" and entry.path.name == Path(__file__).name for entry in raised.traceback
+    )
     assert fails.calls == 1 and not caplog.records
 
 
@@ -140,7 +152,9 @@ class BrokenTokenizer:
         raise self.error
 
 
-@pytest.mark.parametrize("error", [TypeError("unexpected setting"), ValueError("no vocabulary"), RuntimeError("a fault")])
+@pytest.mark.parametrize(
+    "error", [TypeError("unexpected setting"), ValueError("no vocabulary"), RuntimeError("a fault")]
+)
 def test_a_fault_of_the_tokenizer_is_raised_as_it_is_and_tried_once(error):
     tokenizer = BrokenTokenizer(error)
     with pytest.raises(type(error), match=f"^{error}$"):
@@ -197,11 +211,9 @@ from transformers import pipeline
 
 import modeling_romebert
 
-texts = tiny_texts(4000, longest=60)
-policy = {"name": "entropy", "threshold": 0.6}
-classify = pipeline("early-exit-classification", model=build(exit_policy=policy), tokenizer=tiny_tokenizer(), window=256)
-peaks = []
-for number, _ in enumerate(classify(itertools.islice(itertools.cycle(texts), 30000)), start=1):
+texts = tiny_texts(4000, longest=60) policy = {"name": "entropy", "threshold": 0.6} classify =
+pipeline("early-exit-classification", model=build(exit_policy=policy), tokenizer=tiny_tokenizer(), window=256)
+peaks = [] for number, _ in enumerate(classify(itertools.islice(itertools.cycle(texts), 30000)), start=1):
     if number in (10000, 30000):  # by then most numbers of rows have occurred
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 mega = 2**20 if sys.platform == "darwin" else 2**10
@@ -211,8 +223,12 @@ print((peaks[1] - peaks[0]) / mega)
 
 def test_memory_does_not_grow_with_the_number_of_texts():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    ran = subprocess.run([sys.executable, "-c", LONG_STREAM], capture_output=True, text=True, env=environment, check=True)
-    assert float(ran.stdout) < 100  # MB; some hundred where every number of rows had code of its own (packing.py)
+    ran = subprocess.run(
+        [sys.executable, "-c", LONG_STREAM], capture_output=True, text=True, env=environment, check=True
+    )
+    assert (
+        float(ran.stdout) < 100
+    )  # MB; some hundred where every number of rows had code of its own (packing.py)
 
 
 INTERRUPTED = """
@@ -237,7 +253,11 @@ except KeyboardInterrupt:
 def test_ctrl_c_ends_an_endless_stream():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     running = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
     assert running.stdout.readline().startswith("ready")
     start = time.monotonic()

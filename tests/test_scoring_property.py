@@ -1,4 +1,6 @@
-"""Whatever the texts, the policy, the exits and the batches: bulk scoring says of a text what the model says of it alone."""
+"""Whatever the texts, the policy, the exits and the batches: bulk scoring says of a text what the model says
+of it alone.
+"""
 
 from unittest.mock import patch
 
@@ -24,21 +26,32 @@ MODELS = [
 
 
 def mixed_items(count: int, seed: int, longest: int, pairs: bool) -> list:
-    """Texts of up to `longest` words, some empty, some longer than the 64 positions, and every third one of a pair."""
+    """Texts of up to `longest` words, some empty, some longer than the 64 positions, and every third one of a
+    pair.
+    """
     texts = ["", *tiny_texts(2 * count, seed, longest)]
     return [
-        {"text": texts[index], "text_pair": texts[-index]} if pairs and index % 3 == 0 else texts[index] for index in range(count)
+        {"text": texts[index], "text_pair": texts[-index]} if pairs and index % 3 == 0 else texts[index]
+        for index in range(count)
     ]
 
 
-items = st.builds(mixed_items, st.integers(0, 60), st.integers(0, 10**6), st.sampled_from([3, 30, 80]), st.booleans())
+items = st.builds(
+    mixed_items, st.integers(0, 60), st.integers(0, 10**6), st.sampled_from([3, 30, 80]), st.booleans()
+)
 share = st.floats(0.2, 0.95)
 policy = st.one_of(
     st.just(None),
-    st.builds(lambda name, value: {"name": name, "threshold": value}, st.sampled_from(["entropy", "confidence", "margin"]), share),
+    st.builds(
+        lambda name, value: {"name": name, "threshold": value},
+        st.sampled_from(["entropy", "confidence", "margin"]),
+        share,
+    ),
     st.builds(lambda value: {"name": "vote", "threshold": 2 * value}, share),
     st.builds(lambda count: {"name": "patience", "patience": count}, st.integers(1, 3)),
-    st.builds(lambda n, v: {"name": "patient_confidence", "patience": n, "threshold": v}, st.integers(1, 2), share),
+    st.builds(
+        lambda n, v: {"name": "patient_confidence", "patience": n, "threshold": v}, st.integers(1, 2), share
+    ),
 )
 batching = st.fixed_dictionaries(
     {},
@@ -62,13 +75,20 @@ def alone(model, items, policy) -> list[dict]:
         multi = model.config.problem_type == "multi_label_classification"
         probabilities = output.logits[0].sigmoid() if multi else output.logits[0].softmax(-1)
         label = model.config.id2label[int(probabilities.argmax())]
-        results.append({"label": label, "score": float(probabilities.max()), "exit_layer": int(output.exit_layer)})
+        results.append(
+            {"label": label, "score": float(probabilities.max()), "exit_layer": int(output.exit_layer)}
+        )
     return results
 
 
 @settings(derandomize=True, deadline=None, max_examples=150, database=None)
 @given(
-    model=st.sampled_from(MODELS), items=items, policy=policy, ask=st.integers(1, 3), batching=batching, workers=st.integers(1, 3)
+    model=st.sampled_from(MODELS),
+    items=items,
+    policy=policy,
+    ask=st.integers(1, 3),
+    batching=batching,
+    workers=st.integers(1, 3),
 )
 @torch.no_grad()
 def test_bulk_scoring_is_one_by_one(model, items, policy, ask, batching, workers):

@@ -1,4 +1,6 @@
-"""Objectives over the whole of a training: what each stage and step trains, how it resumes, and what is refused."""
+"""Objectives over the whole of a training: what each stage and step trains, how it resumes, and what is
+refused.
+"""
 
 import copy
 
@@ -39,8 +41,20 @@ class Watch(TrainerCallback):
 
 def trainer_of(folder, model=None, rows=None, watch=None, evaluates=False, **settings):
     """A trainer of two epochs on toy texts, with weight decay, dropout, AdamW and a linear schedule."""
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1, "seed": 3}
-    sizes = {"num_train_epochs": 2, "per_device_train_batch_size": BATCH, "learning_rate": 1e-3, "weight_decay": 0.1}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "seed": 3,
+    }
+    sizes = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+    }
     return RomeBertTrainer(
         build(num_labels=2) if model is None else model,
         RomeBertTrainingArguments(str(folder), **quiet | sizes | settings),
@@ -65,7 +79,9 @@ def watched(folder, **settings):
 @pytest.mark.parametrize("exit_layers", [[1, 2, 3, 4], [2, 4]], ids=str)
 def test_deebert_trains_the_last_exit_and_then_the_others(tmp_path, exit_layers, accumulation):
     model = build(num_labels=2, exit_layers=exit_layers)
-    trainer, watch = watched(tmp_path, model=model, objective="deebert", gradient_accumulation_steps=accumulation)
+    trainer, watch = watched(
+        tmp_path, model=model, objective="deebert", gradient_accumulation_steps=accumulation
+    )
     stage = 2 * STEPS // accumulation
     assert trainer.state.global_step == trainer.state.max_steps == 2 * stage
     assert trainer.state.epoch == trainer.state.num_train_epochs == 4
@@ -152,7 +168,9 @@ def test_learning_rate_starts_anew_at_stage_two(tmp_path, warmup):
     falling = [1e-3 * (steps - step) / (steps - warmup) for step in range(warmup, steps)]
     assert watch.rates == pytest.approx((rising + falling) * 2)
     logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
-    assert len(logged) == 2 * steps and logged[:-1] == pytest.approx(watch.rates[:-1], abs=1e-3 / (steps - warmup) + 1e-9)
+    assert len(logged) == 2 * steps and logged[:-1] == pytest.approx(
+        watch.rates[:-1], abs=1e-3 / (steps - warmup) + 1e-9
+    )
 
 
 def test_cosine_starts_anew_too(tmp_path):
@@ -164,7 +182,8 @@ def test_cosine_starts_anew_too(tmp_path):
 def test_schedule_that_cannot_start_anew(tmp_path):
     plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}
     with pytest.raises(
-        ValueError, match=r"lr_scheduler_type=reduce_lr_on_plateau cannot start anew at a stage; use linear or cosine"
+        ValueError,
+        match=r"lr_scheduler_type=reduce_lr_on_plateau cannot start anew at a stage; use linear or cosine",
     ):
         trainer_of(tmp_path, evaluates=True, objective="deebert", **plateau).train()
 
@@ -201,7 +220,10 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, settings, step):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "deebeert"}, "objective='deebeert' is unknown; choose from romebert, joint, last, deebert, alternating"),
+        (
+            {"objective": "deebeert"},
+            "objective='deebeert' is unknown; choose from romebert, joint, last, deebert, alternating",
+        ),
         (
             {"gradient_regularization": "on"},
             "gradient_regularization='on' is unknown; choose from protect_exits, protect_last, off",
@@ -209,7 +231,10 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, settings, step):
         ({"teacher": "first"}, "teacher='first' is unknown; choose from last, next"),
         ({"exit_weights": "deep"}, "exit_weights='deep' is unknown; choose from uniform, depth"),
         ({"exit_reduction": "max"}, "exit_reduction='max' is unknown; choose from sum, mean"),
-        ({"distillation_reduction": "sum"}, "distillation_reduction='sum' is unknown; choose from batchmean, mean"),
+        (
+            {"distillation_reduction": "sum"},
+            "distillation_reduction='sum' is unknown; choose from batchmean, mean",
+        ),
         ({"distillation_weight": 1.1}, r"distillation_weight=1.1 is not in 0\.\.1"),
         ({"distillation_weight": -0.1}, r"distillation_weight=-0.1 is not in 0\.\.1"),
         ({"distillation_weight": 1.1, "objective": "joint"}, r"distillation_weight=1.1 is not in 0\.\.1"),
@@ -223,7 +248,8 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, settings, step):
         *(
             (
                 {"teacher": "next", "objective": objective},
-                f"teacher='next' has no meaning for objective='{objective}', .* Leave teacher out, or use objective='romebert'",
+                f"teacher='next' has no meaning for objective='{objective}', .* Leave teacher out, or use"
+                " objective='romebert'",
             )
             for objective in ("joint", "last", "deebert", "alternating")
         ),
@@ -244,14 +270,18 @@ def test_objectives_that_freeze_let_distributed_training_know(tmp_path):
     """With checkpointing the library would expect a gradient of every weight in every step."""
     found = {}
     for objective in OBJECTIVES:
-        found[objective] = RomeBertTrainingArguments(str(tmp_path), objective=objective).ddp_find_unused_parameters
+        found[objective] = RomeBertTrainingArguments(
+            str(tmp_path), objective=objective
+        ).ddp_find_unused_parameters
     assert found == {"romebert": False, "joint": False, "last": True, "deebert": True, "alternating": True}
     asked = RomeBertTrainingArguments(str(tmp_path), objective="last", ddp_find_unused_parameters=False)
     assert asked.ddp_find_unused_parameters is False
 
 
 def test_plain_training_arguments(tmp_path):
-    with pytest.raises(TypeError, match="args is a TrainingArguments; RomeBertTrainer takes RomeBertTrainingArguments"):
+    with pytest.raises(
+        TypeError, match="args is a TrainingArguments; RomeBertTrainer takes RomeBertTrainingArguments"
+    ):
         RomeBertTrainer(build(), TrainingArguments(str(tmp_path), report_to="none", use_cpu=True))
 
 
@@ -262,12 +292,20 @@ def test_plain_bert(tmp_path):
 
 
 def test_stage_without_anything_to_train(tmp_path):
-    with pytest.raises(ValueError, match=r"objective='deebert' has a stage .*exit_layers=\[4\] has none; use objective='last'"):
+    with pytest.raises(
+        ValueError,
+        match=r"objective='deebert' has a stage .*exit_layers=\[4\] has none; use objective='last'",
+    ):
         trainer_of(tmp_path, model=build(exit_layers=[LAYERS]), objective="deebert")
 
 
 def test_config_remembers_the_loss(tmp_path):
-    settings = {"distillation_weight": 0.5, "distillation_temperature": 2.0, "teacher": "next", "exit_weights": "depth"}
+    settings = {
+        "distillation_weight": 0.5,
+        "distillation_temperature": 2.0,
+        "teacher": "next",
+        "exit_weights": "depth",
+    }
     trainer = trainer_of(tmp_path, **settings, exit_reduction="mean", distillation_reduction="mean")
     trainer.train()
     config = trainer.model.config

@@ -1,4 +1,6 @@
-"""examples/table_files.py: files as people have them are read right, or refused with file, row, line and what to do."""
+"""examples/table_files.py: files as people have them are read right, or refused with file, row, line and what
+to do.
+"""
 
 import csv
 import json
@@ -41,8 +43,16 @@ READ = (["a film", 'a "b", c\nd'], ["pos", "neg"])
         ("tab.csv", b"text\tlabel\na, film\tpos\n", (["a, film"], ["pos"])),
         ("tab.tsv", b"text\tlabel\na, film\tpos\n", (["a, film"], ["pos"])),
         ("blanks.csv", b" text , label\n a film , pos \n\n  \nb,pos\n", ([" a film ", "b"], ["pos", "pos"])),
-        ("words.csv", b"text,label\nNA,null\nnan,None\nnull,N/A\n", (["NA", "nan", "null"], ["null", "None", "N/A"])),
-        ("index.csv", b",text,label\n0,a,pos\n1,b,neg\n", (["a", "b"], ["pos", "neg"])),  # as pandas writes it
+        (
+            "words.csv",
+            b"text,label\nNA,null\nnan,None\nnull,N/A\n",
+            (["NA", "nan", "null"], ["null", "None", "N/A"]),
+        ),
+        (
+            "index.csv",
+            b",text,label\n0,a,pos\n1,b,neg\n",
+            (["a", "b"], ["pos", "neg"]),
+        ),  # as pandas writes it
         ("long.csv", b"text,label\n" + b"a" * 200_000 + b",pos\n", (["a" * 200_000], ["pos"])),
         (
             "numbers.jsonl",
@@ -65,9 +75,17 @@ A = b'{"text": "a", "label": 1}\n'
     ("name", "content", "message"),
     [
         ("a.xlsx", b"PK", r"a\.xlsx: give an existing \.csv, \.tsv, \.json or \.jsonl file"),
-        ("zipped.csv", b"PK\x03\x04\x14\x00\x06", r"zipped\.csv: line 1 holds a NUL character: it is no text"),
+        (
+            "zipped.csv",
+            b"PK\x03\x04\x14\x00\x06",
+            r"zipped\.csv: line 1 holds a NUL character: it is no text",
+        ),
         ("nul.csv", b"text,label\na\0,pos\n", r"nul\.csv: line 2 holds a NUL character"),
-        ("no-mark.csv", TABLE.encode("utf-16-le"), r"line 1 holds a NUL character: .* UTF-16 without its mark\. Save it as UTF-8"),
+        (
+            "no-mark.csv",
+            TABLE.encode("utf-16-le"),
+            r"line 1 holds a NUL character: .* UTF-16 without its mark\. Save it as UTF-8",
+        ),
         (
             "latin.csv",
             "text,label\nb,pos\nun café noir,neg\n".encode("latin-1"),
@@ -89,8 +107,16 @@ A = b'{"text": "a", "label": 1}\n'
             b'text,label\na,pos\n"b,neg\nc,pos\n',
             r"open\.csv: the row that begins in line 3 cannot be read .* A cell that begins with a quote",
         ),
-        ("quote.csv", b'text,label\n"a" film,pos\n', r"quote\.csv: the row that begins in line 2 cannot be read"),
-        ("twice.csv", b"text,label,label\na,b,c\n", r"more than one column 'label': its header is text, label, label"),
+        (
+            "quote.csv",
+            b'text,label\n"a" film,pos\n',
+            r"quote\.csv: the row that begins in line 2 cannot be read",
+        ),
+        (
+            "twice.csv",
+            b"text,label,label\na,b,c\n",
+            r"more than one column 'label': its header is text, label, label",
+        ),
         (
             "no-text.csv",
             b"text,label\na,pos\n,neg\n  ,neg\n",
@@ -110,14 +136,26 @@ A = b'{"text": "a", "label": 1}\n'
             r"broken\.jsonl: line 2 is no JSON \(Expecting .* character 15\): '\{\"text\": \"b\",'\. Each line holds",
         ),
         ("number.jsonl", A + b"3\n", r"number\.jsonl: row 2 \(line 2\) is '3', no object with named columns"),
-        ("list.jsonl", A + b'{"text": ["a", "b"], "label": 1}\n', r"row 2 \(line 2\) has text \['a', 'b'\]; give one text per row"),
+        (
+            "list.jsonl",
+            A + b'{"text": ["a", "b"], "label": 1}\n',
+            r"row 2 \(line 2\) has text \['a', 'b'\]; give one text per row",
+        ),
         (
             "twice.jsonl",
             A + b'{"text": "a", "label": 1, "label": 2}\n',
             r"line 2 is no JSON \(it has the key 'label' more than once\)",
         ),
-        ("half.jsonl", b'{"text": "a \\ud83d", "label": 1}\n', r"row 1 \(line 1\) has half a character in its text"),
-        ("columns.json", b'{"text": ["a"],\n "label": [1]}', r"columns\.json: line 1 is no JSON .* one list of objects"),
+        (
+            "half.jsonl",
+            b'{"text": "a \\ud83d", "label": 1}\n',
+            r"row 1 \(line 1\) has half a character in its text",
+        ),
+        (
+            "columns.json",
+            b'{"text": ["a"],\n "label": [1]}',
+            r"columns\.json: line 1 is no JSON .* one list of objects",
+        ),
         ("broken.json", b'[{"text": "a"},\n{]', r"broken\.json is no JSON: .* line 2 column 2"),
     ],
 )
@@ -135,7 +173,11 @@ def test_both_examples_read_the_same():
     glue = glue_data.load_glue(data)
     assert names == glue.names == ["neg", "pos"]
     quick = {row["text"]: row["label"] for split in splits.values() for row in split}
-    assert quick == dict(zip(glue.train["text"], glue.train["label"], strict=True)) == {f"text {n}": 1 - n % 2 for n in range(60)}
+    assert (
+        quick
+        == dict(zip(glue.train["text"], glue.train["label"], strict=True))
+        == {f"text {n}": 1 - n % 2 for n in range(60)}
+    )
     Path("own.csv").write_text("\n".join(["text,label", *rows, ",pos"]))
     for load in (lambda: reviews.load_file("own.csv"), lambda: glue_data.load_glue(data)):
         with pytest.raises(SystemExit, match=r"own\.csv: row 61 \(line 62\) has no text"):
@@ -152,7 +194,8 @@ def test_classes_are_told(capsys):
 def test_file_without_a_header():
     Path("own.csv").write_text("a film,pos\nthe plot,neg\n")
     with pytest.raises(
-        SystemExit, match=r"no column text, label; it has a film, pos\. The first line of the file names the columns\."
+        SystemExit,
+        match=r"no column text, label; it has a film, pos\. The first line of the file names the columns\.",
     ):
         reviews.load_file("own.csv")
 

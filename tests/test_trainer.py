@@ -19,7 +19,13 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 
 def arguments(folder, kind=RomeBertTrainingArguments, **settings):
     """Quiet arguments on the CPU, without clipping, that save nothing and log every step."""
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
     return kind(str(folder), **quiet | {"max_grad_norm": 0.0, "logging_nan_inf_filter": False} | settings)
 
 
@@ -33,11 +39,15 @@ def steady(**settings):
 
 
 def contrary(**settings):
-    """As `steady`, but the early exits say the opposite of the last: gradients then conflict, for labels of seed 0."""
+    """As `steady`, but the early exits say the opposite of the last: gradients then conflict, for labels of
+    seed 0.
+    """
     model = steady(**settings)
     *early, last = model.exits.values()
     for head in early:
-        head.load_state_dict({name: -w if "classifier" in name else w for name, w in last.state_dict().items()})
+        head.load_state_dict(
+            {name: -w if "classifier" in name else w for name, w in last.state_dict().items()}
+        )
     return model
 
 
@@ -53,7 +63,9 @@ def labels_for(problem_type, rows, seed=0):
 def batch_rows(labels):
     """Rows of the padded batch, each with its padding, so that every way to batch them is the same work."""
     ids, mask = padded_batch()
-    return [{"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(ids, mask, labels, strict=False)]
+    return [
+        {"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(ids, mask, labels, strict=False)
+    ]
 
 
 def text_rows(count, label):
@@ -70,7 +82,9 @@ def is_good(text):
 
 def two_losses(model, rows, distills=True):
     """L_last and L_exit of rows, for a single label."""
-    ids, mask, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels"))
+    ids, mask, labels = (
+        torch.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask", "labels")
+    )
     *early, last = model(ids, mask).exit_logits.unbind(1)
     exits = 0.0
     for logits in early:
@@ -86,7 +100,10 @@ def two_losses(model, rows, distills=True):
 def gradients_of(model, loss):
     model.zero_grad()
     loss.backward()
-    found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    found = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in model.named_parameters()
+    }
     model.zero_grad()
     return found
 
@@ -97,7 +114,11 @@ def expected_gradient(model, rows, regularization, distills=True):
     of_last, of_exits = (gradients_of(model, two_losses(model, rows, distills)[term]) for term in (0, 1))
     total = {name: of_last[name] + of_exits[name] for name in of_last}
     a, b = (of_exits, of_last) if regularization == "protect_exits" else (of_last, of_exits)
-    shared = [name for name in total if ".layer." in name and f".layer.{LAYERS - 1}." not in name and total[name].ndim == 2]
+    shared = [
+        name
+        for name in total
+        if ".layer." in name and f".layer.{LAYERS - 1}." not in name and total[name].ndim == 2
+    ]
     assert len(shared) == 6 * (LAYERS - 1)  # the matrices of every layer but the last
     flat_a, flat_b = (torch.cat([side[name].flatten() for name in shared]).double() for side in (a, b))
     cosine = (flat_a @ flat_b) / (flat_a.norm() * flat_b.norm())
@@ -113,7 +134,9 @@ def train_plainly(model, rows, folder, rates=lambda step: LR, **settings):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
     settings = {"max_steps": 1, "per_device_train_batch_size": len(rows)} | settings
-    trainer = RomeBertTrainer(model, arguments(folder, **settings), train_dataset=rows, optimizers=(optimizer, schedule))
+    trainer = RomeBertTrainer(
+        model, arguments(folder, **settings), train_dataset=rows, optimizers=(optimizer, schedule)
+    )
     trainer.train()
     return trainer
 
@@ -134,8 +157,12 @@ def assert_moved_along(before, after, gradient):
 @pytest.mark.parametrize(("seed", "conflict"), [(0, True), (7, False)])
 @pytest.mark.parametrize("regularization", ["protect_exits", "protect_last", "off"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_step_takes_the_projected_gradient_of_the_whole_group(tmp_path, accumulation, regularization, seed, conflict):
-    """Rows accumulate in micro-batches of equal size, so the gradient of the group is that of all its rows at once."""
+def test_step_takes_the_projected_gradient_of_the_whole_group(
+    tmp_path, accumulation, regularization, seed, conflict
+):
+    """Rows accumulate in micro-batches of equal size, so the gradient of the group is that of all its rows at
+    once.
+    """
     before = contrary()
     rows = batch_rows(labels_for(SINGLE, 32, seed))
     gradient, cosine, *_ = expected_gradient(before, rows, regularization)
@@ -150,7 +177,9 @@ def test_step_takes_the_projected_gradient_of_the_whole_group(tmp_path, accumula
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize(("objective", "terms"), [("joint", (1, 1)), ("last", (1, 0)), ("alternating", (1, 0))])
+@pytest.mark.parametrize(
+    ("objective", "terms"), [("joint", (1, 1)), ("last", (1, 0)), ("alternating", (1, 0))]
+)
 def test_step_of_other_objectives(tmp_path, objective, terms, accumulation):
     before = contrary()
     rows = batch_rows(labels_for(SINGLE, 32))
@@ -160,11 +189,16 @@ def test_step_of_other_objectives(tmp_path, objective, terms, accumulation):
     batch = {"per_device_train_batch_size": 32 // accumulation, "gradient_accumulation_steps": accumulation}
     train_plainly(after, rows, tmp_path, objective=objective, **batch)
     assert_moved_along(before, after, gradient)
-    assert all(torch.equal(gradient[name], torch.zeros_like(gradient[name])) == (terms[1] == 0) for name in early_names(before))
+    assert all(
+        torch.equal(gradient[name], torch.zeros_like(gradient[name])) == (terms[1] == 0)
+        for name in early_names(before)
+    )
 
 
 def early_names(model):
-    return [name for name, _ in model.named_parameters() if name.startswith(("exits.1.", "exits.2.", "exits.3."))]
+    return [
+        name for name, _ in model.named_parameters() if name.startswith(("exits.1.", "exits.2.", "exits.3."))
+    ]
 
 
 def test_second_step_of_alternating_trains_every_exit(tmp_path):
@@ -172,12 +206,19 @@ def test_second_step_of_alternating_trains_every_exit(tmp_path):
     rows = batch_rows(labels_for(SINGLE, 32))
     after_one, after_two = copy.deepcopy(before), copy.deepcopy(before)
     for model, steps in ((after_one, 1), (after_two, 2)):
-        train_plainly(model, rows, tmp_path, rates=[0.01, LR, 0].__getitem__, objective="alternating", max_steps=steps)
+        train_plainly(
+            model, rows, tmp_path, rates=[0.01, LR, 0].__getitem__, objective="alternating", max_steps=steps
+        )
     assert not torch.equal(
-        before.backbone.encoder.layer[0].output.dense.weight, after_one.backbone.encoder.layer[0].output.dense.weight
+        before.backbone.encoder.layer[0].output.dense.weight,
+        after_one.backbone.encoder.layer[0].output.dense.weight,
     )
-    assert all(torch.equal(before.get_parameter(name), after_one.get_parameter(name)) for name in early_names(before))
-    assert_moved_along(after_one, after_two, gradients_of(after_one, sum(two_losses(after_one, rows, distills=False))))
+    assert all(
+        torch.equal(before.get_parameter(name), after_one.get_parameter(name)) for name in early_names(before)
+    )
+    assert_moved_along(
+        after_one, after_two, gradients_of(after_one, sum(two_losses(after_one, rows, distills=False)))
+    )
 
 
 def test_checkpointing_takes_the_same_step(tmp_path):
@@ -229,21 +270,29 @@ def test_logged_terms_are_the_formula_s(tmp_path, seed, projected):
 def test_logged_terms_are_averages_since_the_last_log(tmp_path):
     rows = batch_rows(labels_for(SINGLE, 32))
     each, every_third = (
-        train_plainly(contrary(), rows, tmp_path, rates=lambda step: 0.01, max_steps=6, logging_steps=n) for n in (1, 3)
+        train_plainly(contrary(), rows, tmp_path, rates=lambda step: 0.01, max_steps=6, logging_steps=n)
+        for n in (1, 3)
     )
     steps, logs = ([e for e in trainer.state.log_history if "loss" in e] for trainer in (each, every_third))
     assert (len(steps), len(logs)) == (6, 2)
     for name in ("loss_last", "loss_exits"):
         values = [entry[name] for entry in steps]
-        assert [entry[name] for entry in logs] == pytest.approx([np.mean(values[:3]), np.mean(values[3:])], rel=1e-5)
+        assert [entry[name] for entry in logs] == pytest.approx(
+            [np.mean(values[:3]), np.mean(values[3:])], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("objective", ["joint", "last", "alternating"])
 def test_without_regularization_no_cosine_is_logged(tmp_path, objective):
     settings = {"objective": objective, "max_steps": 3}
-    trainer = train_plainly(contrary(), batch_rows(labels_for(SINGLE, 32)), tmp_path, rates=lambda step: 0.01, **settings)
+    trainer = train_plainly(
+        contrary(), batch_rows(labels_for(SINGLE, 32)), tmp_path, rates=lambda step: 0.01, **settings
+    )
     for entry in trainer.state.log_history[:-1]:
-        assert {"loss", "loss_last", "loss_exits"} <= entry.keys() and not {"gradient_cosine", "projected"} & entry.keys()
+        assert {"loss", "loss_last", "loss_exits"} <= entry.keys() and not {
+            "gradient_cosine",
+            "projected",
+        } & entry.keys()
 
 
 def test_label_smoothing_is_in_the_loss(tmp_path):
@@ -253,8 +302,12 @@ def test_label_smoothing_is_in_the_loss(tmp_path):
     exit_logits = model(ids[:32], mask[:32]).exit_logits.detach()
     smooth = [F.cross_entropy(logits, labels, label_smoothing=0.2).item() for logits in exit_logits.unbind(1)]
     assert smooth[-1] != pytest.approx(F.cross_entropy(exit_logits[:, -1], labels).item(), rel=1e-3)
-    entry = train_plainly(model, rows, tmp_path, objective="joint", label_smoothing_factor=0.2).state.log_history[0]
-    assert (entry["loss_last"], entry["loss_exits"]) == pytest.approx((smooth[-1], sum(smooth[:-1])), rel=1e-5)
+    entry = train_plainly(
+        model, rows, tmp_path, objective="joint", label_smoothing_factor=0.2
+    ).state.log_history[0]
+    assert (entry["loss_last"], entry["loss_exits"]) == pytest.approx(
+        (smooth[-1], sum(smooth[:-1])), rel=1e-5
+    )
 
 
 # ---- evaluation
@@ -262,10 +315,16 @@ def test_label_smoothing_is_in_the_loss(tmp_path):
 
 def evaluated(folder, problem_type=SINGLE, compute_metrics=None, exit_layers=None):
     """A trainer, its rows, and logits (N, E, C) and labels of them by the model itself."""
-    model = build(problem_type=problem_type, num_labels=1 if problem_type == REGRESSION else CLASSES, exit_layers=exit_layers)
+    model = build(
+        problem_type=problem_type,
+        num_labels=1 if problem_type == REGRESSION else CLASSES,
+        exit_layers=exit_layers,
+    )
     rows = batch_rows(labels_for(problem_type, 40))
     settings = arguments(folder, per_device_eval_batch_size=16)
-    trainer = RomeBertTrainer(model, settings, train_dataset=rows, eval_dataset=rows, compute_metrics=compute_metrics)
+    trainer = RomeBertTrainer(
+        model, settings, train_dataset=rows, eval_dataset=rows, compute_metrics=compute_metrics
+    )
     ids, mask = padded_batch()
     with torch.no_grad():
         logits = model(ids[:40], mask[:40]).exit_logits
@@ -300,7 +359,10 @@ def test_evaluation_tells_every_exit(tmp_path, problem_type, exit_layers):
 
 def test_evaluation_loss_is_the_objective_s(tmp_path):
     trainer, rows, _, _ = evaluated(tmp_path)
-    parts = [sum(two_losses(trainer.model, rows[i : i + 16])).item() * len(rows[i : i + 16]) for i in range(0, 40, 16)]
+    parts = [
+        sum(two_losses(trainer.model, rows[i : i + 16])).item() * len(rows[i : i + 16])
+        for i in range(0, 40, 16)
+    ]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(sum(parts) / 40, rel=1e-5)
 
 
@@ -335,7 +397,12 @@ def test_compute_metrics_sees_one_exit_at_a_time(tmp_path):
 
 def toy_training(folder, model, label, trainer=RomeBertTrainer, kind=RomeBertTrainingArguments, **settings):
     """On 64 short texts, which it is evaluated on again: can it fit them at all?"""
-    settings = {"num_train_epochs": 8, "per_device_train_batch_size": 16, "learning_rate": 3e-3, "max_grad_norm": 1.0} | settings
+    settings = {
+        "num_train_epochs": 8,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-3,
+        "max_grad_norm": 1.0,
+    } | settings
     rows = text_rows(64, label)
     settings = arguments(folder, kind, **settings)
     return trainer(model, settings, processing_class=tiny_tokenizer(), train_dataset=rows, eval_dataset=rows)
@@ -393,11 +460,20 @@ def test_a_stock_trainer_takes_the_joint_step(tmp_path):
 @pytest.mark.parametrize("smooths", [True, False], ids=["label_smoothing_factor", "compute_loss_func"])
 def test_a_stock_trainer_that_trains_the_last_exit_alone_is_told(tmp_path, smooths, caplog):
     """It makes a loss of `logits`; said once, and not where every exit is trained."""
-    own = {} if smooths else {"compute_loss_func": lambda outputs, labels, **_: F.cross_entropy(outputs.logits, labels)}
+    own = (
+        {}
+        if smooths
+        else {"compute_loss_func": lambda outputs, labels, **_: F.cross_entropy(outputs.logits, labels)}
+    )
     rows = batch_rows(labels_for(SINGLE, 32))
-    settings = arguments(tmp_path, TrainingArguments, max_steps=3, label_smoothing_factor=0.1 if smooths else 0.0)
+    settings = arguments(
+        tmp_path, TrainingArguments, max_steps=3, label_smoothing_factor=0.1 if smooths else 0.0
+    )
     Trainer(build(), settings, train_dataset=rows, **own).train()
-    assert caplog.text.count("Only the last of 4 exits is being trained") == 1 and "RomeBertTrainer applies both" in caplog.text
+    assert (
+        caplog.text.count("Only the last of 4 exits is being trained") == 1
+        and "RomeBertTrainer applies both" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))

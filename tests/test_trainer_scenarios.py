@@ -1,7 +1,8 @@
-"""What a Trainer takes and tells about evaluation, prediction, metrics, logs, checkpoints and batches: ours does as stock does.
+"""What a Trainer takes and tells about evaluation, prediction, metrics, logs, checkpoints and batches: ours
+does as stock does.
 
-The outcome of a scenario (trainer_scenarios.py) with the stock trainer is the oracle, to the number; where ours has a reason to
-differ, the table has the reason and the place.
+The outcome of a scenario (trainer_scenarios.py) with the stock trainer is the oracle, to the number; where
+ours has a reason to differ, the table has the reason and the place.
 """
 
 import json
@@ -33,7 +34,9 @@ def folders(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_ours_does_as_stock_does(folders, name):
-    stock, ours = (outcome(kind, folder, name) for kind, folder in zip((STOCK, OURS_LIKE_STOCK), folders, strict=True))
+    stock, ours = (
+        outcome(kind, folder, name) for kind, folder in zip((STOCK, OURS_LIKE_STOCK), folders, strict=True)
+    )
     assert (stock if isinstance(stock, str) else None) == RAISES.get(name)
     found = differences(stock, ours, tolerance=TOLERANCES.get(name, 1e-3))
     if name in OTHERWISE:
@@ -73,7 +76,10 @@ def test_romebert_objective_tells_the_same_things(folders, name):
 
 def test_two_processes_evaluate_as_stock_does(tmp_path):
     """11 and 3 rows in batches of 4 to each: the last batches are filled up, and what fills is dropped."""
-    started = [SERVER.Process(target=evaluate_in_a_process, args=(str(tmp_path), environment)) for environment in environments(2)]
+    started = [
+        SERVER.Process(target=evaluate_in_a_process, args=(str(tmp_path), environment))
+        for environment in environments(2)
+    ]
     for process in started:
         process.start()
     for process in started:

@@ -30,12 +30,24 @@ class Ending(TrainerCallback):
 
 
 def trainer_of(folder, model, rows=ROWS, callbacks=(), **settings):
-    quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
-    order = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+    quiet = {
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    order = {
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 3,
+    }
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return RomeBertTrainer(
         model,
-        RomeBertTrainingArguments(str(folder), **quiet | order | {"max_grad_norm": 0.0, "max_steps": 1} | settings),
+        RomeBertTrainingArguments(
+            str(folder), **quiet | order | {"max_grad_norm": 0.0, "max_steps": 1} | settings
+        ),
         train_dataset=rows,
         data_collator=COLLATE,
         optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),
@@ -65,7 +77,9 @@ def test_the_step_after_out_of_memory_is_that_of_a_fresh_trainer(tmp_path):
     assert_same(trainer.model, trained(tmp_path, per_device_train_batch_size=trainer._train_batch_size))
 
 
-@pytest.mark.parametrize("how", [KeyboardInterrupt(), ValueError("of a callback"), "should_training_stop"], ids=repr)
+@pytest.mark.parametrize(
+    "how", [KeyboardInterrupt(), ValueError("of a callback"), "should_training_stop"], ids=repr
+)
 def test_the_next_training_starts_afresh(tmp_path, how):
     trainer = trainer_of(tmp_path, contrary(), callbacks=[Ending(how)])
     with pytest.raises(type(how)) if isinstance(how, BaseException) else nullcontext():
@@ -79,17 +93,24 @@ def test_the_next_training_starts_afresh(tmp_path, how):
 def test_the_next_epoch_starts_afresh(tmp_path, protect):
     """The first of two epochs of two steps ends in its first step."""
     settings = {"gradient_regularization": protect}
-    trainer = trainer_of(tmp_path, contrary(), callbacks=[Ending("should_epoch_stop")], max_steps=3, **settings)
+    trainer = trainer_of(
+        tmp_path, contrary(), callbacks=[Ending("should_epoch_stop")], max_steps=3, **settings
+    )
     trainer.train()
     assert trainer.state.global_step == 2
     assert_same(trainer.model, trained(tmp_path, max_steps=2, **settings))
 
 
 def test_what_a_stage_froze_is_free_after_an_error(tmp_path):
-    trainer = trainer_of(tmp_path, contrary(), callbacks=[Ending(KeyboardInterrupt())], objective="alternating")
+    trainer = trainer_of(
+        tmp_path, contrary(), callbacks=[Ending(KeyboardInterrupt())], objective="alternating"
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert all(parameter.requires_grad for parameter in trainer.model.parameters()) and trainer.model.watches_exits
+    assert (
+        all(parameter.requires_grad for parameter in trainer.model.parameters())
+        and trainer.model.watches_exits
+    )
 
 
 # ---- micro-batches without a label
@@ -97,7 +118,9 @@ def test_what_a_stage_froze_is_free_after_an_error(tmp_path):
 
 @pytest.mark.parametrize("regularization", ["protect_exits", "protect_last", "off"])
 def test_a_micro_batch_without_labels_adds_nothing_to_its_group(tmp_path, regularization):
-    """A group of a labelled and an unlabelled micro-batch of equal size takes half the step of the labelled one alone."""
+    """A group of a labelled and an unlabelled micro-batch of equal size takes half the step of the labelled
+    one alone.
+    """
     settings = {"gradient_regularization": regularization, "num_train_epochs": 1, "max_steps": 1}
     base = contrary()
     ends = {}
@@ -106,15 +129,21 @@ def test_a_micro_batch_without_labels_adds_nothing_to_its_group(tmp_path, regula
         ("with", [*ROWS[:4], *UNLABELLED], 2),
         ("after", [*UNLABELLED, *ROWS[:4]], 2),
     ):
-        trainer = trainer_of(tmp_path, copy.deepcopy(base), rows=rows, gradient_accumulation_steps=accumulation, **settings)
+        trainer = trainer_of(
+            tmp_path, copy.deepcopy(base), rows=rows, gradient_accumulation_steps=accumulation, **settings
+        )
         trainer.train()
         ends[name] = trainer.model.state_dict()
         (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
         ends[name, "logged"] = entry["loss_last"], entry["loss_exits"]
     for name, start in base.state_dict().items():
         for end in ("with", "after"):
-            torch.testing.assert_close(2 * (ends[end][name] - start), ends["alone"][name] - start, rtol=1e-4, atol=1e-6)
-    assert ends["with", "logged"] == ends["after", "logged"] == ends["alone", "logged"]  # its zeros are in no mean
+            torch.testing.assert_close(
+                2 * (ends[end][name] - start), ends["alone"][name] - start, rtol=1e-4, atol=1e-6
+            )
+    assert (
+        ends["with", "logged"] == ends["after", "logged"] == ends["alone", "logged"]
+    )  # its zeros are in no mean
 
 
 @pytest.mark.parametrize("objective", ["romebert", "joint", "last"])

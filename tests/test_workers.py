@@ -1,4 +1,6 @@
-"""Workers take the work of one thread: the same results in the same order, the same modes of torch, and nothing left behind."""
+"""Workers take the work of one thread: the same results in the same order, the same modes of torch, and
+nothing left behind.
+"""
 
 import threading
 import time
@@ -8,9 +10,10 @@ import pytest
 import torch
 from tiny import build, spread_exits, tiny_texts, tiny_tokenizer
 
-from modeling_romebert import score, workers
+from modeling_romebert import cpu as cpu_module
+from modeling_romebert import score
+from modeling_romebert.cpu import open_workers, workers_for
 from modeling_romebert.early_exit import ActiveBatch
-from modeling_romebert.workers import open_workers, workers_for
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(150, seed=3)
@@ -51,7 +54,9 @@ def test_results_come_in_the_order_of_their_items(count, two_threads):
 def test_items_run_side_by_side(two_threads):
     meet = threading.Barrier(2, timeout=20)
     with open_workers(2) as several:
-        assert len(list(several.map(lambda item: meet.wait(), range(4)))) == 4  # alone, each would wait for another
+        assert (
+            len(list(several.map(lambda item: meet.wait(), range(4)))) == 4
+        )  # alone, each would wait for another
 
 
 def test_items_are_read_in_the_caller_s_thread_and_few_ahead(two_threads):
@@ -100,7 +105,7 @@ def test_each_worker_has_its_share_of_the_threads_and_nobody_else_less(two_threa
 
 
 def test_concurrent_passes_leave_the_number_of_threads_as_it_was(two_threads, monkeypatch):
-    monkeypatch.setattr(workers, "WORKER_TOKENS", 1)
+    monkeypatch.setattr(cpu_module, "WORKER_TOKENS", 1)
     found, expected = [], list(score(MODEL, tiny_tokenizer(), TEXTS))
 
     def one_pass(delay):
@@ -133,7 +138,9 @@ def test_modes_of_torch_are_those_of_the_caller(inference, gradients, autocast, 
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
     ):
         assert {found for _, found in several.map(modes, range(4))} == {modes()}
-        assert len({modes(), in_new_thread(modes)}) == (1 if gradients and not inference and not autocast else 2)
+        assert len({modes(), in_new_thread(modes)}) == (
+            1 if gradients and not inference and not autocast else 2
+        )
 
 
 def test_an_error_comes_where_its_item_would_and_ends_the_rest(two_threads):
@@ -162,12 +169,12 @@ def test_closed_early_it_runs_no_more_items(two_threads):
 def test_workers_are_for_a_cpu_with_threads_and_enough_to_do(two_threads, monkeypatch):
     cpu, enough = torch.device("cpu"), 10**6
     assert workers_for(cpu, enough) == 2
-    assert workers_for(cpu, 2 * workers.WORKER_TOKENS - 1) == workers_for(cpu, 0) == 1
+    assert workers_for(cpu, 2 * cpu_module.WORKER_TOKENS - 1) == workers_for(cpu, 0) == 1
     assert workers_for(torch.device("cuda"), enough) == 1
     torch.set_num_threads(1)
     assert workers_for(cpu, enough) == 1
     torch.set_num_threads(8)
-    assert workers_for(cpu, enough) == workers.MOST_WORKERS == 4
+    assert workers_for(cpu, enough) == cpu_module.MOST_WORKERS == 4
     monkeypatch.setattr(torch.backends.openmp, "is_available", lambda: False)
     assert workers_for(cpu, enough) == 1
     torch.set_num_threads(2)
@@ -179,9 +186,11 @@ def test_workers_are_for_a_cpu_with_threads_and_enough_to_do(two_threads, monkey
 @pytest.fixture
 def used(monkeypatch, two_threads):
     """Threads that layers ran in; workers are used for however few tokens."""
-    monkeypatch.setattr(workers, "WORKER_TOKENS", 1)
+    monkeypatch.setattr(cpu_module, "WORKER_TOKENS", 1)
     threads = set()
-    hook = MODEL.layers[0].register_forward_pre_hook(lambda *_: threads.add(threading.current_thread().name[:6]))
+    hook = MODEL.layers[0].register_forward_pre_hook(
+        lambda *_: threads.add(threading.current_thread().name[:6])
+    )
     yield threads
     hook.remove()
 
@@ -192,7 +201,9 @@ def test_bulk_scoring_with_workers_is_one_by_one(policy, rebatching, used):
     expected = list(score(MODEL, tiny_tokenizer(), TEXTS, exit_policy=policy, batch_size=1))
     assert used == {threading.current_thread().name[:6]}  # a text alone needs no worker
     used.clear()
-    found = list(score(MODEL, tiny_tokenizer(), TEXTS, exit_policy=policy, rebatching=rebatching, batch_tokens=200))
+    found = list(
+        score(MODEL, tiny_tokenizer(), TEXTS, exit_policy=policy, rebatching=rebatching, batch_tokens=200)
+    )
     assert used == {"worker"}
     for one, other in zip(found, expected, strict=True):
         assert one == {**other, "score": pytest.approx(other["score"], abs=1e-5)}
@@ -206,7 +217,11 @@ def test_an_error_in_a_worker_is_raised_as_it_is(rebatching, used):
     hook = MODEL.layers[1].register_forward_pre_hook(fails)
     try:
         with pytest.raises(KeyError, match="a fault of the model"):
-            list(score(MODEL, tiny_tokenizer(), TEXTS, batch_tokens=100, rebatching=rebatching, on_error="skip"))
+            list(
+                score(
+                    MODEL, tiny_tokenizer(), TEXTS, batch_tokens=100, rebatching=rebatching, on_error="skip"
+                )
+            )
     finally:
         hook.remove()
     assert used == {"worker"}

@@ -45,11 +45,17 @@ def tiny_backbone(family=BertConfig, attention="sdpa", **settings):
 
 
 @torch.no_grad()
-def build(family=BertConfig, attention="sdpa", num_labels=CLASSES, backbone=None, **settings) -> RomeBertForSequenceClassification:
-    """A tiny model whose exits disagree: logits of each exit have mean 0 and standard deviation 1.5 over the padded batch."""
+def build(
+    family=BertConfig, attention="sdpa", num_labels=CLASSES, backbone=None, **settings
+) -> RomeBertForSequenceClassification:
+    """A tiny model whose exits disagree: logits of each exit have mean 0 and standard deviation 1.5 over the
+    padded batch.
+    """
     torch.manual_seed(0)
     backbone = backbone or tiny_backbone(family, attention)
-    model = RomeBertForSequenceClassification(RomeBertConfig(backbone, num_labels=num_labels, **settings)).eval()
+    model = RomeBertForSequenceClassification(
+        RomeBertConfig(backbone, num_labels=num_labels, **settings)
+    ).eval()
     for head in model.exits.values():
         torch.nn.init.normal_(head.classifier.weight)
     ids, mask = padded_batch()
@@ -64,12 +70,22 @@ def build(family=BertConfig, attention="sdpa", num_labels=CLASSES, backbone=None
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Words to ids, made in memory: [CLS] words [SEP], as BERT has it."""
     special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    words = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(special + WORDS)}, unk_token="[UNK]")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    names = {
+        "unk_token": "[UNK]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         model_max_length=64,
@@ -79,10 +95,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def spread_exits(model: RomeBertForSequenceClassification, texts: list[str]) -> RomeBertForSequenceClassification:
-    """Scale each exit's classifier: logits with mean 0 and standard deviation 1.5 over the texts, so that they leave everywhere."""
+def spread_exits(
+    model: RomeBertForSequenceClassification, texts: list[str]
+) -> RomeBertForSequenceClassification:
+    """Scale each exit's classifier: logits with mean 0 and standard deviation 1.5 over the texts, so that
+    they leave everywhere.
+    """
     tokenizer = tiny_tokenizer()
-    logits = torch.cat([model(**tokenizer(text, return_tensors="pt")).exit_logits for text in texts])  # (N, E, C)
+    logits = torch.cat(
+        [model(**tokenizer(text, return_tensors="pt")).exit_logits for text in texts]
+    )  # (N, E, C)
     mean = logits.mean(dim=0)
     for index, head in enumerate(model.exits.values()):
         scale = 1.5 / (logits[:, index] - mean[index]).std()
@@ -95,7 +117,9 @@ def tiny_texts(count: int, seed: int = 0, longest: int = 30) -> list[str]:
     """Texts of 1 to `longest` known words."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
-    return [" ".join(WORDS[int(w)] for w in torch.randint(len(WORDS), (n,), generator=generator)) for n in lengths]
+    return [
+        " ".join(WORDS[int(w)] for w in torch.randint(len(WORDS), (n,), generator=generator)) for n in lengths
+    ]
 
 
 def assert_same_results(results, expected):
@@ -106,7 +130,9 @@ def assert_same_results(results, expected):
 
 
 def tiny_rows(count: int, seed: int = 0, classes: int = 2) -> list[dict]:
-    """Rows for a Trainer: `input_ids`, `attention_mask`, `labels`; the label depends on the text, so it can be learned."""
+    """Rows for a Trainer: `input_ids`, `attention_mask`, `labels`; the label depends on the text, so it can
+    be learned.
+    """
     tokenizer = tiny_tokenizer()
     rows = [dict(tokenizer(text, truncation=True)) for text in tiny_texts(count, seed)]
     for row in rows:
@@ -122,14 +148,19 @@ def write_rows(name: str, rows: list[dict]) -> str:
             writer.writeheader()
             writer.writerows(rows)
     else:
-        Path(name).write_text(json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows))
+        Path(name).write_text(
+            json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+        )
     return name
 
 
 def labelled(count, label, seed=0, columns=("text",)) -> list[dict]:
     """Rows of known words; label(row number) gives the label."""
     texts = [tiny_texts(count, seed=10 * seed + index, longest=12) for index in range(len(columns))]
-    return [{**dict(zip(columns, row, strict=True)), "label": label(number)} for number, row in enumerate(zip(*texts, strict=True))]
+    return [
+        {**dict(zip(columns, row, strict=True)), "label": label(number)}
+        for number, row in enumerate(zip(*texts, strict=True))
+    ]
 
 
 def color(number: int) -> str:
@@ -139,4 +170,9 @@ def color(number: int) -> str:
 
 def train_and_validation_files(train: list[dict], validation: list[dict], kind: str = "jsonl") -> list[str]:
     """The arguments that name the two files."""
-    return ["--train_file", write_rows(f"train.{kind}", train), "--validation_file", write_rows(f"validation.{kind}", validation)]
+    return [
+        "--train_file",
+        write_rows(f"train.{kind}", train),
+        "--validation_file",
+        write_rows(f"validation.{kind}", validation),
+    ]

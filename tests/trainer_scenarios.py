@@ -1,4 +1,5 @@
-"""Settings of a Trainer for evaluation, prediction, metrics, logs, checkpoints and batches, as data: what is given, what is done.
+"""Settings of a Trainer for evaluation, prediction, metrics, logs, checkpoints and batches, as data: what is
+given, what is done.
 
 See test_trainer_scenarios.py.
 """
@@ -23,7 +24,10 @@ def accuracy(prediction):
 
 
 def accuracy_of_batches(prediction):
-    hits = [logits.argmax(-1) == labels for logits, labels in zip(prediction.predictions, prediction.label_ids, strict=True)]
+    hits = [
+        logits.argmax(-1) == labels
+        for logits, labels in zip(prediction.predictions, prediction.label_ids, strict=True)
+    ]
     return {"accuracy": np.concatenate(hits).mean()}
 
 
@@ -33,7 +37,9 @@ def accuracy_of_ids(prediction):
 
 def accuracy_of_first(prediction):
     """Of models that give more than logits, or take more than labels."""
-    logits, labels = (p[0] if isinstance(p, tuple) else p for p in (prediction.predictions, prediction.label_ids))
+    logits, labels = (
+        p[0] if isinstance(p, tuple) else p for p in (prediction.predictions, prediction.label_ids)
+    )
     return {"accuracy": np.mean(logits.argmax(-1) == labels)}
 
 
@@ -54,8 +60,14 @@ class BatchAccuracy:
 
 def sees(prediction, compute_result=True):
     """What of inputs and losses there is to see."""
-    seen = {"inputs": prediction.inputs is not None, "losses": prediction.losses is not None, "parts": len(list(prediction))}
-    return seen | ({"loss_seen": np.mean(prediction.losses)} if isinstance(prediction.losses, np.ndarray) else {})
+    seen = {
+        "inputs": prediction.inputs is not None,
+        "losses": prediction.losses is not None,
+        "parts": len(list(prediction)),
+    }
+    return seen | (
+        {"loss_seen": np.mean(prediction.losses)} if isinstance(prediction.losses, np.ndarray) else {}
+    )
 
 
 def sums_inputs(prediction):
@@ -71,7 +83,9 @@ def overwrites(prediction):
 
 
 def report_by_class(prediction):
-    return classification_report(prediction.label_ids, prediction.predictions.argmax(-1), output_dict=True, zero_division=0)
+    return classification_report(
+        prediction.label_ids, prediction.predictions.argmax(-1), output_dict=True, zero_division=0
+    )
 
 
 def returns(value):
@@ -109,9 +123,9 @@ class Indexed(Dataset):
 
 def table(name="labels", **more):
     """A `datasets.Dataset` with its label column so named, and others that the model does not know."""
-    return datasets.Dataset.from_list([{**row, name: row["labels"], **more} for row in tiny_rows(10)]).select_columns(
-        ["input_ids", "attention_mask", name, *more]
-    )
+    return datasets.Dataset.from_list(
+        [{**row, name: row["labels"], **more} for row in tiny_rows(10)]
+    ).select_columns(["input_ids", "attention_mask", name, *more])
 
 
 class ActsEachStep(TrainerCallback):
@@ -129,14 +143,28 @@ class StopsAtOnce(TrainerCallback):
 
 def told_by(trainer):
     state, folder = trainer.state, Path(trainer.args.output_dir)
-    checkpoints = {path.name: sorted(file.name for file in path.iterdir()) for path in folder.glob("checkpoint-*")}
-    of_stock = (".pt", ".pth", ".json", ".safetensors", ".bin")  # ours writes its code, its card and its record besides
+    checkpoints = {
+        path.name: sorted(file.name for file in path.iterdir()) for path in folder.glob("checkpoint-*")
+    }
+    of_stock = (
+        ".pt",
+        ".pth",
+        ".json",
+        ".safetensors",
+        ".bin",
+    )  # ours writes its code, its card and its record besides
     kept = {
         name: [file for file in files if file.endswith(of_stock) and file != "model_record.json"]
         for name, files in checkpoints.items()
     }
     best = (state.best_metric, state.best_global_step, Path(state.best_model_checkpoint or "").name)
-    return {"log": state.log_history, "steps": state.global_step, "epoch": state.epoch, "best": best, "checkpoints": kept}
+    return {
+        "log": state.log_history,
+        "steps": state.global_step,
+        "epoch": state.epoch,
+        "best": best,
+        "checkpoints": kept,
+    }
 
 
 def train(trainer):
@@ -167,7 +195,10 @@ def use_without_labels(trainer):
 
 
 def use_ignoring(*keys):
-    return lambda trainer: {"eval": evaluate(trainer, ignore_keys=list(keys)), "predict": predict(trainer, ignore_keys=list(keys))}
+    return lambda trainer: {
+        "eval": evaluate(trainer, ignore_keys=list(keys)),
+        "predict": predict(trainer, ignore_keys=list(keys)),
+    }
 
 
 def resume(trainer):
@@ -346,7 +377,10 @@ SCENARIOS = {
     "metrics-named-as-ours": scenario(given=returns({"a": 1.0, "a_mean": 3.0, "a_exit_1": 4.0}), act=use),
     "metrics-named-loss": scenario(EACH_STEP, returns({"loss": 3.0})),
     "metrics-with-an-array": scenario(given=returns({"a": np.ones(2)}), act=use),
-    **{f"metrics-{name}": scenario(EACH_STEP | SAVED, returns({"a": value})) for name, value in ODD_VALUES.items()},
+    **{
+        f"metrics-{name}": scenario(EACH_STEP | SAVED, returns({"a": value}))
+        for name, value in ODD_VALUES.items()
+    },
     "metrics-by-class": scenario(EACH_STEP | SAVED, metrics=report_by_class),
     "metrics-that-overwrite": scenario(metrics=overwrites, act=evaluate),
     "metrics-set-late": scenario(metrics=None, act=setting_metrics_late(accuracy)),
@@ -356,7 +390,9 @@ SCENARIOS = {
     "sees-inputs": scenario({"include_for_metrics": ["inputs"]}, metrics=sums_inputs, act=use),
     "sees-losses": scenario({"include_for_metrics": ["loss"]}, metrics=sees, act=use),
     "sees-both": scenario({"include_for_metrics": ["inputs", "loss"]}, metrics=sees, act=use),
-    "sees-both-by-batch": scenario({"include_for_metrics": ["inputs", "loss"]} | BY_BATCH, metrics=sees, act=use),
+    "sees-both-by-batch": scenario(
+        {"include_for_metrics": ["inputs", "loss"]} | BY_BATCH, metrics=sees, act=use
+    ),
     "sees-neither": scenario(metrics=sees, act=use),
     "sees-batches": scenario({"eval_do_concat_batches": False}, metrics=accuracy_of_batches, act=use),
     "sees-batches-accumulated": scenario(
@@ -364,29 +400,52 @@ SCENARIOS = {
     ),
     # metrics: by batch
     "by-batch": scenario(BY_BATCH | EACH_STEP, lambda: {"compute_metrics": BatchAccuracy()}),
-    "by-batch-accumulated": scenario(BY_BATCH | {"eval_accumulation_steps": 1}, lambda: {"compute_metrics": BatchAccuracy()}, use),
-    "by-batch-apart": scenario(BY_BATCH | {"eval_do_concat_batches": False}, lambda: {"compute_metrics": BatchAccuracy()}, use),
-    "by-batch-loss-only": scenario(BY_BATCH | {"prediction_loss_only": True}, lambda: {"compute_metrics": BatchAccuracy()}, use),
-    "by-batch-without-labels": scenario(BY_BATCH, lambda: {"compute_metrics": BatchAccuracy()}, use_without_labels),
+    "by-batch-accumulated": scenario(
+        BY_BATCH | {"eval_accumulation_steps": 1}, lambda: {"compute_metrics": BatchAccuracy()}, use
+    ),
+    "by-batch-apart": scenario(
+        BY_BATCH | {"eval_do_concat_batches": False}, lambda: {"compute_metrics": BatchAccuracy()}, use
+    ),
+    "by-batch-loss-only": scenario(
+        BY_BATCH | {"prediction_loss_only": True}, lambda: {"compute_metrics": BatchAccuracy()}, use
+    ),
+    "by-batch-without-labels": scenario(
+        BY_BATCH, lambda: {"compute_metrics": BatchAccuracy()}, use_without_labels
+    ),
     "by-batch-of-ids": scenario(
         BY_BATCH, lambda: {"compute_metrics": BatchAccuracy(), "preprocess_logits_for_metrics": argmax}, use
     ),
-    "by-batch-of-a-stream": scenario(BY_BATCH, lambda: {"compute_metrics": BatchAccuracy(), "eval_dataset": Stream()}, use),
-    "by-batch-returning-nothing": scenario(BY_BATCH, metrics=lambda prediction, compute_result: None, act=use),
+    "by-batch-of-a-stream": scenario(
+        BY_BATCH, lambda: {"compute_metrics": BatchAccuracy(), "eval_dataset": Stream()}, use
+    ),
+    "by-batch-returning-nothing": scenario(
+        BY_BATCH, metrics=lambda prediction, compute_result: None, act=use
+    ),
     "by-batch-without-the-argument": scenario(BY_BATCH),
     # preprocess_logits_for_metrics
     "ids": scenario(given={"preprocess_logits_for_metrics": argmax}, metrics=accuracy_of_ids),
     "ids-accumulated": scenario(
-        {"eval_accumulation_steps": 1}, {"preprocess_logits_for_metrics": argmax}, metrics=accuracy_of_ids, act=use
+        {"eval_accumulation_steps": 1},
+        {"preprocess_logits_for_metrics": argmax},
+        metrics=accuracy_of_ids,
+        act=use,
     ),
     "ids-apart": scenario(
-        {"eval_do_concat_batches": False}, {"preprocess_logits_for_metrics": argmax}, metrics=lambda p: {"n": len(p[0])}, act=use
+        {"eval_do_concat_batches": False},
+        {"preprocess_logits_for_metrics": argmax},
+        metrics=lambda p: {"n": len(p[0])},
+        act=use,
     ),
     "ids-without-metrics": scenario(given={"preprocess_logits_for_metrics": argmax}, metrics=None, act=use),
     "ids-gathered-as-objects": scenario(
-        {"eval_use_gather_object": True}, {"preprocess_logits_for_metrics": argmax}, metrics=accuracy_of_ids, act=use
+        {"eval_use_gather_object": True},
+        {"preprocess_logits_for_metrics": argmax},
+        metrics=accuracy_of_ids,
+        act=use,
     ),
-    "tuples": scenario(given={"preprocess_logits_for_metrics": label_and_scores}, metrics=of_label_and_scores, act=use),
+    "tuples": scenario(
+        given={"preprocess_logits_for_metrics": label_and_scores}, metrics=of_label_and_scores, act=use
+    ),
     "hits": scenario(
         given={"preprocess_logits_for_metrics": lambda logits, labels: (logits.argmax(-1) == labels).float()},
         metrics=lambda prediction: {"accuracy": prediction.predictions.mean()},
@@ -410,15 +469,26 @@ SCENARIOS = {
     "without-labels-or-metrics": scenario(metrics=None, act=use_without_labels),
     "without-labels-loss-only": scenario({"prediction_loss_only": True}, act=use_without_labels),
     "loss-only-without-metrics": scenario({"prediction_loss_only": True}, metrics=None, act=use),
-    "prefixes": scenario(act=lambda trainer: [evaluate(trainer, metric_key_prefix="dev"), predict(trainer, metric_key_prefix="x")]),
+    "prefixes": scenario(
+        act=lambda trainer: [
+            evaluate(trainer, metric_key_prefix="dev"),
+            predict(trainer, metric_key_prefix="x"),
+        ]
+    ),
     "ignoring-nothing": scenario(metrics=accuracy_of_first, act=use_ignoring()),
     "ignoring-states": scenario(act=use_ignoring("hidden_states"), model={"output_hidden_states": True}),
-    "not-ignoring-states": scenario(metrics=accuracy_of_first, act=use_ignoring(), model={"output_hidden_states": True}),
-    "states-by-the-config": scenario(metrics=accuracy_of_first, act=use, model={"output_hidden_states": True}),
+    "not-ignoring-states": scenario(
+        metrics=accuracy_of_first, act=use_ignoring(), model={"output_hidden_states": True}
+    ),
+    "states-by-the-config": scenario(
+        metrics=accuracy_of_first, act=use, model={"output_hidden_states": True}
+    ),
     "ignoring-in-training": scenario(EACH_STEP, act=train_ignoring, model={"output_hidden_states": True}),
     "tuples-by-the-config": scenario(act=train, model={"return_dict": False}),
     "tuples-by-the-config-without-labels": scenario(act=use_without_labels, model={"return_dict": False}),
-    "one-row": scenario(act=lambda trainer: [evaluate(trainer, eval_dataset=tiny_rows(1)), predict(trainer, tiny_rows(1))]),
+    "one-row": scenario(
+        act=lambda trainer: [evaluate(trainer, eval_dataset=tiny_rows(1)), predict(trainer, tiny_rows(1))]
+    ),
     "no-rows": scenario(act=lambda trainer: [evaluate(trainer, eval_dataset=[]), predict(trainer, [])]),
     # datasets, collators and callbacks
     "two-datasets": scenario(EACH_STEP, {"eval_dataset": TWO}, act=train_alone),
@@ -427,7 +497,9 @@ SCENARIOS = {
         {"eval_dataset": TWO},
         act=train_alone,
     ),
-    "dataset-by-name": scenario(given={"eval_dataset": TWO}, act=lambda trainer: evaluate(trainer, eval_dataset="b")),
+    "dataset-by-name": scenario(
+        given={"eval_dataset": TWO}, act=lambda trainer: evaluate(trainer, eval_dataset="b")
+    ),
     "dataset-by-name-that-is-not-there": scenario(
         given={"eval_dataset": TWO}, act=lambda trainer: evaluate(trainer, eval_dataset="c")
     ),
@@ -438,17 +510,25 @@ SCENARIOS = {
     "stream": scenario(EACH_STEP, lambda: {"train_dataset": Stream(), "eval_dataset": Stream()}),
     "stream-without-an-end": scenario({"max_steps": -1}, lambda: {"train_dataset": Stream()}),
     "indexed": scenario(given=lambda: {"train_dataset": Indexed(), "eval_dataset": Indexed()}),
-    "table": scenario(given=lambda: {"train_dataset": table("label", text="x"), "eval_dataset": table("label", text="x")}),
-    "table-of-tensors": scenario(given=lambda: {"eval_dataset": table("label_ids").with_format("torch")}, act=use),
+    "table": scenario(
+        given=lambda: {"train_dataset": table("label", text="x"), "eval_dataset": table("label", text="x")}
+    ),
+    "table-of-tensors": scenario(
+        given=lambda: {"eval_dataset": table("label_ids").with_format("torch")}, act=use
+    ),
     "table-as-a-stream": scenario(given=lambda: {"eval_dataset": table().to_iterable_dataset()}, act=use),
     "collator-that-pads-to-the-end": scenario(
-        given={"data_collator": DataCollatorWithPadding(tiny_tokenizer(), padding="max_length", max_length=40)}
+        given={
+            "data_collator": DataCollatorWithPadding(tiny_tokenizer(), padding="max_length", max_length=40)
+        }
     ),
     "collator-that-makes-a-dict": scenario(
         given={"data_collator": lambda rows: dict(DataCollatorWithPadding(tiny_tokenizer())(rows))}
     ),
     "no-tokenizer": scenario(given={"processing_class": None}),
-    "early-stopping": scenario(BEST | {"metric_for_best_model": "accuracy"}, lambda: {"callbacks": [EarlyStoppingCallback(1)]}),
+    "early-stopping": scenario(
+        BEST | {"metric_for_best_model": "accuracy"}, lambda: {"callbacks": [EarlyStoppingCallback(1)]}
+    ),
     "early-stopping-without-a-metric": scenario(given=lambda: {"callbacks": [EarlyStoppingCallback(1)]}),
     "callback-that-stops": scenario(given={"callbacks": [StopsAtOnce]}),
     "callback-that-acts": scenario({"logging_strategy": "no"}, {"callbacks": [ActsEachStep]}),
@@ -467,7 +547,8 @@ SCENARIOS = {
     # problems
     "regression": scenario(
         given=lambda: {
-            name: labelled(lambda y, i: y + i / 10, seed) for seed, name in enumerate(("train_dataset", "eval_dataset"))
+            name: labelled(lambda y, i: y + i / 10, seed)
+            for seed, name in enumerate(("train_dataset", "eval_dataset"))
         },
         model={"num_labels": 1},
         metrics=None,
@@ -479,10 +560,16 @@ SCENARIOS = {
         metrics=None,
         act=evaluate,
     ),
-    "several-labels": scenario(given=lambda: {"eval_dataset": labelled(lambda y, i: [y * 1.0, 1.0])}, metrics=None, act=evaluate),
-    "a-label-in-a-list": scenario(given=lambda: {"eval_dataset": labelled(lambda y, i: [y])}, metrics=None, act=evaluate),
+    "several-labels": scenario(
+        given=lambda: {"eval_dataset": labelled(lambda y, i: [y * 1.0, 1.0])}, metrics=None, act=evaluate
+    ),
+    "a-label-in-a-list": scenario(
+        given=lambda: {"eval_dataset": labelled(lambda y, i: [y])}, metrics=None, act=evaluate
+    ),
     "labels-to-ignore": scenario(
-        given=lambda: {"eval_dataset": labelled(lambda y, i: y if i % 3 else -100)}, metrics=None, act=evaluate
+        given=lambda: {"eval_dataset": labelled(lambda y, i: y if i % 3 else -100)},
+        metrics=None,
+        act=evaluate,
     ),
 }
 
@@ -497,12 +584,22 @@ OTHERWISE = {
     "a-label-in-a-list": OWN_METRIC,
     "labels-to-ignore": OWN_METRIC,
     "gradient_accumulation_steps=2": (
-        "BERT takes loss arguments that it does not use, so the stock trainer adds the micro-batches' losses up",
+        "BERT takes loss arguments that it does not use, so the stock trainer adds the micro-batches'"
+        " losses up",
         r"/log/\d/(loss|grad_norm|train_loss): ",
     ),
-    "label_names=['absent']": ("stock has the loss among the predictions when it knows of no labels", r"/predict/predictions: "),
-    "label_names=[]": ("stock has the loss among the predictions when it knows of no labels", r"/predict/predictions: "),
-    "states-by-the-config": ("states of all layers are no predictions unless they are asked for", r"/predict/predictions: "),
+    "label_names=['absent']": (
+        "stock has the loss among the predictions when it knows of no labels",
+        r"/predict/predictions: ",
+    ),
+    "label_names=[]": (
+        "stock has the loss among the predictions when it knows of no labels",
+        r"/predict/predictions: ",
+    ),
+    "states-by-the-config": (
+        "states of all layers are no predictions unless they are asked for",
+        r"/predict/predictions: ",
+    ),
     "resume-from-weights-alone": (
         "without its optimizer's state it is another run",
         r": .* and ValueError",

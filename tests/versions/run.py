@@ -1,12 +1,14 @@
-"""Runs the whole suite on the oldest and the newest versions that setup.cfg allows, and shows the outcome in docs/versions.md.
+"""Runs the whole suite on the oldest and the newest versions that setup.cfg allows, and shows the outcome in
+docs/versions.md.
 
     python tests/versions/run.py                            # every set below whose interpreter is on PATH
     python tests/versions/run.py oldest-3.10 newest-3.13    # some of them
     python tests/versions/run.py --table                    # write the table anew from docs/versions.json
 
-A set gets an environment of its own under runs/versions, with the package index's usual builds of torch (some GB), which is removed
-once its tests have run, unless there was one before or --keep is given. `oldest` pins every lower bound of setup.cfg, `newest` is
-what pip takes by itself. The exit status is 1 when a set failed or could not be run.
+A set gets an environment of its own under runs/versions, with the package index's usual builds of torch (some
+GB), which is removed once its tests have run, unless there was one before or --keep is given. `oldest` pins
+every lower bound of setup.cfg, `newest` is what pip takes by itself. The exit status is 1 when a set failed
+or could not be run.
 """
 
 import argparse
@@ -25,8 +27,19 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE, ENVIRONMENTS = ROOT / "docs/versions.json", ROOT / "docs/versions.md", ROOT / "runs/versions"
 SETS = ("oldest-3.10", "newest-3.10", "newest-3.11", "newest-3.12", "newest-3.13")
-SHOWN = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface-hub", "safetensors", "peft")
-LIST_VERSIONS = f"import importlib.metadata as m, json; print(json.dumps({{name: m.version(name) for name in {SHOWN}}}))"
+SHOWN = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "huggingface-hub",
+    "safetensors",
+    "peft",
+)
+LIST_VERSIONS = (
+    f"import importlib.metadata as m, json; print(json.dumps({{name: m.version(name) for name in {SHOWN}}}))"
+)
 BEGIN, END = "<!-- table of docs/versions.json -->", "<!-- end of the table -->"
 
 
@@ -34,14 +47,20 @@ def requirements(*extras: str) -> list[Requirement]:
     """What setup.cfg requires of users, and with some extras."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    lists = [setup["options"]["install_requires"], *(setup["options.extras_require"][extra] for extra in extras)]
+    lists = [
+        setup["options"]["install_requires"],
+        *(setup["options.extras_require"][extra] for extra in extras),
+    ]
     lines = [line.strip() for text in lists for line in text.splitlines()]
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "%"))]
 
 
 def lower_bounds() -> dict[str, str]:
     """The oldest version of each requirement that has a lower bound."""
-    bounds = {found.name: [part.version for part in found.specifier if part.operator == ">="] for found in requirements("lora")}
+    bounds = {
+        found.name: [part.version for part in found.specifier if part.operator == ">="]
+        for found in requirements("lora")
+    }
     return {name: versions[0] for name, versions in bounds.items() if versions}
 
 
@@ -60,14 +79,40 @@ def run_set(name: str, folder: Path, arguments: list[str]) -> dict[str, Any]:
         subprocess.run([interpreter(version), "-m", "venv", folder], check=True)
     pins = [f"{package}=={bound}" for package, bound in lower_bounds().items()] if kind == "oldest" else []
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-compile", "--upgrade", *pins, "--editable", ".[test]"],
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--upgrade",
+            *pins,
+            "--editable",
+            ".[test]",
+        ],
         cwd=ROOT,
         check=True,
     )
-    installed = json.loads(subprocess.run([python, "-c", LIST_VERSIONS], check=True, capture_output=True, text=True).stdout)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    installed = json.loads(
+        subprocess.run([python, "-c", LIST_VERSIONS], check=True, capture_output=True, text=True).stdout
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     report = folder / "report.xml"
-    tests = ["-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+    tests = [
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+        *arguments,
+    ]
     # its own tests hold setup.cfg against what was run, and so can pass only afterwards
     subprocess.run([python, *tests, "--ignore=tests/versions"], cwd=ROOT)
     suite = ElementTree.parse(report).getroot()[0]
@@ -78,7 +123,14 @@ def run_set(name: str, folder: Path, arguments: list[str]) -> dict[str, Any]:
         [python, "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True
     ).stdout
     files = f"{ran} of {len(list(ROOT.glob('tests/test_*.py')))}"
-    outcome = {"files": files, "passed": passed, "failed": failed, "skipped": skipped, "commit": commit, "date": str(date.today())}
+    outcome = {
+        "files": files,
+        "passed": passed,
+        "failed": failed,
+        "skipped": skipped,
+        "commit": commit,
+        "date": str(date.today()),
+    }
     return {"set": name, "python": full.strip(), "packages": installed, **outcome}
 
 
@@ -100,11 +152,17 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", metavar="set", help=f"of {', '.join(SETS)}; all of them if none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sets", nargs="*", metavar="set", help=f"of {', '.join(SETS)}; all of them if none is named"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the environments for the next time")
     parser.add_argument("--table", action="store_true", help="run nothing, write the table anew")
-    parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], help="arguments for pytest, such as some files")
+    parser.add_argument(
+        "--pytest", nargs=argparse.REMAINDER, default=[], help="arguments for pytest, such as some files"
+    )
     given = parser.parse_args()
     if unknown := set(given.sets) - set(SETS):
         parser.error(f"{', '.join(sorted(unknown))} is unknown; choose from {', '.join(SETS)}")

@@ -14,7 +14,9 @@ RUNS = json.loads(run.RESULTS.read_text())
 def test_the_table_is_that_of_the_results():
     assert run.page(RUNS) == run.PAGE.read_text(encoding="utf-8")
     assert all(entry["passed"] > 0 for entry in RUNS)
-    assert any(entry["failed"] for entry in RUNS) == ("## What fails on the oldest" in run.PAGE.read_text(encoding="utf-8"))
+    assert any(entry["failed"] for entry in RUNS) == (
+        "## What fails on the oldest" in run.PAGE.read_text(encoding="utf-8")
+    )
     assert {entry["set"].split("-")[0] for entry in RUNS} == {"oldest", "newest"}
 
 

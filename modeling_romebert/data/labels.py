@@ -1,8 +1,9 @@
 """What a dataset's label means to a model: one rule for training, evaluation and calibration.
 
-    class id, whole number as a float, name that the config knows, one-element list or array of these   -> class id, or -100: none
-    C targets in 0..1, or the names of the classes that apply                                           -> C targets
-    finite number, or C of them                                                                         -> number, or C numbers
+    class id, whole number as a float, name that the config knows,
+    a one-element list or array of these                              -> class id, or -100 for none
+    C targets in 0..1, or the names of the classes that apply         -> C targets
+    finite number, or C of them                                       -> number, or C numbers
 
 What has exactly one meaning is mapped. Anything else is refused, with its row, its value and what is allowed.
 """
@@ -16,7 +17,7 @@ from datasets import ClassLabel
 from torch import Tensor
 from transformers.utils import logging
 
-from .losses import IGNORED_LABEL
+from ..losses import IGNORED_LABEL
 
 logger = logging.get_logger(__name__)
 
@@ -34,7 +35,8 @@ class LabelReader:
             settled by the first label that is read, by the rule of `infer_problem_type`.
 
     Raises:
-        ValueError: `id2label` and `label2id` contradict each other; on reading, a label without exactly one meaning.
+        ValueError: `id2label` and `label2id` contradict each other; on reading, a label without exactly one
+            meaning.
 
     Example:
         >>> from modeling_romebert import RomeBertConfig
@@ -44,7 +46,8 @@ class LabelReader:
         >>> read("ja", "row 7")
         Traceback (most recent call last):
             ...
-        ValueError: row 7 has label 'ja'; single_label_classification takes class ids 0..1, the names 'no', 'yes', or -100 for none.
+        ValueError: row 7 has label 'ja'; single_label_classification takes class ids 0..1, the names 'no',
+            'yes', or -100 for none.
     """
 
     def __init__(self, config: Any):
@@ -57,9 +60,13 @@ class LabelReader:
         """One label -> a class id, -100, a number, or C targets. `where` begins the message: "row 3"."""
         plain = _plain(value)
         if plain is None:
-            raise ValueError(f"{where} has no label (None). Leave such rows out with dataset.filter{self._or_ignored()}.")
+            raise ValueError(
+                f"{where} has no label (None). Leave such rows out with dataset.filter{self._or_ignored()}."
+            )
         if self.problem_type is None:
-            several = "multi_label_classification" if isinstance(plain, list) else "single_label_classification"
+            several = (
+                "multi_label_classification" if isinstance(plain, list) else "single_label_classification"
+            )
             self.problem_type = "regression" if self.num_labels == 1 else several
         meanings: dict[str, Callable[[Any], Label | None]] = {
             "single_label_classification": self._class_id,
@@ -68,7 +75,10 @@ class LabelReader:
         }
         meaning = meanings[self.problem_type](plain)
         if meaning is None:
-            raise ValueError(f"{where} has label {_shown(value)}; {self.problem_type} takes {self._allowed()}.{self._hint(plain)}")
+            raise ValueError(
+                f"{where} has label {_shown(value)}; {self.problem_type} takes"
+                f" {self._allowed()}.{self._hint(plain)}"
+            )
         return meaning
 
     def of_row(self, row: Mapping[str, Any], where: str) -> tuple[str, Label]:
@@ -86,11 +96,14 @@ class LabelReader:
         if not others:
             return column, self(given[column], where)
         both = " and ".join(f"{name}={_shown(value)}" for name, value in given.items())
-        way_out = f"Keep one of the columns: dataset.remove_columns({others[0]!r}) or dataset.remove_columns({column!r})."
+        drop = " or ".join(f"dataset.remove_columns({name!r})" for name in (others[0], column))
+        way_out = f"Keep one of the columns: {drop}."
         try:
             meanings = [self(value, where) for value in given.values()]
         except ValueError as error:
-            raise ValueError(f"{where} has two labels, {both}, and not both can be read: {error} {way_out}") from None
+            raise ValueError(
+                f"{where} has two labels, {both}, and not both can be read: {error} {way_out}"
+            ) from None
         if any(meaning != meanings[0] for meaning in meanings):
             raise ValueError(f"{where} has two labels that differ, {both}. {way_out}")
         return column, meanings[0]
@@ -98,7 +111,11 @@ class LabelReader:
     def _class_id(self, value: Any) -> int | None:
         if isinstance(value, str | bool):
             return self._id_of(str(value))
-        if isinstance(value, int | float) and value % 1 == 0 and (0 <= value < self.num_labels or value == IGNORED_LABEL):
+        if (
+            isinstance(value, int | float)
+            and value % 1 == 0
+            and (0 <= value < self.num_labels or value == IGNORED_LABEL)
+        ):
             return int(value)
         return None
 
@@ -107,13 +124,17 @@ class LabelReader:
         if entries and all(isinstance(entry, str) for entry in entries):
             ids = {self._id_of(name) for name in entries}
             return None if None in ids else [float(index in ids) for index in range(self.num_labels)]
-        if len(entries) == self.num_labels and all(isinstance(entry, int | float) and 0 <= entry <= 1 for entry in entries):
+        if len(entries) == self.num_labels and all(
+            isinstance(entry, int | float) and 0 <= entry <= 1 for entry in entries
+        ):
             return [float(entry) for entry in entries]
         return None
 
     def _numbers(self, value: Any) -> float | list[float] | None:
         entries = value if isinstance(value, list) else [value]
-        finite = all(isinstance(e, int | float) and not isinstance(e, bool) and math.isfinite(e) for e in entries)
+        finite = all(
+            isinstance(e, int | float) and not isinstance(e, bool) and math.isfinite(e) for e in entries
+        )
         if not finite or len(entries) != self.num_labels:
             return None
         return [float(entry) for entry in entries] if self.num_labels > 1 else float(entries[0])
@@ -136,8 +157,8 @@ class LabelReader:
             return ""
         if isinstance(value, int | float) and value == -1:
             return (
-                " -1 is the mark of GLUE's test rows, whose labels are not public: use a split that has labels, or leave the column"
-                " out to predict them."
+                " -1 is the mark of GLUE's test rows, whose labels are not public: use a split that has"
+                " labels, or leave the column out to predict them."
             )
         if isinstance(value, float) and math.isnan(value):
             return f" Leave such rows out with dataset.filter{self._or_ignored()}."
@@ -147,10 +168,14 @@ class LabelReader:
             return ' For several labels in a row set config.problem_type = "multi_label_classification".'
         if isinstance(value, str) and not self.has_own_names:
             return (
-                " The model has no names of its own: give id2label and label2id to from_pretrained, or encode the column with"
-                " dataset.class_encode_column, whose names it then takes."
+                " The model has no names of its own: give id2label and label2id to from_pretrained, or"
+                " encode the column with dataset.class_encode_column, whose names it then takes."
             )
-        if isinstance(value, int | float) and not isinstance(value, bool) and self.problem_type == "single_label_classification":
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and self.problem_type == "single_label_classification"
+        ):
             return " The number of classes is config.num_labels."
         return ""
 
@@ -188,7 +213,8 @@ def has_own_names(config: Any) -> bool:
 
 
 def ids_by_name(config: Any) -> dict[str, int]:
-    """Names that have exactly one id, by `id2label` and `label2id`; a `label2id` of default names beside other names has no say.
+    """Names that have exactly one id, by `id2label` and `label2id`; a `label2id` of default names beside
+    other names has no say.
 
     Raises:
         ValueError: the two contradict each other.
@@ -196,17 +222,27 @@ def ids_by_name(config: Any) -> dict[str, int]:
     names = {int(index): str(name) for index, name in config.id2label.items()}
     ids = {name: index for index, name in names.items() if list(names.values()).count(name) == 1}
     defaults = {name: index for index, name in default_names(config.num_labels).items()}
-    given = {} if config.label2id == defaults else {str(name): int(index) for name, index in (config.label2id or {}).items()}
+    given = (
+        {}
+        if config.label2id == defaults
+        else {str(name): int(index) for name, index in (config.label2id or {}).items()}
+    )
     for name, index in given.items():
         if ids.get(name, index) != index:
             raise ValueError(
-                f"config.label2id says that {name!r} is class {index}, and config.id2label class {ids[name]}; make them agree."
+                f"config.label2id says that {name!r} is class {index}, and config.id2label class"
+                f" {ids[name]}; make them agree."
             )
-    return ids | {name: index for name, index in given.items() if name not in names.values() and 0 <= index < config.num_labels}
+    return ids | {
+        name: index
+        for name, index in given.items()
+        if name not in names.values() and 0 <= index < config.num_labels
+    }
 
 
 def take_class_names(config: Any, dataset: Any, name: str) -> None:
-    """Names of a `ClassLabel` column: they become the model's where it has none of its own, and must not contradict those it has.
+    """Names of a `ClassLabel` column: they become the model's where it has none of its own, and must not
+    contradict those it has.
 
     Args:
         config: of the model; `id2label` and `label2id` may be set.
@@ -214,7 +250,8 @@ def take_class_names(config: Any, dataset: Any, name: str) -> None:
         name: of the argument, for messages.
 
     Raises:
-        ValueError: a class has another id here than in the model; or the column holds lists of ids, which are no targets.
+        ValueError: a class has another id here than in the model; or the column holds lists of ids, which are
+            no targets.
     """
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping):
@@ -224,8 +261,9 @@ def take_class_names(config: Any, dataset: Any, name: str) -> None:
         of_list = getattr(feature, "feature", None)
         if isinstance(of_list, ClassLabel) and of_list.num_classes == config.num_labels:
             raise ValueError(
-                f"{name}: the column {column!r} holds lists of class ids. Map each list to {config.num_labels} targets of 0.0 and"
-                f" 1.0: dataset.map(lambda row: {{{column!r}: [float(i in row[{column!r}]) for i in range({config.num_labels})]}},"
+                f"{name}: the column {column!r} holds lists of class ids. Map each list to"
+                f" {config.num_labels} targets of 0.0 and 1.0: dataset.map(lambda row:"
+                f" {{{column!r}: [float(i in row[{column!r}]) for i in range({config.num_labels})]}},"
                 " features=...), or to the names of its classes."
             )
         if isinstance(feature, ClassLabel):
@@ -247,14 +285,19 @@ def _take_names(config: Any, names: list[str], dataset: str, column: str) -> Non
     if moved:
         index, label = moved[0]
         raise ValueError(
-            f"{dataset}: in its column {column!r} {label!r} is class {index}, and in config.id2label class {same[label.lower()]}."
-            f" Give its rows the model's ids: dataset.align_labels_with_mapping(model.config.label2id, {column!r})."
+            f"{dataset}: in its column {column!r} {label!r} is class {index}, and in config.id2label class"
+            f" {same[label.lower()]}. Give its rows the model's ids:"
+            f" dataset.align_labels_with_mapping(model.config.label2id, {column!r})."
         )
-    if differing := [(label, own.get(index)) for index, label in enumerate(names) if label.lower() != str(own.get(index)).lower()]:
+    if differing := [
+        (label, own.get(index))
+        for index, label in enumerate(names)
+        if label.lower() != str(own.get(index)).lower()
+    ]:
         told = ", ".join(f"{label!r} is {of_model!r}" for label, of_model in differing[:SHOWN_NAMES])
         logger.warning_once(
-            f"{dataset}: classes have other names than in config.id2label ({told}); their ids are taken as they are, of"
-            f" {len(names)} classes for the model's {config.num_labels}."
+            f"{dataset}: classes have other names than in config.id2label ({told}); their ids are taken as"
+            f" they are, of {len(names)} classes for the model's {config.num_labels}."
         )
 
 

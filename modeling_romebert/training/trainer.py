@@ -1,8 +1,9 @@
-"""RomeBertTrainer: the Trainer of transformers with the exits' loss terms, and their two gradients, in `compute_loss`.
+"""RomeBertTrainer: the Trainer of transformers with the exits' loss terms, and their two gradients, in
+`compute_loss`.
 
-Which terms a step minimises is data (objectives.py); the terms are in losses.py and the projection in projection.py; reading data
-and evaluating exits is in exit_trainer.py. The training loop, accumulation, clipping, schedules, checkpoints and launchers are the
-library's.
+Which terms a step minimises is data (objectives.py); the terms are in losses.py and the projection in
+gradient_projection.py; reading data and evaluating exits is in exit_trainer.py. The training loop,
+accumulation, clipping, schedules, checkpoints and launchers are the library's.
 """
 
 import copy
@@ -17,15 +18,15 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 from transformers.utils import logging
 
-from .checkpoints import TRAINER_STATE, checkpoint_to_resume
+from ..losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
+from .arguments import RomeBertTrainingArguments
 from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
 from .exit_trainer import ExitTrainer
 from .library_hooks import HookWatch
-from .losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
 from .objectives import EXITS
+from .resume import TRAINER_STATE, checkpoint_to_resume
 from .search import evaluation_loss, metrics_of_last_exit
 from .stages import restarting
-from .training_args import RomeBertTrainingArguments
 from .training_run import TrainingRun, minimised
 
 logger = logging.get_logger(__name__)
@@ -35,18 +36,20 @@ class RomeBertTrainer(ExitTrainer):
     """Trains and evaluates a `RomeBertForSequenceClassification`.
 
     Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` and
-    `preprocess_logits_for_metrics` see one exit at a time, (N, C) and (B, C), and evaluation reports the figures of the last exit
-    under their own names, of each exit as `{name}_exit_{layer}` and, of what is a number, the mean over exits as `{name}_mean`
-    (exit_metrics.py). Without either, the metric is accuracy, or what fits the problem type. Losses are those of the objective.
+    `preprocess_logits_for_metrics` see one exit at a time, (N, C) and (B, C), and evaluation reports the
+    figures of the last exit under their own names, of each exit as `{name}_exit_{layer}` and, of what is a
+    number, the mean over exits as `{name}_mean` (exit_metrics.py). Without either, the metric is accuracy, or
+    what fits the problem type. Losses are those of the objective.
 
-    Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the labels), and with
-    regularization `gradient_cosine` (of the two gradients on the shared weights) and `projected` (share of steps in which they
-    conflicted): means over steps and processes since the last log, without the numbers that are not finite. `skipped_steps` counts
-    those that `non_finite="skip"` left out since then.
+    Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the
+    labels), and with regularization `gradient_cosine` (of the two gradients on the shared weights) and
+    `projected` (share of steps in which they
+    conflicted): means over steps and processes since the last log, without the numbers that are not finite.
+    `skipped_steps` counts those that `non_finite="skip"` left out since then.
 
-    Settings are read when a training or an evaluation starts: those changed after construction, as by a search, count. What one
-    training keeps between its steps is in training_run.py. `compute_loss_func` takes the place of each exit's loss against the
-    labels; its outputs hold that exit's `logits` (B, C).
+    Settings are read when a training or an evaluation starts: those changed after construction, as by a
+    search, count. What one training keeps between its steps is in training_run.py. `compute_loss_func` takes
+    the place of each exit's loss against the labels; its outputs hold that exit's `logits` (B, C).
 
     Raises:
         TypeError, ValueError: a model, arguments or labels that it cannot train with.
@@ -63,12 +66,16 @@ class RomeBertTrainer(ExitTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, RomeBertTrainingArguments):
-            raise TypeError(f"args is a {type(self.args).__name__}; RomeBertTrainer takes RomeBertTrainingArguments.")
+            raise TypeError(
+                f"args is a {type(self.args).__name__}; RomeBertTrainer takes RomeBertTrainingArguments."
+            )
         self._check_settings()
         self._hooks = HookWatch()
         self.add_callback(self._hooks)
         self._run: TrainingRun | None = None  # while there is one
-        self._weighed: tuple[Any, Any, Any] | None = None  # which class weights were last asked for, of which data, and they
+        self._weighed: tuple[Any, Any, Any] | None = (
+            None  # which class weights were last asked for, of which data, and they
+        )
         self._searched: list[Any] = []  # objective and loss of each trial of a search
 
     def _check_settings(self) -> None:
@@ -76,18 +83,26 @@ class RomeBertTrainer(ExitTrainer):
         self.args.check()
         if not hasattr(self.romebert, "exits"):
             raise TypeError(f"model is a {type(self.romebert).__name__}, which has no exits to train.")
-        if len(self.romebert.exits) == 1 and any(set(cycle) == {EXITS} for cycle in self.args.training_objective.stages):
+        if len(self.romebert.exits) == 1 and any(
+            set(cycle) == {EXITS} for cycle in self.args.training_objective.stages
+        ):
             raise ValueError(
-                f"objective={self.args.objective!r} has a stage for the exits before the last, and exit_layers="
-                f"{self.romebert.config.exit_layers} has none; use objective='last'."
+                f"objective={self.args.objective!r} has a stage for the exits before the last, and"
+                f" exit_layers={self.romebert.config.exit_layers} has none; use objective='last'."
             )
         if self.compute_loss_func is not None and parse_class_weights(self.args.class_weights) is not None:
-            raise ValueError("class_weights and compute_loss_func are both given; the function can weigh classes itself.")
+            raise ValueError(
+                "class_weights and compute_loss_func are both given; the function can weigh classes itself."
+            )
 
     # ---- the loss
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The objective's loss of one batch; in training, its backward hands out the regularized gradient."""
         inputs = dict(inputs)
@@ -137,11 +152,13 @@ class RomeBertTrainer(ExitTrainer):
     def _losses_of_own(self, outputs: Any, labels: Tensor, num_items_in_batch: Any, trains: bool) -> Tensor:
         """(E,): `compute_loss_func` of each exit, which sees that exit's logits (B, C).
 
-        As in the stock Trainer it may divide by the items of a whole group of micro-batches, in all processes; what comes out of
-        `compute_loss` is a mean over a micro-batch.
+        As in the stock Trainer it may divide by the items of a whole group of micro-batches, in all
+        processes; what comes out of `compute_loss` is a mean over a micro-batch.
         """
         of_exits = []
-        for logits, layer in zip(outputs.exit_logits.unbind(1), self.romebert.config.exit_layers, strict=True):
+        for logits, layer in zip(
+            outputs.exit_logits.unbind(1), self.romebert.config.exit_layers, strict=True
+        ):
             exit_layer = torch.full_like(outputs.exit_layer, layer)
             seen = type(outputs)(**{**outputs, "logits": logits, "exit_layer": exit_layer})
             of_exits.append(self.compute_loss_func(seen, labels, num_items_in_batch=num_items_in_batch))
@@ -151,14 +168,18 @@ class RomeBertTrainer(ExitTrainer):
         return torch.stack(of_exits).float() * factor
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As `Trainer.training_step`; notes what only the gradients tell, after the last backward pass of a group."""
+        """As `Trainer.training_step`; notes what only the gradients tell, after the last backward pass of a
+        group.
+        """
         loss = super().training_step(*args, **kwargs)
         if self._run is not None and self.accelerator.sync_gradients:
             self._run.end_group()
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer._get_grad_norm`, once per step, between the gradients and the optimizer: where a step is judged."""
+        """As `Trainer._get_grad_norm`, once per step, between the gradients and the optimizer: where a step
+        is judged.
+        """
         self._hooks.note("_get_grad_norm")
         norm = super()._get_grad_norm(*args, **kwargs)
         if isinstance(norm, Tensor) and self._run is not None:
@@ -166,7 +187,7 @@ class RomeBertTrainer(ExitTrainer):
         return norm
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.get_batch_samples`, which begins a step: nothing of one that did not end goes into it."""
+        """As `Trainer.get_batch_samples`, which begins a step: what is left of an unfinished one goes."""
         self._hooks.note("get_batch_samples")
         if self._run is not None:
             self._run.begin_group()
@@ -178,11 +199,12 @@ class RomeBertTrainer(ExitTrainer):
         """As `Trainer.train`; a two-stage objective runs `num_train_epochs` (or `max_steps`) per stage.
 
         Args:
-            resume_from_checkpoint: `True` continues from the newest complete checkpoint in `output_dir`: one that was cut off
-                while it was written is passed over. A path is a complete checkpoint.
+            resume_from_checkpoint: `True` continues from the newest complete checkpoint in `output_dir`: one
+                that was cut off while it was written is passed over. A path is a complete checkpoint.
 
         Raises:
-            ValueError: settings or a dataset that cannot be trained with, or no complete checkpoint (checkpoints.py).
+            ValueError: settings or a dataset that cannot be trained with, or no complete checkpoint
+                (resume.py).
             FloatingPointError: see `RomeBertTrainer`.
         """
         if resume_from_checkpoint:
@@ -193,10 +215,11 @@ class RomeBertTrainer(ExitTrainer):
             self._close_run()
 
     def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
-        """As `Trainer.set_initial_training_values`: every stage takes the epochs, or steps, that the arguments give.
+        """As `Trainer.set_initial_training_values`: every stage takes the epochs, or steps, that the
+        arguments give.
 
-        A training starts here, also one that starts anew with smaller batches: by now `model_init` has made its model, and a search
-        has set the arguments of its trial.
+        A training starts here, also one that starts anew with smaller batches: by now `model_init` has made
+        its model, and a search has set the arguments of its trial.
         """
         self._hooks.note("set_initial_training_values")
         self._start_run()
@@ -218,21 +241,28 @@ class RomeBertTrainer(ExitTrainer):
         model.evaluation, model.training_settings = None, self._settings_for_card()
 
     def _settle_unused_weights(self) -> None:
-        """Tell DDP of weights that the objective leaves without a gradient, where the objective is another than at construction."""
+        """Tell DDP of weights that the objective leaves without a gradient, where the objective is another
+        than at construction.
+        """
         self.args.settle_unused_weights()
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.find_unused_parameters = self.args.ddp_find_unused_parameters
 
     def _compare_trials(self) -> None:
         """Say it once when the trials of a search are compared by losses that differ."""
-        if self.hp_search_backend is None or self.compute_objective is not evaluation_loss or self._run is None:
+        if (
+            self.hp_search_backend is None
+            or self.compute_objective is not evaluation_loss
+            or self._run is None
+        ):
             return
         self._searched.append((self.args.objective, self._run.exit_loss))
         *before, this = self._searched
         if before and this != before[0] and all(loss == before[0] for loss in before):
             logger.warning(
-                "The trials of this search minimise different losses, so their evaluation losses do not compare. Search with"
-                " direction='maximize', which goes by the metric, or give compute_objective."
+                "The trials of this search minimise different losses, so their evaluation losses do not"
+                " compare. Search with direction='maximize', which goes by the metric, or give"
+                " compute_objective."
             )
 
     def _close_run(self) -> None:
@@ -243,18 +273,24 @@ class RomeBertTrainer(ExitTrainer):
     # ---- checkpoints and schedule
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its trainer_state.json is there."""
+        """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its
+        trainer_state.json is there.
+        """
         self._hooks.note("_save_checkpoint")
         if self._run is not None and self._run.guard is not None:
             self._run.guard.check()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            (folder / TRAINER_STATE).unlink(missing_ok=True)  # of an earlier run, whose files are now written over
+            (folder / TRAINER_STATE).unlink(
+                missing_ok=True
+            )  # of an earlier run, whose files are now written over
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """As `Trainer._save_rng_state`: the one file of each process, which the last file of the main process now waits for."""
+        """As `Trainer._save_rng_state`: the one file of each process, which the last file of the main process
+        now waits for.
+        """
         self._hooks.note("_save_rng_state")
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
@@ -271,8 +307,8 @@ class RomeBertTrainer(ExitTrainer):
             schedule = super().create_scheduler(steps, optimizer)
             if not isinstance(schedule, LambdaLR):
                 raise ValueError(
-                    f"lr_scheduler_type={SchedulerType(self.args.lr_scheduler_type).value} cannot start anew at a stage;"
-                    " use linear or cosine."
+                    f"lr_scheduler_type={SchedulerType(self.args.lr_scheduler_type).value} cannot start"
+                    " anew at a stage; use linear or cosine."
                 )
             self.lr_scheduler = restarting(schedule, steps, stages, optimizer or self.optimizer)
         return self.lr_scheduler
@@ -289,27 +325,42 @@ class RomeBertTrainer(ExitTrainer):
         """As `Trainer.hyperparameter_search`; every setting of `RomeBertTrainingArguments` can be searched.
 
         Args:
-            compute_objective: left out, what is minimised is the evaluation loss, and what is maximised the metric at the last
-                exit; with a `compute_metrics` the sum of its figures at the last exit, either way. Trials whose loss is another one
-                (`distillation_weight`, `objective`, `class_weights`, ...) cannot be compared by it: maximise a metric then.
+            compute_objective: left out, what is minimised is the evaluation loss, and what is maximised the
+                metric at the last exit; with a `compute_metrics` the sum of its figures at the last exit,
+                either way. Trials whose loss is another one (`distillation_weight`, `objective`,
+                `class_weights`, ...) cannot be compared by it: maximise a metric then.
         """
         self._searched = []
         if compute_objective is None:
             by_loss = self.compute_metrics == self._default_metrics and direction == "minimize"
             compute_objective = evaluation_loss if by_loss else metrics_of_last_exit
-        return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction, *args, **kwargs)
+        return super().hyperparameter_search(
+            hp_space, compute_objective, n_trials, direction, *args, **kwargs
+        )
 
     # ---- cards and logs
 
     def _settings_for_card(self) -> dict[str, Any]:
         """What a reader of the model card wants to know of the training."""
         args = self.args
-        names = ("objective", "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "warmup_steps", "seed")
+        names = (
+            "objective",
+            "learning_rate",
+            "num_train_epochs",
+            "max_steps",
+            "weight_decay",
+            "warmup_steps",
+            "seed",
+        )
         settings = {name: getattr(args, name) for name in names if name != "max_steps" or args.max_steps > 0}
         if args.regularizes:
             settings["gradient_regularization"] = args.gradient_regularization
         settings["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return settings | {"processes": args.world_size, "optimizer": str(args.optim), "hub_model_id": args.hub_model_id}
+        return settings | {
+            "processes": args.world_size,
+            "optimizer": str(args.optim),
+            "hub_model_id": args.hub_model_id,
+        }
 
     def create_model_card(
         self,
@@ -323,11 +374,18 @@ class RomeBertTrainer(ExitTrainer):
         dataset: Any = None,
         dataset_args: Any = None,
     ) -> None:
-        """As `Trainer.create_model_card`, with the card of this package (model_card.py); a README.md of the user's own stays."""
+        """As `Trainer.create_model_card`, with the card of this package (model_card.py); a README.md of the
+        user's own stays.
+        """
         if not self.is_world_process_zero():
             return
         settings = dict(self.romebert.training_settings or self._settings_for_card())
-        given = {"language": language, "license": license, "base_model": finetuned_from, "datasets": dataset_tags or dataset}
+        given = {
+            "language": language,
+            "license": license,
+            "base_model": finetuned_from,
+            "datasets": dataset_tags or dataset,
+        }
         settings |= {name: value for name, value in given.items() if value is not None}
         self.romebert.write_card(self.args.output_dir, training=settings)
 
@@ -335,7 +393,9 @@ class RomeBertTrainer(ExitTrainer):
         return self.accelerator.reduce(values, "sum")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As `Trainer.log`; the log of a training step gets the means since the last one, read from the device here."""
+        """As `Trainer.log`; the log of a training step gets the means since the last one, read from the
+        device here.
+        """
         guard = None if self._run is None else self._run.guard
         if guard is not None:
             guard.check()

@@ -1,4 +1,6 @@
-"""Stages of a training: which terms a step minimises, which weights that leaves frozen, and a schedule that starts anew."""
+"""Stages of a training: which terms a step minimises, which weights that leaves frozen, and a schedule that
+starts anew.
+"""
 
 from typing import Any
 
@@ -23,13 +25,19 @@ class Stages:
         self._terms: Terms | None = None
 
     def enter(self, step: int) -> Terms:
-        """Terms of a step, counted from 0; freezes the weights that it does not train, until another step trains them."""
+        """Terms of a step, counted from 0; freezes the weights that it does not train, until another step
+        trains them.
+        """
         stages = self.objective.stages
         cycle = stages[min(step // self.steps, len(stages) - 1) if self.steps else 0]
         terms = cycle[step % len(cycle)]
         if terms != self._terms:
             self.unfreeze()
-            early = {id(p) for layer in self.model.config.exit_layers[:-1] for p in self.model.exits[str(layer)].parameters()}
+            early = {
+                id(p)
+                for layer in self.model.config.exit_layers[:-1]
+                for p in self.model.exits[str(layer)].parameters()
+            }
             for parameter in self.model.parameters():
                 trained = terms.exits if id(parameter) in early else terms.last
                 if parameter.requires_grad and not trained:
@@ -47,7 +55,8 @@ class Stages:
 def restarting(schedule: LambdaLR, steps: int, stages: int, optimizer: Any) -> LambdaLR:
     """A schedule of one stage of so many steps, warm-up included -> one that starts anew at each stage.
 
-    One optimizer serves all stages: weights that a stage does not train have no gradient, so it leaves them alone.
+    One optimizer serves all stages: weights that a stage does not train have no gradient, so it leaves them
+        alone.
     """
     of_stage = schedule.lr_lambdas[0]
     return LambdaLR(optimizer, lambda step: of_stage(step % steps if step < steps * stages else steps))

@@ -1,7 +1,8 @@
-"""What is wrong with a dataset, said before the first step instead of in the middle of an epoch; and labels, read for the model.
+"""What is wrong with a dataset, said before the first step instead of in the middle of an epoch; and labels,
+read for the model.
 
-All labels are read where that is cheap: a column of a `datasets.Dataset`, a list of dicts. Of any other dataset one row is looked
-at, and every batch as it is made.
+All labels are read where that is cheap: a column of a `datasets.Dataset`, a list of dicts. Of any other
+dataset one row is looked at, and every batch as it is made.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -15,8 +16,8 @@ from torch.utils.data import IterableDataset
 from transformers import DataCollatorWithPadding, DefaultDataCollator, default_data_collator
 from transformers.utils import logging
 
+from ..losses import IGNORED_LABEL
 from .labels import LABEL_COLUMNS, Label, LabelReader, say_ignored, take_class_names
-from .losses import IGNORED_LABEL
 
 logger = logging.get_logger(__name__)
 
@@ -24,13 +25,15 @@ logger = logging.get_logger(__name__)
 def check_dataset(
     dataset: Any, name: str, config: Any, collator: Any = None, trains: bool = True, needs_labels: bool = True
 ) -> None:
-    """Refuse a dataset that cannot be trained, or evaluated, on; and take the names of its classes where the model has none.
+    """Refuse a dataset that cannot be trained, or evaluated, on; and take the names of its classes where the
+    model has none.
 
     Args:
         dataset: of any kind that a `Trainer` takes.
         name: of the argument, for the message.
         config: of the model.
-        collator: what makes a batch. One that is not of transformers may make the labels itself: they are not looked for.
+        collator: what makes a batch. One that is not of transformers may make the labels itself: they are not
+            looked for.
         trains: whether classes are to be learned from it: of one class only is then worth a word.
         needs_labels: whether it is of no use without labels.
 
@@ -48,11 +51,15 @@ def check_dataset(
     if isinstance(dataset, Sized) and len(dataset) == 0:
         raise ValueError(f"{name} has no rows; check the split, and the filters that made it.")
     if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise ValueError(f"{name} is a {type(dataset).__name__}; give one of its splits: {', '.join(dataset)}.")
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__}; give one of its splits: {', '.join(dataset)}."
+        )
     if not is_stock(collator):
         return
     take_class_names(config, dataset, name)
-    in_columns = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"  # a transform may make the labels
+    in_columns = (
+        isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+    )  # a transform may make the labels
     whole = in_columns or isinstance(dataset, list | tuple)
     rows = [] if in_columns else dataset if whole else _first_row(dataset)
     rows = [row for row in rows if isinstance(row, Mapping)]
@@ -63,8 +70,8 @@ def check_dataset(
         if not needs_labels:
             return
         raise ValueError(
-            f"{name} has no labels: its columns are {', '.join(map(str, columns))}. Name the one with the labels `labels` or"
-            " `label`, with dataset.rename_column where it is a datasets.Dataset."
+            f"{name} has no labels: its columns are {', '.join(map(str, columns))}. Name the one with the"
+            " labels `labels` or `label`, with dataset.rename_column where it is a datasets.Dataset."
         )
     read = LabelReader(config)
     labels = _labels_of_columns(dataset, read, name) if in_columns else _labels_of_rows(rows, read, name)
@@ -76,7 +83,9 @@ def check_dataset(
 
 def is_stock(collator: Any) -> bool:
     """Whether a collator is one of transformers that takes labels as they stand in the rows."""
-    return collator in (None, default_data_collator) or isinstance(collator, DataCollatorWithPadding | DefaultDataCollator)
+    return collator in (None, default_data_collator) or isinstance(
+        collator, DataCollatorWithPadding | DefaultDataCollator
+    )
 
 
 def _first_row(dataset: Any) -> Sequence[Any]:
@@ -111,11 +120,15 @@ def _labels_of_rows(rows: Sequence[Any], read: LabelReader, name: str) -> Counte
 
 def _check_classes(classes: set[Any], rows: int, name: str, trains: bool) -> None:
     if not classes:
-        raise ValueError(f"{name}: every row has the label {IGNORED_LABEL}, which is none; there is nothing to learn or to judge.")
+        raise ValueError(
+            f"{name}: every row has the label {IGNORED_LABEL}, which is none; there is nothing to learn or"
+            " to judge."
+        )
     if trains and len(classes) == 1 and rows > 1:
         logger.warning(
-            f"{name}: every row is of class {classes.pop()}, so a model learns to say nothing else. Where rows are sorted by class,"
-            " shuffle before taking a part of them, or split with train_test_split(stratify_by_column=...)."
+            f"{name}: every row is of class {classes.pop()}, so a model learns to say nothing else. Where"
+            " rows are sorted by class, shuffle before taking a part of them, or split with"
+            " train_test_split(stratify_by_column=...)."
         )
 
 
@@ -132,7 +145,8 @@ class LabelCollator:
         name: of the dataset, for messages.
 
     Raises:
-        ValueError: on making a batch: a label without exactly one meaning, or a row without tokens or with too many.
+        ValueError: on making a batch: a label without exactly one meaning, or a row without tokens or with
+            too many.
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], config: Any, max_tokens: int | None, name: str):
@@ -156,16 +170,19 @@ class LabelCollator:
 
 
 def check_length(input_ids: Any, max_tokens: int | None, where: str) -> None:
-    """Refuse what is no list of token ids, and a row of no tokens, or of more than there are positions for."""
+    """Refuse what is no list of token ids, an empty one, and one with more than there are positions for."""
     if input_ids is None or len(input_ids) == 0:
-        raise ValueError(f"{where} has no tokens: its input_ids are {input_ids}. Leave such rows out with dataset.filter.")
+        raise ValueError(
+            f"{where} has no tokens: its input_ids are {input_ids}. Leave such rows out with dataset.filter."
+        )
     if isinstance(input_ids, str) or np.ndim(input_ids[0]) > 0:
         raise ValueError(
-            f"{where} has input_ids of another shape than a list of token ids: {str(input_ids)[:60]}. Tokenise one text per row."
+            f"{where} has input_ids of another shape than a list of token ids: {str(input_ids)[:60]}."
+            " Tokenise one text per row."
         )
     tokens = len(input_ids)
     if max_tokens is not None and tokens > max_tokens:
         raise ValueError(
-            f"{where} has {tokens} tokens, and the model has positions for {max_tokens}. Tokenise with truncation=True,"
-            f" max_length={max_tokens}."
+            f"{where} has {tokens} tokens, and the model has positions for {max_tokens}. Tokenise with"
+            f" truncation=True, max_length={max_tokens}."
         )

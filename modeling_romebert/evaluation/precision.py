@@ -1,4 +1,4 @@
-"""What half precision changes: the same texts scored in fp32 and in other dtypes, prediction by prediction."""
+"""What half precision changes: the same texts scored in fp32 and in other dtypes, and compared."""
 
 import copy
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .scoring import score
+from ..scoring import score
 
 
 @dataclass
@@ -25,12 +25,16 @@ class PrecisionChange:
 
 
 def compare_precision(
-    model: Any, tokenizer: Any, texts: Sequence[Any], dtypes: Sequence[str] = ("bfloat16", "float16"), **settings: Any
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Any],
+    dtypes: Sequence[str] = ("bfloat16", "float16"),
+    **settings: Any,
 ) -> list[PrecisionChange]:
     """Count the predictions that change when a model runs in half precision, before choosing it.
 
-    Policies read logits in fp32 whatever the dtype; what changes are the logits. bf16 keeps 8 bits of a number and the range of
-    fp32, fp16 keeps 11 and overflows above 65,504.
+    Policies read logits in fp32 whatever the dtype; what changes are the logits. bf16 keeps 8 bits of a
+    number and the range of fp32, fp16 keeps 11 and overflows above 65,504.
 
     Args:
         model: a `RomeBertForSequenceClassification` in fp32; it stays as it is, copies are converted.
@@ -49,12 +53,16 @@ def compare_precision(
         ...     print(f"{change.dtype}: {change.labels_changed} of {change.texts} labels change")
     """
     if model.dtype != torch.float32:
-        raise ValueError(f"the model is in {model.dtype}: give it in torch.float32, which the others are compared with.")
+        raise ValueError(
+            f"the model is in {model.dtype}: give it in torch.float32, which the others are compared with."
+        )
     if not len(texts):
         raise ValueError("there are no texts, so there is nothing to compare.")
     for name in dtypes:
         if not (isinstance(dtype := getattr(torch, name, None), torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtypes: {name!r} is no floating-point type of torch; bfloat16 and float16 are.")
+            raise ValueError(
+                f"dtypes: {name!r} is no floating-point type of torch; bfloat16 and float16 are."
+            )
     reference: list[dict[str, Any]] = []
     changes = []
     for name in ("float32", *dtypes):
@@ -72,7 +80,9 @@ def compare_precision(
                 labels_changed=len(results) - len(same),
                 exits_changed=sum(one["exit_layer"] != other["exit_layer"] for one, other in pairs),
                 largest_score_change=max(same, default=0.0),
-                cost=sum(one["exit_layer"] for one in results) / len(results) / model.config.num_hidden_layers,
+                cost=sum(one["exit_layer"] for one in results)
+                / len(results)
+                / model.config.num_hidden_layers,
                 seconds=seconds,
             )
         )

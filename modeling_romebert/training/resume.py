@@ -1,7 +1,7 @@
 """Which checkpoint a run continues from: one that is complete, or an error that says what is wrong with it.
 
-A Trainer writes a checkpoint file by file, `trainer_state.json` last, so a process that is killed leaves a folder that looks like
-any other. Writing is the trainer's; nothing is loaded here, pickles least of all.
+A Trainer writes a checkpoint file by file, `trainer_state.json` last, so a process that is killed leaves a
+folder that looks like any other. Writing is the trainer's; nothing is loaded here, pickles least of all.
 """
 
 import json
@@ -14,15 +14,18 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import TrainerState
 
 TRAINER_STATE = "trainer_state.json"
-STATES_OF_OPTIMIZER = ("optimizer", "global_step")  # how the names of the files or folders begin; the second is DeepSpeed's
+STATES_OF_OPTIMIZER = (
+    "optimizer",
+    "global_step",
+)  # how the names of the files or folders begin; the second is DeepSpeed's
 
 
 def flaw(checkpoint: str | os.PathLike[str]) -> str | None:
     """What keeps a training from continuing at this checkpoint, in words; `None` where nothing does.
 
-    Complete is a checkpoint whose last file is there and can be read, that holds the state of the optimizer, and in which every
-    file of weights and states is as long as it says it is (read off the headers of safetensors and the directories at the end of
-    PyTorch's files).
+    Complete is a checkpoint whose last file is there and can be read, that holds the state of the optimizer,
+    and in which every file of weights and states is as long as it says it is (read off the headers of
+    safetensors and the directories at the end of PyTorch's files).
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -53,7 +56,11 @@ def _is_whole(path: Path) -> bool:
 
 def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints in the output folder of a run, complete or not, newest first."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = [
+        path
+        for path in Path(folder).glob("checkpoint-*")
+        if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
 
 
@@ -63,7 +70,8 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
 
 
 def checkpoint_to_resume(choice: str | os.PathLike[str] | bool, output_dir: str) -> str:
-    """What `resume_from_checkpoint` stands for: `True` is the newest complete checkpoint in `output_dir`, a path is itself.
+    """What `resume_from_checkpoint` stands for: `True` is the newest complete checkpoint in `output_dir`, a
+    path is itself.
 
     Raises:
         ValueError: there is no complete checkpoint, or the one named is not.
@@ -73,14 +81,16 @@ def checkpoint_to_resume(choice: str | os.PathLike[str] | bool, output_dir: str)
         if newest is None:
             passed_over = "".join(f" {path.name}: {flaw(path)}." for path in checkpoints(output_dir))
             raise ValueError(
-                f"resume_from_checkpoint=True finds no complete checkpoint in output_dir={output_dir!r}.{passed_over} Leave"
-                " resume_from_checkpoint out to start from the beginning, with save_strategy set so that there is one next time."
+                "resume_from_checkpoint=True finds no complete checkpoint in"
+                f" output_dir={output_dir!r}.{passed_over} Leave resume_from_checkpoint out to start from"
+                " the beginning, with save_strategy set so that there is one next time."
             )
         return newest
     wrong = flaw(str(choice))
     if wrong is not None:
         raise ValueError(
-            f"resume_from_checkpoint={str(choice)!r} cannot be continued from: {wrong}. resume_from_checkpoint=True takes the"
-            " newest complete one in output_dir; left out, training starts from the beginning."
+            f"resume_from_checkpoint={str(choice)!r} cannot be continued from: {wrong}."
+            " resume_from_checkpoint=True takes the newest complete one in output_dir; left out, training"
+            " starts from the beginning."
         )
     return str(choice)

@@ -1,4 +1,6 @@
-"""What one training keeps between its steps, so that nothing of it outlives it: a run that starts anew starts with another."""
+"""What one training keeps between its steps, so that nothing of it outlives it: a run that starts anew starts
+with another.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,24 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .losses import ExitLoss, LossTerms
+from ..losses import ExitLoss, LossTerms
+from .arguments import RomeBertTrainingArguments
+from .gradient_projection import GradientRegularizer
+from .meters import RunningMeans
+from .non_finite import StepGuard
 from .objectives import BOTH, Terms
-from .projection import GradientRegularizer
-from .running_means import RunningMeans
 from .stages import Stages
-from .step_guard import StepGuard
-from .training_args import RomeBertTrainingArguments
 
 
 class TrainingRun:
     """The state of one training, whose settings are those of the arguments when it starts.
 
-    A step is a group of micro-batches: `begin_group`, then for each of them `enter_step` and `loss`, then `end_group` after the
-    last backward pass and `judge` before the optimizer. A group that did not come to its end leaves nothing to the next one.
+    A step is a group of micro-batches: `begin_group`, then for each of them `enter_step` and `loss`, then
+    `end_group` after the last backward pass and `judge` before the optimizer. A group that did not come to
+    its end leaves nothing to the next one.
 
     Args:
         model: a `RomeBertForSequenceClassification`.
-        wrapper: the model as the trainer was given it, for instance with adapters: whose parameters are trained.
+        wrapper: the model as the trainer was given it, for instance with adapters: whose parameters are
+            trained.
         args: read, and checked, now.
         exit_loss: that the run minimises.
         reduce: adds up a tensor over all processes.
@@ -46,7 +50,9 @@ class TrainingRun:
         self.guard: StepGuard | None = None
         self._reduce = reduce
         self._regularizer: GradientRegularizer | None = None
-        self._gradients_met: Tensor | None = None  # (2,): their cosine and whether they conflicted, in the present step
+        self._gradients_met: Tensor | None = (
+            None  # (2,): their cosine and whether they conflicted, in the present step
+        )
         self._labelled: Tensor | None = None  # whether a row of the present step has a label
         self._in_group = False
         model.watches_exits = False  # a step that trains the last exit alone is meant to
@@ -69,11 +75,13 @@ class TrainingRun:
         return self.stages.enter(step)
 
     def loss(self, losses: LossTerms, terms: Terms, any_labelled: Tensor, end_of_group: bool) -> Tensor:
-        """The terms of a micro-batch -> what is minimised, a scalar, whose backward hands out the regularized gradient.
+        """The terms of a micro-batch -> what is minimised, a scalar, whose backward hands out the regularized
+        gradient.
 
         Args:
             losses, terms: what there is, and which of it the step minimises.
-            any_labelled: whether a row of the micro-batch has a label; else its zeros do not count in the logged means.
+            any_labelled: whether a row of the micro-batch has a label; else its zeros do not count in the
+                logged means.
             end_of_group: whether the weights move after its backward pass.
         """
         assert self.guard is not None
@@ -81,7 +89,11 @@ class TrainingRun:
             loss = self._regularized().loss(losses.last, losses.exits, end_of_group)
         else:
             loss = minimised(losses, terms)
-        names = ("loss_last", "loss_exits", *(f"loss_exit_{layer}" for layer in self.model.config.exit_layers))
+        names = (
+            "loss_last",
+            "loss_exits",
+            *(f"loss_exit_{layer}" for layer in self.model.config.exit_layers),
+        )
         values = torch.cat([torch.stack([losses.last, losses.exits]), losses.per_exit]).detach()  # (2 + E,)
         self.means.add(names, values.where(any_labelled, torch.nan))
         self._labelled = any_labelled if self._labelled is None else self._labelled | any_labelled
@@ -105,7 +117,7 @@ class TrainingRun:
                 self._gradients_met = torch.stack([cosine, projected])
 
     def judge(self, norm: Tensor, step: int, optimizer: Any) -> None:
-        """Between gradients and optimizer: let the step, counted from 1, pass or not; see `StepGuard.judge`."""
+        """Between gradients and optimizer: let the step, counted from 1, pass or not. See `judge`."""
         if self.guard is None:
             return
         if self._gradients_met is not None and self._labelled is not None:
@@ -124,15 +136,19 @@ class TrainingRun:
 
 
 def minimised(losses: LossTerms, terms: Terms) -> Tensor:
-    """Only what is minimised: a term times zero would still give its weights a gradient, and so decay and momentum."""
-    return torch.stack([loss for loss, wanted in zip((losses.last, losses.exits), terms, strict=True) if wanted]).sum()
+    """Only what is minimised: a term times zero would still give its weights a gradient, and so decay and
+    momentum.
+    """
+    return torch.stack(
+        [loss for loss, wanted in zip((losses.last, losses.exits), terms, strict=True) if wanted]
+    ).sum()
 
 
 def shared_weights(model: Any) -> list[nn.Parameter]:
     """Weight matrices of the layers that both the last exit and another one reach: S in the paper.
 
-    Layers 1 .. the deepest exit before the last; no norms, biases, embeddings or exits, and no frozen weights. A matrix that layers
-    share counts once.
+    Layers 1 .. the deepest exit before the last; no norms, biases, embeddings or exits, and no frozen
+    weights. A matrix that layers share counts once.
     """
     reached = model.config.exit_layers[-2] if len(model.config.exit_layers) > 1 else 0
     layers = nn.ModuleList(model.layers[:reached])

@@ -1,4 +1,6 @@
-"""Class weights: what `class_weights` of the arguments stands for, and weights that balance the classes of a dataset."""
+"""Class weights: what `class_weights` of the arguments stands for, and weights that balance the classes of a
+dataset.
+"""
 
 from collections.abc import Mapping, Sized
 from typing import Any
@@ -8,24 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .labels import LABEL_COLUMNS, LabelReader
-from .losses import IGNORED_LABEL, check_class_weights
+from ..data.labels import LABEL_COLUMNS, LabelReader
+from ..losses import IGNORED_LABEL, check_class_weights
 
 BALANCED = "balanced"
 FORMS = f"give one number, 0 or more, per class, or {BALANCED!r}"
 
 
 def parse_class_weights(given: Any) -> str | tuple[float, ...] | None:
-    """`class_weights` as a command line, a file, a search or a caller gives it -> `"balanced"`, one number per class, or `None`.
+    """`class_weights` as a command line, a file, a search or a caller gives it -> `"balanced"`, one number
+    per class, or `None`.
 
-    A search casts a value to the type of the one before it: numbers may come as one text, and a word as a list of its letters.
+    A search casts a value to the type of the one before it: numbers may come as one text, and a word as a
+        list of its letters.
 
     Raises:
         ValueError: it is neither.
 
     Example:
-        >>> parse_class_weights(["0.3", "0.7"]), parse_class_weights("[0.3, 0.7]"), parse_class_weights(["balanced"])
-        ((0.3, 0.7), (0.3, 0.7), 'balanced')
+        >>> [parse_class_weights(given) for given in (["0.3", "0.7"], "[0.3, 0.7]", ["balanced"])]
+        [(0.3, 0.7), (0.3, 0.7), 'balanced']
     """
     if isinstance(given, np.ndarray | Tensor):
         given = given.tolist()
@@ -44,7 +48,10 @@ def parse_class_weights(given: Any) -> str | tuple[float, ...] | None:
     except (TypeError, ValueError):
         raise ValueError(f"class_weights={given!r} is unknown; {FORMS}.") from None
     if not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
-        raise ValueError(f"class_weights={list(weights)} are not finite numbers of 0 or more, some of them above 0; {FORMS}.")
+        raise ValueError(
+            f"class_weights={list(weights)} are not finite numbers of 0 or more, some of them above 0;"
+            f" {FORMS}."
+        )
     return weights
 
 
@@ -66,7 +73,9 @@ def resolve_class_weights(given: Any, dataset: Any, config: Any) -> tuple[float,
     problem_type = "regression" if config.num_labels == 1 else read.problem_type
     if weights == BALANCED:
         if problem_type == "regression":
-            raise ValueError(f"class_weights={BALANCED!r} is given, but a regression has no classes; leave it out.")
+            raise ValueError(
+                f"class_weights={BALANCED!r} is given, but a regression has no classes; leave it out."
+            )
         labels = all_labels(dataset, read)
         weights = balanced_weights(labels, config.num_labels, str(read.problem_type), config.id2label)
     assert not isinstance(weights, str)
@@ -74,11 +83,14 @@ def resolve_class_weights(given: Any, dataset: Any, config: Any) -> tuple[float,
     return weights
 
 
-def balanced_weights(labels: Tensor, num_labels: int, problem_type: str, names: Mapping[int, str]) -> tuple[float, ...]:
+def balanced_weights(
+    labels: Tensor, num_labels: int, problem_type: str, names: Mapping[int, str]
+) -> tuple[float, ...]:
     """Weights under which the classes count alike.
 
-    For a single label as scikit-learn's `class_weight="balanced"`: N / (C * rows of the class), labels of -100 left out. For
-    several labels a label's negatives / its positives, as the documentation of `BCEWithLogitsLoss` has it for `pos_weight`.
+    For a single label as scikit-learn's `class_weight="balanced"`: N / (C * rows of the class), labels of
+    -100 left out. For several labels a label's negatives / its positives, as the documentation of
+    `BCEWithLogitsLoss` has it for `pos_weight`.
 
     Args:
         labels (N,) or (N, C).
@@ -87,7 +99,8 @@ def balanced_weights(labels: Tensor, num_labels: int, problem_type: str, names: 
         names: class -> its name, for the message.
 
     Raises:
-        ValueError: a class without any example, or of several labels one that all rows have: no weight would balance it.
+        ValueError: a class without any example, or of several labels one that all rows have: no weight would
+            balance it.
 
     Example:
         >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 2, "single_label_classification", names={})
@@ -101,10 +114,13 @@ def balanced_weights(labels: Tensor, num_labels: int, problem_type: str, names: 
         counts = torch.bincount(labels[labels != IGNORED_LABEL].long(), minlength=num_labels).double()  # (C,)
         weights = counts.sum() / (num_labels * counts)
     if (counts == 0).any():
-        missing = ", ".join(str(names.get(index, index)) for index in (counts == 0).nonzero().flatten().tolist())
+        missing = ", ".join(
+            str(names.get(index, index)) for index in (counts == 0).nonzero().flatten().tolist()
+        )
         raise ValueError(
-            f"class_weights={BALANCED!r} needs examples of every class (of several labels: for and against each), and train_dataset"
-            f" has none of {missing}; give one number per class, or leave class_weights out."
+            f"class_weights={BALANCED!r} needs examples of every class (of several labels: for and against"
+            f" each), and train_dataset has none of {missing}; give one number per class, or leave"
+            " class_weights out."
         )
     return tuple(weights.tolist())
 
@@ -121,10 +137,15 @@ def all_labels(dataset: Any, read: LabelReader) -> Tensor:
         rows = dataset.select_columns(columns).with_format(None) if columns else None
     elif isinstance(dataset, Sized):
         rows = [dataset[index] for index in range(len(dataset))]  # type: ignore[index]
-    labelled = bool(rows) and all(isinstance(row, Mapping) and any(name in row for name in LABEL_COLUMNS) for row in rows)
+    labelled = bool(rows) and all(
+        isinstance(row, Mapping) and any(name in row for name in LABEL_COLUMNS) for row in rows
+    )
     if not labelled:
         raise ValueError(
-            f"class_weights={BALANCED!r} is counted from the labels of train_dataset, which is a {type(dataset).__name__} whose"
-            f" labels cannot all be read beforehand (columns {', '.join(LABEL_COLUMNS)}); give one number per class."
+            f"class_weights={BALANCED!r} is counted from the labels of train_dataset, which is a"
+            f" {type(dataset).__name__} whose labels cannot all be read beforehand (columns"
+            f" {', '.join(LABEL_COLUMNS)}); give one number per class."
         )
-    return torch.tensor([read.of_row(row, f"train_dataset: row {number}")[1] for number, row in enumerate(rows)])
+    return torch.tensor(
+        [read.of_row(row, f"train_dataset: row {number}")[1] for number, row in enumerate(rows)]
+    )

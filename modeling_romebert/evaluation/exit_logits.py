@@ -1,4 +1,7 @@
-"""One pass of a model over a dataset: the logits of every exit, and the labels. What evaluation and calibration start from."""
+"""One pass of a model over a dataset: the logits of every exit, and the labels.
+
+What evaluation and calibration start from.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,13 +13,13 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 from transformers.utils import logging
 
-from .backbones import check_token_ids
-from .dataset_checks import check_length
-from .labels import LabelReader, say_ignored, take_class_names
-from .losses import IGNORED_LABEL
-from .scoring import each
-from .text_batcher import text_and_pair, was_cut, with_truncation
-from .unwrapping import inner_model
+from ..backbones import check_token_ids
+from ..data.checks import check_length
+from ..data.labels import LabelReader, say_ignored, take_class_names
+from ..losses import IGNORED_LABEL
+from ..pretrained import inner_model
+from ..scoring import each
+from ..text_batcher import text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)
 
@@ -36,25 +39,32 @@ def collect_exit_logits(
     """Run every row that has a label through every layer once.
 
     Args:
-        model: a `RomeBertForSequenceClassification`; it is put in evaluation mode. Where it has no names for its classes it takes
-            those of a `ClassLabel` column.
-        dataset: rows with `labels` (or `label`), read as in training (labels.py), and either `input_ids` (and what else the
-            tokenizer gives) or `text` (and `text_pair`), which is tokenised, and cut to the positions of the model as in `score`.
+        model: a `RomeBertForSequenceClassification`; it is put in evaluation mode. Where it has no names for
+            its classes it takes those of a `ClassLabel` column.
+        dataset: rows with `labels` (or `label`), read as in training (labels.py), and either `input_ids` (and
+            what else the tokenizer gives) or `text` (and `text_pair`), which is tokenised, and cut to the
+            positions of the model as in `score`.
         tokenizer: pads, and tokenises where that is needed.
 
     Raises:
-        ValueError: no rows, or rows without labels or inputs, or with labels or inputs that the model cannot take.
+        ValueError: no rows, or rows without labels or inputs, or with labels or inputs that the model cannot
+            take.
         TypeError: a text that is not a string.
     """
     if isinstance(dataset, Mapping):
-        raise ValueError(f"the dataset is a {type(dataset).__name__}; give one of its splits: {', '.join(map(str, dataset))}.")
+        raise ValueError(
+            f"the dataset is a {type(dataset).__name__}; give one of its splits:"
+            f" {', '.join(map(str, dataset))}."
+        )
     romebert = inner_model(model)
     take_class_names(romebert.config, dataset, "the dataset")
     read, tokenize = LabelReader(romebert.config), _Tokenizer(tokenizer, romebert.max_tokens)
     inputs, labels, rows = [], [], 0
     for index, row in enumerate(each(dataset)):
         if not isinstance(row, Mapping):
-            raise ValueError(f"row {index} is a {type(row).__name__}; give dicts with labels, and input_ids or text.")
+            raise ValueError(
+                f"row {index} is a {type(row).__name__}; give dicts with labels, and input_ids or text."
+            )
         rows += 1
         _, label = read.of_row(row, f"row {index}")
         if read.problem_type == "single_label_classification" and label == IGNORED_LABEL:
@@ -67,11 +77,16 @@ def collect_exit_logits(
     say_ignored(rows - len(labels), rows, "the dataset")
     if tokenize.cut:
         logger.warning(
-            f"{tokenize.cut} of {len(labels)} texts were longer than {tokenize.settings['max_length']} tokens and were cut."
+            f"{tokenize.cut} of {len(labels)} texts were longer than {tokenize.settings['max_length']}"
+            " tokens and were cut."
         )
-    if read.problem_type != romebert.problem_type:  # it was left open, and the labels settle it, as in training
+    if (
+        read.problem_type != romebert.problem_type
+    ):  # it was left open, and the labels settle it, as in training
         romebert.config.problem_type = read.problem_type
-    return ExitLogits(_run(model, inputs, tokenizer, batch_size, progress), np.asarray(labels), rows - len(labels))
+    return ExitLogits(
+        _run(model, inputs, tokenizer, batch_size, progress), np.asarray(labels), rows - len(labels)
+    )
 
 
 class _Tokenizer:
@@ -87,7 +102,9 @@ class _Tokenizer:
         elif "text" in row:
             encoded = self._tokenized(row, where)
         else:
-            raise ValueError(f"{where} has neither 'input_ids' nor 'text'; it has {', '.join(map(str, row))}.")
+            raise ValueError(
+                f"{where} has neither 'input_ids' nor 'text'; it has {', '.join(map(str, row))}."
+            )
         check_length(encoded["input_ids"], self.max_tokens, where)
         return encoded
 
@@ -98,7 +115,8 @@ class _Tokenizer:
         except TypeError:
             wrong = next((value for value in parts.values() if not isinstance(value, str)), row["text"])
             raise TypeError(
-                f"{where} has the text {wrong!r}, which is no string; leave such rows out with dataset.filter."
+                f"{where} has the text {wrong!r}, which is no string; leave such rows out with"
+                " dataset.filter."
             ) from None
         if not text.strip():
             raise ValueError(f"{where} has an empty text, {text!r}; leave such rows out with dataset.filter.")

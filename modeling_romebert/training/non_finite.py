@@ -1,7 +1,8 @@
-"""Keeps a step whose loss or gradient is not finite from moving the weights, and says which term and exit are at fault.
+"""Keeps a step whose loss or gradient is not finite from moving the weights, and says which term and exit are
+at fault.
 
-Between the gradients of a group of micro-batches and the optimizer. What a run does about such a step is `non_finite` of
-`RomeBertTrainingArguments`.
+Between the gradients of a group of micro-batches and the optimizer. What a run does about such a step is
+`non_finite` of `RomeBertTrainingArguments`.
 """
 
 from collections.abc import Callable
@@ -17,28 +18,34 @@ GRADIENT = "gradient"
 
 
 class Fault(NamedTuple):
-    """A step whose loss or gradient was not finite: its number from 1, the terms, and the layers of the exits at fault."""
+    """A step whose loss or gradient was not finite: its number from 1, the terms, and the layers of the exits
+    at fault.
+    """
 
     step: int
     terms: list[str]
     layers: list[int]
 
     def __str__(self) -> str:
-        return f"step {self.step}: {' and '.join(self.terms)} not finite, at the exits of layers {self.layers}"
+        return (
+            f"step {self.step}: {' and '.join(self.terms)} not finite, at the exits of layers {self.layers}"
+        )
 
 
 class StepGuard:
     """Judges each step by the norm of its gradient, after clipping and before the optimizer.
 
-    A loss that is not finite is given a gradient of NaN. Accumulation carries it to the end of the group, and what averages
-    gradients over processes carries it to all of them: the norm, which the stock step computes anyway, then tells every process
-    the same, without an exchange of its own.
+    A loss that is not finite is given a gradient of NaN. Accumulation carries it to the end of the group, and
+    what averages
+    gradients over processes carries it to all of them: the norm, which the stock step computes anyway, then
+    tells every process the same, without an exchange of its own.
 
-    A step at fault leaves weights, momentum, decay and the optimizer's count of steps as they were; the trainer's count, the data
-    and the schedule go on. Fused optimizers on an accelerator are told on the device (`found_inf`, as `GradScaler` does it), so no
-    step waits; after a fault, `"stop"` holds the weights until the host reads the record, which it does when it logs or saves. For
-    other optimizers the host reads the norm, and drops the gradients. Under a `GradScaler` an overflow of the gradient alone is the
-    scaler's business: it skips the step, which is counted, and never stops the run.
+    A step at fault leaves weights, momentum, decay and the optimizer's count of steps as they were; the
+    trainer's count, the data and the schedule go on. Fused optimizers on an accelerator are told on the
+    device (`found_inf`, as `GradScaler` does it), so no step waits; after a fault, `"stop"` holds the weights
+    until the host reads the record, which it does when it logs or saves. For other optimizers the host reads
+    the norm, and drops the gradients. Under a `GradScaler` an overflow of the gradient alone is the scaler's
+    business: it skips the step, which is counted, and never stops the run.
 
     Args:
         model: with `exits` and `layers`.
@@ -51,9 +58,13 @@ class StepGuard:
         self.policy = policy
         self._reduce = reduce
         self._witnesses, self._layers = _witnesses(model)
-        self._group: Tensor | None = None  # (2 + E,) bool: loss_last, loss_exits and each exit's loss, of the present group
+        self._group: Tensor | None = (
+            None  # (2 + E,) bool: loss_last, loss_exits and each exit's loss, of the present group
+        )
         self._flow: Tensor | None = None  # (W,) bool: the gradients of the witnesses, of the present group
-        self._record: Tensor | None = None  # (1 + 2 + E + W,): the first step at fault, or 0, and what was not finite in it
+        self._record: Tensor | None = (
+            None  # (1 + 2 + E + W,): the first step at fault, or 0, and what was not finite in it
+        )
         self._skipped: Tensor | None = None
         self._told: Any = None  # the optimizer that was told on the device
 
@@ -76,10 +87,14 @@ class StepGuard:
         self._group = self._flow = None
 
     def watch_gradients(self) -> None:
-        """Note where gradients are not finite, after the last backward pass of a group: clipping spreads NaN over all of them."""
+        """Note where gradients are not finite, after the last backward pass of a group: clipping spreads NaN
+        over all of them.
+        """
         if self._group is not None:
             none = self._group.new_zeros((), dtype=torch.float32)
-            norms = torch._foreach_norm([none if weight.grad is None else weight.grad for weight in self._witnesses])
+            norms = torch._foreach_norm(
+                [none if weight.grad is None else weight.grad for weight in self._witnesses]
+            )
             self._flow = ~torch.stack([none, *norms])[1:].isfinite()
 
     def judge(self, norm: Tensor, step: int, optimizer: Any) -> None:
@@ -99,8 +114,12 @@ class StepGuard:
         if group is None or flow is None or not (on_device or wrong):
             return
         found = torch.cat([wrong.new_ones(1), group, flow]) & wrong
-        found = torch.cat([found[:1] * step, found[1:]])  # the step, and what was not finite in it: (1 + 2 + E + W,) int64
-        self._record = found if self._record is None else torch.where(self._record[0] > 0, self._record, found)
+        found = torch.cat(
+            [found[:1] * step, found[1:]]
+        )  # the step, and what was not finite in it: (1 + 2 + E + W,) int64
+        self._record = (
+            found if self._record is None else torch.where(self._record[0] > 0, self._record, found)
+        )
         self._skipped = wrong.long() if self._skipped is None else self._skipped + wrong
         if on_device:
             self._told = optimizer.optimizer
@@ -121,12 +140,14 @@ class StepGuard:
         fault = self.read_fault() if self.policy == "stop" else None
         if fault is not None and (overflow_stops or fault.terms != [GRADIENT]):
             raise FloatingPointError(
-                f"{fault}. The weights are those before that step. Look at the batch and the learning rate, or leave"
-                " such steps out with non_finite='skip'."
+                f"{fault}. The weights are those before that step. Look at the batch and the learning rate,"
+                " or leave such steps out with non_finite='skip'."
             )
 
     def read_fault(self) -> Fault | None:
-        """The first step at fault since this was last read, in whichever process; `None` where there was none."""
+        """The first step at fault since this was last read, in whichever process; `None` where there was
+        none.
+        """
         if self._record is None or not (step := int(self._record[0])):
             return None
         last, exits, *found = self._reduce(self._record[1:]).tolist()
@@ -136,8 +157,11 @@ class StepGuard:
             terms = [name for name, wrong in (("loss_last", last), ("loss_exits", exits)) if wrong]
             layers = [layer for layer, wrong in zip(self.exit_layers, of_exits, strict=True) if wrong]
             return Fault(step, terms, layers or self.exit_layers[:-1])  # none by itself: their distillation
-        # What flows back is not finite from some layer on downwards, and it entered at that layer's exit, or the next above it.
-        deepest = max((layer for layer, wrong in zip(self._layers, of_weights, strict=True) if wrong), default=0)
+        # What flows back is not finite from some layer on downwards, and it entered at that layer's exit, or
+        # the next above it.
+        deepest = max(
+            (layer for layer, wrong in zip(self._layers, of_weights, strict=True) if wrong), default=0
+        )
         return Fault(step, [GRADIENT], [next(layer for layer in self.exit_layers if layer >= deepest)])
 
     def read_skipped(self) -> int:
@@ -153,15 +177,19 @@ class StepGuard:
 
     @staticmethod
     def _can_be_told(optimizer: Any, norm: Tensor) -> bool:
-        """Whether the step can be held on the device; reading costs nothing on the CPU, and under a scaler it is done anyway."""
+        """Whether the step can be held on the device; reading costs nothing on the CPU, and under a scaler it
+        is done anyway.
+        """
         fused = getattr(optimizer.optimizer, "_step_supports_amp_scaling", False)  # what GradScaler asks
         return fused and optimizer.scaler is None and norm.device.type != "cpu"
 
 
 def _witnesses(model: Any) -> tuple[list[nn.Parameter], list[int]]:
-    """A few weights of each layer and exit whose gradients tell whether what flows back through it is finite, and their layers.
+    """A few weights of each layer and exit whose gradients tell whether what flows back through it is finite,
+    and their layers.
 
-    Vectors, where there are some: their gradients sum over all tokens, are small, and the projection leaves them alone.
+    Vectors, where there are some: their gradients sum over all tokens, are small, and the projection leaves
+        them alone.
     """
     parts = [(layer, part) for layer, part in enumerate(model.layers, start=1)]
     parts += [(layer, model.exits[str(layer)]) for layer in model.config.exit_layers]

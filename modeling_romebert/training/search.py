@@ -17,7 +17,8 @@ def metrics_of_last_exit(metrics: dict[str, float]) -> float:
     """The sum of the metrics at the last exit: not those of the other exits, or of means over exits.
 
     Example:
-        >>> metrics_of_last_exit({"eval_loss": 0.5, "eval_f1": 0.8, "eval_f1_exit_1": 0.6, "eval_f1_mean": 0.7})
+        >>> metrics = {"eval_loss": 0.5, "eval_f1": 0.8, "eval_f1_exit_1": 0.6, "eval_f1_mean": 0.7}
+        >>> metrics_of_last_exit(metrics)
         0.8
     """
     of_last = {name: value for name, value in metrics.items() if f"{name}_mean" in metrics}

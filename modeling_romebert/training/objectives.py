@@ -1,4 +1,7 @@
-"""Objectives: which loss terms each training step minimises, as data. The terms themselves are in losses.py."""
+"""Objectives: which loss terms each training step minimises, as data.
+
+The terms themselves are in losses.py.
+"""
 
 from typing import NamedTuple
 
@@ -16,9 +19,9 @@ LAST, EXITS, BOTH = Terms(True, False), Terms(False, True), Terms(True, True)
 class Objective(NamedTuple):
     """A way to train the exits.
 
-    `stages` are trained one after the other, each for `num_train_epochs` with a schedule of its own; a stage is a cycle of terms
-    that its steps go through. Steps without the last term freeze the backbone and the last exit, steps without the exits' term
-    the other exits.
+    `stages` are trained one after the other, each for `num_train_epochs` with a schedule of its own; a stage
+    is a cycle of terms that its steps go through. Steps without the last term freeze the backbone and the
+    last exit, steps without the exits' term the other exits.
     """
 
     stages: tuple[tuple[Terms, ...], ...]
@@ -36,6 +39,10 @@ OBJECTIVES: dict[str, Objective] = {
     "romebert": Objective(stages=((BOTH,),), distills=True, regularizes=True),
     "joint": Objective(stages=((BOTH,),)),
     "last": Objective(stages=((LAST,),)),
-    "deebert": Objective(stages=((LAST,), (EXITS,))),  # ACL 2020: fine-tune, then the other exits on the frozen backbone
-    "alternating": Objective(stages=((LAST, BOTH),)),  # BERxiT, EACL 2021: odd steps the last exit, even steps all
+    "deebert": Objective(
+        stages=((LAST,), (EXITS,))
+    ),  # ACL 2020: fine-tune, then the other exits on the frozen backbone
+    "alternating": Objective(
+        stages=((LAST, BOTH),)
+    ),  # BERxiT, EACL 2021: odd steps the last exit, even steps all
 }

@@ -8,15 +8,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .model_card import write_whole
+from ..model_card import write_whole
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure depends on besides its inputs: versions, processor and its vector instructions, threads, date."""
+    """What a figure depends on besides its inputs: versions, processor and its vector instructions, threads,
+    date.
+    """
     import torch
 
     return {
-        "versions": {name: version(name) for name in ("romebert", "torch", "transformers")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("romebert", "torch", "transformers")}
+        | {"python": platform.python_version()},
         "machine": {
             "processor": platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -1,10 +1,11 @@
-"""Gradient regularization: two losses, one set of shared weights, and gradients that may pull against each other.
+"""Gradient regularization: two losses, one set of shared weights, and gradients that may pull against each
+other.
 
     b' = b - min(0, <b, a> / <a, a>) a          a: the protected gradient, b: the other one
 
-b loses its component against a, and only when they conflict; the shared weights then move along a + b' (RomeBERT, arXiv
-2101.09755, section 3.3). The geometry is on lists of tensors, read as one flat vector. It knows no model and no loss;
-`GradientRegularizer` makes it part of an ordinary backward pass.
+b loses its component against a, and only when they conflict; the shared weights then move along a + b'
+(RomeBERT, arXiv 2101.09755, section 3.3). The geometry is on lists of tensors, read as one flat vector. It
+knows no model and no loss; `GradientRegularizer` makes it part of an ordinary backward pass.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ PROTECTED = ("protect_exits", "protect_last")
 def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """<a, b> of two lists of tensors of equal shapes, as one flat vector -> scalar, in fp32.
 
-    `torch.dot` and norms add up one product after the other on a CPU, which on 768 x 3072 loses all but five digits; `sum` adds
-    by halves. One product at a time, not a foreach of them all: those would be a copy of the weights.
+    `torch.dot` and norms add up one product after the other on a CPU, which on 768 x 3072 loses all but five
+    digits; `sum` adds by halves. One product at a time, not a foreach of them all: those would be a copy of
+    the weights.
     """
     return torch.stack([(x.float() * y.float()).sum() for x, y in zip(a, b, strict=True)]).sum()
 
@@ -47,8 +49,8 @@ def project(protected: Sequence[Tensor], other: Sequence[Tensor]) -> Projection:
         protected: a, one tensor per weight.
         other: b, the same shapes.
 
-    Returns:
-        b' = b - min(0, <b, a> / <a, a>) a, the cosine of a and b (0 where either is zero), and 1.0 where b' differs from b.
+    Returns: b' = b - min(0, <b, a> / <a, a>) a, the cosine of a and b (0 where either is zero), and 1.0 where
+        b' differs from b.
 
     Example:
         >>> project([torch.tensor([1.0, 0.0])], [torch.tensor([-2.0, 3.0])]).other
@@ -57,7 +59,9 @@ def project(protected: Sequence[Tensor], other: Sequence[Tensor]) -> Projection:
     ab, aa, bb = dot(protected, other), dot(protected, protected), dot(other, other)
     share = conflict(ab, aa)
     return Projection(
-        [b - share.to(b.dtype) * a for a, b in zip(protected, other, strict=True)], _cosine(ab, aa, bb), (share < 0).float()
+        [b - share.to(b.dtype) * a for a, b in zip(protected, other, strict=True)],
+        _cosine(ab, aa, bb),
+        (share < 0).float(),
     )
 
 
@@ -69,19 +73,21 @@ def _cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
 class GradientRegularizer:
     """Turns the two loss terms into one loss whose backward hands out the projected gradient.
 
-    The loss is an ordinary scalar: the stock training step scales, accumulates, clips and steps as always. When its backward
-    runs, two passes over the graph give a (protected term, shared weights) and a + b (both terms, all weights), under whatever
-    scale the caller applied to the loss. With gradient accumulation the protected gradients are summed, and the projection is
-    done once, in the last backward of the group, on the gradient of the whole group:
+    The loss is an ordinary scalar: the stock training step scales, accumulates, clips and steps as always.
+    When its backward runs, two passes over the graph give a (protected term, shared weights) and a + b (both
+    terms, all weights), under whatever scale the caller applied to the loss. With gradient accumulation the
+    protected gradients are summed, and the projection is done once, in the last backward of the group, on the
+    gradient of the whole group:
 
         a + b' = (a + b) - min(0, <a + b, a> / <a, a> - 1) a
 
-    Under `DistributedDataParallel` it is the gradient averaged over processes that is projected, not each process's own: a is
-    averaged, and so is <a + b, a>; what DDP then averages is the projected gradient.
+    Under `DistributedDataParallel` it is the gradient averaged over processes that is projected, not each
+    process's own: a is averaged, and so is <a + b, a>; what DDP then averages is the projected gradient.
 
     Args:
         parameters: all weights that are trained.
-        shared: those of them that receive both gradients, each once; where there are none, the gradient is the plain sum.
+        shared: those of them that receive both gradients, each once; where there are none, the gradient is
+            the plain sum.
         protect: `"protect_exits"` or `"protect_last"`: whose gradient is a.
     """
 
@@ -92,16 +98,22 @@ class GradientRegularizer:
         positions = {id(parameter): index for index, parameter in enumerate(self.parameters)}
         self._shared_positions = [positions[id(parameter)] for parameter in self.shared]
         self._protected_sum: list[Tensor] = []  # of the group's backward passes so far
-        self._met: tuple[Tensor, Tensor, Tensor] | None = None  # <a + b, a>, <a, a> and the share, of the last group
+        self._met: tuple[Tensor, Tensor, Tensor] | None = (
+            None  # <a + b, a>, <a, a> and the share, of the last group
+        )
 
     @property
     def projected(self) -> Tensor | None:
-        """Whether the gradients of the last group conflicted, 0.0 or 1.0; on the device, so reading it is the caller's sync."""
+        """Whether the gradients of the last group conflicted, 0.0 or 1.0; on the device, so reading it is the
+        caller's sync.
+        """
         return None if self._met is None else (self._met[2] < 0).float()
 
     @property
     def cosine(self) -> Tensor | None:
-        """Cosine of the two gradients of the last group. It reads the weights' `.grad`: ask before they are clipped or cleared."""
+        """Cosine of the two gradients of the last group. It reads the weights' `.grad`: ask before they are
+        clipped or cleared.
+        """
         if self._met is None:
             return None
         ga, aa, share = self._met
@@ -114,10 +126,14 @@ class GradientRegularizer:
         self._protected_sum, self._met = [], None
 
     def loss(self, last: Tensor, exits: Tensor, end_of_group: bool = True) -> Tensor:
-        """The two terms (scalars) -> their sum, whose backward is regularized; `end_of_group`: the weights move after it."""
+        """The two terms (scalars) -> their sum, whose backward is regularized; `end_of_group`: the weights
+        move after it.
+        """
         return _Regularized.apply(self, (last, exits), end_of_group, *self.parameters)
 
-    def _gradients(self, last: Tensor, exits: Tensor, end_of_group: bool, scale: Tensor) -> list[Tensor | None]:
+    def _gradients(
+        self, last: Tensor, exits: Tensor, end_of_group: bool, scale: Tensor
+    ) -> list[Tensor | None]:
         if not self.shared:
             return _gradient([last, exits], self.parameters, scale)
         term = exits if self.protect == "protect_exits" else last
@@ -128,7 +144,10 @@ class GradientRegularizer:
         joint = _gradient([last, exits], self.parameters, scale)
         protected = averaging.result()
         # The gradient of the group is what earlier backward passes left in .grad, and this one's.
-        now = [_present(joint[position], weight) for position, weight in zip(self._shared_positions, self.shared, strict=True)]
+        now = [
+            _present(joint[position], weight)
+            for position, weight in zip(self._shared_positions, self.shared, strict=True)
+        ]
         (ga,) = _Averaging([dot(now, protected) + self._earlier(protected)]).result()
         aa = dot(protected, protected)
         share = conflict(ga - aa, aa)
@@ -141,7 +160,9 @@ class GradientRegularizer:
         return joint
 
     def _add_protected(self, gradients: list[Tensor | None], scale: Tensor) -> None:
-        present = [_present(gradient, weight) for gradient, weight in zip(gradients, self.shared, strict=True)]
+        present = [
+            _present(gradient, weight) for gradient, weight in zip(gradients, self.shared, strict=True)
+        ]
         if self._protected_sum:
             torch._foreach_add_(self._protected_sum, present)
         else:
@@ -149,19 +170,30 @@ class GradientRegularizer:
 
     def _earlier(self, protected: list[Tensor]) -> Tensor | float:
         """<.grad, a>: the share in <a + b, a> of the group's earlier backward passes."""
-        before = [(weight.grad, a) for weight, a in zip(self.shared, protected, strict=True) if weight.grad is not None]
+        before = [
+            (weight.grad, a)
+            for weight, a in zip(self.shared, protected, strict=True)
+            if weight.grad is not None
+        ]
         return dot(*zip(*before, strict=True)) if before else 0.0
 
 
 class _Averaging:
-    """The mean of each tensor over all processes, in one exchange; the tensors themselves where there is one process."""
+    """The mean of each tensor over all processes, in one exchange; the tensors themselves where there is one
+    process.
+    """
 
     def __init__(self, tensors: list[Tensor]):
         self.tensors = tensors
-        self.processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        self.processes = (
+            distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        )
         if self.processes > 1:
             self.flat = torch.cat([tensor.flatten() for tensor in tensors])
-            self.tensors = [p.view_as(t) for p, t in zip(self.flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+            self.tensors = [
+                p.view_as(t)
+                for p, t in zip(self.flat.split([t.numel() for t in tensors]), tensors, strict=True)
+            ]
             self.exchange = distributed.all_reduce(self.flat, async_op=True)
 
     def result(self) -> list[Tensor]:
@@ -178,26 +210,39 @@ def _present(gradient: Tensor | None, weight: Tensor) -> Tensor:
 
 
 def _writable(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
-    """Gradients that can be written to: autograd may give two weights (of a sum) one tensor, or an expanded one, or `scale`."""
+    """Gradients that can be written to: autograd may give two weights (of a sum) one tensor, or an expanded
+    one, or `scale`.
+    """
     memory = {tensor.untyped_storage().data_ptr() for tensor in (scale, *gradients)}
     own = len(memory) == len(gradients) + 1 and all(tensor.is_contiguous() for tensor in gradients)
     return gradients if own else [tensor.clone(memory_format=torch.contiguous_format) for tensor in gradients]
 
 
-def _gradient(terms: list[Tensor], weights: list[Tensor], scale: Tensor, retain_graph: bool = False) -> list[Tensor | None]:
+def _gradient(
+    terms: list[Tensor], weights: list[Tensor], scale: Tensor, retain_graph: bool = False
+) -> list[Tensor | None]:
     """d(scale * sum of terms) / d(weights); None where a weight does not matter."""
-    return list(torch.autograd.grad(terms, weights, [scale.to(t.dtype) for t in terms], retain_graph, allow_unused=True))
+    return list(
+        torch.autograd.grad(
+            terms, weights, [scale.to(t.dtype) for t in terms], retain_graph, allow_unused=True
+        )
+    )
 
 
 class _Regularized(torch.autograd.Function):
     """last + exits on the way forward; on the way back, what the regularizer says.
 
-    The terms come in a tuple, where autograd does not see them: the engine is to reach the weights through this node alone.
+    The terms come in a tuple, where autograd does not see them: the engine is to reach the weights through
+        this node alone.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, regularizer: GradientRegularizer, terms: tuple[Tensor, Tensor], end_of_group: bool, *parameters: Tensor
+        ctx: Any,
+        regularizer: GradientRegularizer,
+        terms: tuple[Tensor, Tensor],
+        end_of_group: bool,
+        *parameters: Tensor,
     ) -> Any:
         ctx.arguments = (regularizer, terms, end_of_group)
         last, exits = terms

@@ -9,7 +9,8 @@ from torch import Tensor
 class RunningMeans:
     """Means of named numbers over the steps since they were last read.
 
-    Adding waits for nothing; reading is one transfer. Values that are not finite are left out of the mean, not taken as zero.
+    Adding waits for nothing; reading is one transfer. Values that are not finite are left out of the mean,
+    not taken as zero.
 
     Example:
         >>> means = RunningMeans()
@@ -33,7 +34,8 @@ class RunningMeans:
         """The means, which start anew; a name without any finite value is left out.
 
         Args:
-            reduce: adds up a tensor over all processes, in which the same names were added; `None` where there is one process.
+            reduce: adds up a tensor over all processes, in which the same names were added; `None` where
+                there is one process.
         """
         if not self._sums:
             return {}

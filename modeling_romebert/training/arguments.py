@@ -6,18 +6,19 @@ from dataclasses import dataclass, field, replace
 
 from transformers import TrainingArguments
 
+from ..losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss
 from .class_weights import parse_class_weights
-from .losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss
+from .gradient_projection import PROTECTED
+from .non_finite import NON_FINITE
 from .objectives import BOTH, OBJECTIVES, Objective
-from .projection import PROTECTED
-from .step_guard import NON_FINITE
 
 
 @dataclass
 class RomeBertTrainingArguments(TrainingArguments):
     """`TrainingArguments` and how the exits are trained.
 
-    They may be changed until training starts, as a hyperparameter search does: the trainer reads and checks them then.
+    They may be changed until training starts, as a hyperparameter search does: the trainer reads and checks
+    them then.
 
     Raises:
         ValueError: a choice that does not exist or a number out of range.
@@ -26,29 +27,41 @@ class RomeBertTrainingArguments(TrainingArguments):
     objective: str = field(
         default="romebert",
         metadata={
-            "help": "romebert: one stage, all exits, distillation and gradient regularization; joint: all exits on the labels"
-            " alone; last: the last exit alone; deebert: two stages of num_train_epochs each, last exit first, then the others"
-            " on the frozen backbone; alternating: odd steps the last exit, even steps all.",
+            "help": "romebert: one stage, all exits, distillation and gradient regularization; joint: all"
+            " exits on the labels"
+            " alone; last: the last exit alone; deebert: two stages of num_train_epochs each, last exit"
+            " first, then the others on the frozen backbone; alternating: odd steps the last exit, even"
+            " steps all.",
             "choices": list(OBJECTIVES),
         },
     )
-    distillation_weight: float = field(default=0.9, metadata={"help": "gamma in 0..1: distillation's share of the exits' loss."})
+    distillation_weight: float = field(
+        default=0.9, metadata={"help": "gamma in 0..1: distillation's share of the exits' loss."}
+    )
     distillation_temperature: float = field(default=3.0, metadata={"help": "T above 0, of the distillation."})
     distillation_reduction: str = field(
         default="batchmean",
         metadata={
-            "help": "batchmean: divide the divergence by the batch (the paper); mean: by the classes too (the reference code).",
+            "help": "batchmean: divide the divergence by the batch (the paper); mean: by the classes too"
+            " (the reference code).",
             "choices": list(DISTILLATION_REDUCTIONS),
         },
     )
-    teacher: str = field(default="last", metadata={"help": "Which exit teaches each other one.", "choices": list(TEACHERS)})
+    teacher: str = field(
+        default="last", metadata={"help": "Which exit teaches each other one.", "choices": list(TEACHERS)}
+    )
     exit_weights: str = field(
-        default="uniform", metadata={"help": "Weights of the exits before the last, with mean 1.", "choices": list(EXIT_WEIGHTS)}
+        default="uniform",
+        metadata={
+            "help": "Weights of the exits before the last, with mean 1.",
+            "choices": list(EXIT_WEIGHTS),
+        },
     )
     exit_reduction: str = field(
         default="sum",
         metadata={
-            "help": "sum over the exits before the last (the paper), or mean: keeps the last exit from being outweighed.",
+            "help": "sum over the exits before the last (the paper), or mean: keeps the last exit from"
+            " being outweighed.",
             "choices": list(EXIT_REDUCTIONS),
         },
     )
@@ -56,22 +69,25 @@ class RomeBertTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "nargs": "+",
-            "help": "One number per class, or balanced: counted from the training data, so that the classes count alike. In the"
-            " loss of every exit against the labels: weight of PyTorch's cross_entropy; for several labels pos_weight of"
-            " binary_cross_entropy_with_logits. Not for regression.",
+            "help": "One number per class, or balanced: counted from the training data, so that the classes"
+            " count alike. In the"
+            " loss of every exit against the labels: weight of PyTorch's cross_entropy; for several labels"
+            " pos_weight of binary_cross_entropy_with_logits. Not for regression.",
         },
     )
     gradient_regularization: str = field(
         default="protect_exits",
         metadata={
-            "help": "For objective romebert: whose gradient on the shared weights is left whole when the two conflict.",
+            "help": "For objective romebert: whose gradient on the shared weights is left whole when the"
+            " two conflict.",
             "choices": [*PROTECTED, "off"],
         },
     )
     non_finite: str = field(
         default="stop",
         metadata={
-            "help": "A step whose loss or gradient is not finite: stop the run with an error that says where, or skip the step"
+            "help": "A step whose loss or gradient is not finite: stop the run with an error that says"
+            " where, or skip the step"
             " and log how many (skipped_steps).",
             "choices": list(NON_FINITE),
         },
@@ -85,7 +101,9 @@ class RomeBertTrainingArguments(TrainingArguments):
         if left_out and re.search(r"loss(_exit_\d+|_mean)$", self.metric_for_best_model or ""):
             self.greater_is_better = False  # as for a name that ends in loss
         for name in ("distillation_weight", "distillation_temperature"):
-            setattr(self, name, float(getattr(self, name)))  # a search casts to the type it finds: of 0.5 an int would make 0
+            setattr(
+                self, name, float(getattr(self, name))
+            )  # a search casts to the type it finds: of 0.5 an int would make 0
         self.check()
         self._unused_by_objective = self.ddp_find_unused_parameters is None
         self.settle_unused_weights()
@@ -102,14 +120,16 @@ class RomeBertTrainingArguments(TrainingArguments):
             ("non_finite", NON_FINITE),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}."
+                )
         self.exit_loss()
         parse_class_weights(self.class_weights)
         if not self.training_objective.distills and self.teacher != RomeBertTrainingArguments.teacher:
             teaching = ", ".join(repr(name) for name, objective in OBJECTIVES.items() if objective.distills)
             raise ValueError(
-                f"teacher={self.teacher!r} has no meaning for objective={self.objective!r}, which does not distil. Leave teacher"
-                f" out, or use objective={teaching}."
+                f"teacher={self.teacher!r} has no meaning for objective={self.objective!r}, which does not"
+                f" distil. Leave teacher out, or use objective={teaching}."
             )
         if self.regularizes:
             self._refuse_what_is_not_exact()
@@ -120,9 +140,13 @@ class RomeBertTrainingArguments(TrainingArguments):
         return OBJECTIVES[self.objective]
 
     def settle_unused_weights(self) -> None:
-        """Unless it was given, `ddp_find_unused_parameters` is whether the objective freezes weights in some of its steps."""
+        """Unless it was given, `ddp_find_unused_parameters` is whether the objective freezes weights in some
+        of its steps.
+        """
         if self._unused_by_objective:
-            self.ddp_find_unused_parameters = any({*cycle} != {BOTH} for cycle in self.training_objective.stages)
+            self.ddp_find_unused_parameters = any(
+                {*cycle} != {BOTH} for cycle in self.training_objective.stages
+            )
 
     @property
     def regularizes(self) -> bool:
@@ -130,21 +154,29 @@ class RomeBertTrainingArguments(TrainingArguments):
         return self.training_objective.regularizes and self.gradient_regularization != "off"
 
     def _refuse_what_is_not_exact(self) -> None:
-        """The projection takes gradients of whole weights, twice through one graph; not everything leaves that possible."""
+        """The projection takes gradients of whole weights, twice through one graph; not everything leaves
+        that possible.
+        """
         # called activation_checkpointing in newer versions of transformers
-        checkpointing = [getattr(self, f"{name}_checkpointing_kwargs", None) or {} for name in ("gradient", "activation")]
+        checkpointing = [
+            getattr(self, f"{name}_checkpointing_kwargs", None) or {} for name in ("gradient", "activation")
+        ]
         reentrant = any(settings.get("use_reentrant") for settings in checkpointing)
         for given, what, way_out in (
             (self.fsdp, f"fsdp={self.fsdp!r}", "DDP"),
             (self.deepspeed, f"deepspeed={self.deepspeed!r}", "DDP"),
             (self.torch_compile, "torch_compile=True", "torch_compile=False"),
             (reentrant, "reentrant checkpointing", "use_reentrant=False"),
-            (self.n_gpu > 1, f"DataParallel over {self.n_gpu} devices", "torchrun or accelerate launch, or one visible device"),
+            (
+                self.n_gpu > 1,
+                f"DataParallel over {self.n_gpu} devices",
+                "torchrun or accelerate launch, or one visible device",
+            ),
         ):
             if given:
                 raise ValueError(
-                    f"{what} does not go with gradient_regularization={self.gradient_regularization!r}, which it would make wrong."
-                    f" Use {way_out}, or gradient_regularization='off'."
+                    f"{what} does not go with gradient_regularization={self.gradient_regularization!r},"
+                    f" which it would make wrong. Use {way_out}, or gradient_regularization='off'."
                 )
 
     def exit_loss(self, class_weights: Sequence[float] | None = None) -> ExitLoss:

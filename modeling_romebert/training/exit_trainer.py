@@ -1,7 +1,7 @@
 """ExitTrainer: the Trainer of transformers, with labels read by one rule and evaluation for every exit.
 
-What a label means is in labels.py, what is wrong with a dataset in dataset_checks.py, and how what a user gives for one exit is
-called for each in exit_metrics.py. The loss and the steps are in trainer.py.
+What a label means is in labels.py, what is wrong with a dataset in checks.py, and how what a user
+gives for one exit is called for each in exit_metrics.py. The loss and the steps are in trainer.py.
 """
 
 from collections.abc import Callable, Iterator, Sized
@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from .dataset_checks import LabelCollator, check_dataset, is_stock
+from ..data.checks import LabelCollator, check_dataset, is_stock
+from ..evaluation.metrics import default_metric
+from ..pretrained import inner_model
 from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
-from .metrics import default_metric
-from .unwrapping import inner_model
 
 
 class ExitTrainer(Trainer):
@@ -45,20 +45,32 @@ class ExitTrainer(Trainer):
         named = {"train_dataset": self.train_dataset}
         if self.args.eval_strategy != "no":
             several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-            named |= {f"eval_dataset[{key!r}]" if key else "eval_dataset": dataset for key, dataset in several.items()}
+            named |= {
+                f"eval_dataset[{key!r}]" if key else "eval_dataset": dataset
+                for key, dataset in several.items()
+            }
         for name, dataset in named.items():
             if dataset is not None:
-                check_dataset(dataset, name, self.romebert.config, self.data_collator, trains=name == "train_dataset")
+                check_dataset(
+                    dataset, name, self.romebert.config, self.data_collator, trains=name == "train_dataset"
+                )
         batch = self.args.train_batch_size * self.args.world_size
-        if self.args.dataloader_drop_last and isinstance(self.train_dataset, Sized) and len(self.train_dataset) < batch:
+        if (
+            self.args.dataloader_drop_last
+            and isinstance(self.train_dataset, Sized)
+            and len(self.train_dataset) < batch
+        ):
             raise ValueError(
                 f"train_dataset has {len(self.train_dataset)} rows, less than one batch of {batch}, which"
-                " dataloader_drop_last=True drops. Set it to False, or use a smaller per_device_train_batch_size."
+                " dataloader_drop_last=True drops. Set it to False, or use a smaller"
+                " per_device_train_batch_size."
             )
 
     @contextmanager
     def _labels_read(self, dataset: Any, name: str) -> Iterator[None]:
-        """While a data loader is made: its collator reads the labels of each row first, by the rule of labels.py."""
+        """While a data loader is made: its collator reads the labels of each row first, by the rule of
+        labels.py.
+        """
         collator = self.data_collator
         if dataset is not None and not self.is_in_train:  # else `_check_datasets` did that
             check_dataset(dataset, name, self.romebert.config, collator, trains=False, needs_labels=False)
@@ -70,7 +82,9 @@ class ExitTrainer(Trainer):
             self.data_collator = collator
 
     def get_train_dataloader(self) -> DataLoader:
-        """As `Trainer.get_train_dataloader`, after a look at the labels of what is trained and evaluated on; names become ids."""
+        """As `Trainer.get_train_dataloader`, after a look at the labels of what is trained and evaluated on;
+        names become ids.
+        """
         self._check_datasets()
         with self._labels_read(None, "train_dataset"):
             return super().get_train_dataloader()
@@ -92,22 +106,29 @@ class ExitTrainer(Trainer):
     # ---- evaluation
 
     def _default_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """The metric of an evaluation for which none is given; made with its first predictions: labels may settle the problem."""
+        """The metric of an evaluation for which none is given; made with its first predictions: labels may
+        settle the problem.
+        """
         if self._default_metric is None:
             self._default_metric = default_metric(self.romebert.problem_type)
         return self._default_metric(prediction, compute_result)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """As `Trainer.evaluation_loop`, with what is for one exit called for each (exit_metrics.py); predictions are the last's."""
+        """As `Trainer.evaluation_loop`, with what is for one exit called for each (exit_metrics.py);
+        predictions are the last's.
+        """
         given = self.compute_metrics, self.preprocess_logits_for_metrics
         metric, preprocess = given
         self._default_metric = None
         if metric == self._default_metrics and preprocess is not None:
             metric = None  # it takes logits
-        self.compute_metrics = None if metric is None else ExitMetrics(metric, self.romebert.config.exit_layers)
+        self.compute_metrics = (
+            None if metric is None else ExitMetrics(metric, self.romebert.config.exit_layers)
+        )
         if preprocess is not None:
             self.preprocess_logits_for_metrics = for_each_exit(preprocess)
-        # Gathered as objects, a tuple would lose exits with the rows beyond the dataset's end. The loop sets the library's again.
+        # Gathered as objects, a tuple would lose exits with the rows beyond the dataset's end. The loop sets
+        # the library's again.
         self.gather_function = for_each_exit(self.gather_function)
         try:
             output = super().evaluation_loop(*args, **kwargs)
@@ -116,16 +137,27 @@ class ExitTrainer(Trainer):
         return output._replace(predictions=at_exit(output.predictions, -1))
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> Any:
         """As `Trainer.prediction_step`; the predictions are a `PerExit` of the logits (B, C).
 
-        Hidden states and attentions are predictions too, of each exit, where `ignore_keys` is given without them.
+        Hidden states and attentions are predictions too, of each exit, where `ignore_keys` is given without
+        them.
         """
         ignored = self.romebert.config.keys_to_ignore_at_inference if ignore_keys is None else ignore_keys
         ignored = [*(key for key in ignored if key != "exit_logits"), "loss", "logits", "exit_layer"]
-        loss, outputs, labels = super().prediction_step(model, {**inputs, "return_dict": True}, prediction_loss_only, ignored)
+        loss, outputs, labels = super().prediction_step(
+            model, {**inputs, "return_dict": True}, prediction_loss_only, ignored
+        )
         if outputs is None:
             return loss, None, labels
         exit_logits, *others = outputs if isinstance(outputs, tuple) else (outputs,)
-        return loss, PerExit((logits, *others) if others else logits for logits in exit_logits.unbind(1)), labels
+        return (
+            loss,
+            PerExit((logits, *others) if others else logits for logits in exit_logits.unbind(1)),
+            labels,
+        )

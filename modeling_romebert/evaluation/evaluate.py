@@ -1,8 +1,10 @@
-"""How good each exit is, and what a policy saves: one pass for all exits, then policies replayed on the logits.
+"""How good each exit is, and what a policy saves: one pass for all exits, then policies replayed on the
+logits.
 
-    cost = mean over rows of layers run / layers      saving = 1 - cost      speedup = 1 / cost, in layers, not in time
+    cost = mean over rows of layers run / layers     saving = 1 - cost     speedup = 1 / cost, in layers
 
-The replay uses the same policy objects as the early-exit loop, row for row; time is for benchmarks to measure.
+The replay uses the same policy objects as the early-exit loop, row for row; time is for benchmarks to
+measure.
 """
 
 import os
@@ -14,15 +16,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..exit_policies import ExitPolicy, as_policy, make_policy
+from ..hub import weights_digest
+from ..pretrained import inner_model
 from .exit_logits import collect_exit_logits
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
-from .policies import ExitPolicy, as_policy, make_policy
-from .records import weights_digest
-from .results import provenance, read_json, write_json
-from .unwrapping import inner_model
+from .provenance import provenance, read_json, write_json
 
 # Thresholds that draw a curve, from "nobody leaves" towards "everybody leaves".
-_SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+_SHARES = (
+    0.0,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.15,
+    0.2,
+    0.25,
+    0.3,
+    0.35,
+    0.4,
+    0.45,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    1.0,
+)
 SWEEPS: dict[str, Callable[[int], list[float]]] = {
     "entropy": lambda exits: list(_SHARES),
     "confidence": lambda exits: [1 - share for share in _SHARES],
@@ -76,7 +98,9 @@ class ExitReport:
 
     @property
     def area(self) -> float:
-        """Area under the metric over cost, between leaving at the first exit and never, divided by the width: a mean metric."""
+        """Area under the metric over cost, between leaving at the first exit and never, divided by the width:
+        a mean metric.
+        """
         costs = [self.exit_layers[0] / self.num_layers, *(point.cost for point in self.curve), 1.0]
         metrics = [self.exits[0], *(point.metric for point in self.curve), self.exits[-1]]
         return area_under_curve(costs, metrics)
@@ -84,13 +108,26 @@ class ExitReport:
     def table(self) -> str:
         """The exits and the curve as Markdown."""
         lines = [f"| exit after layer | {self.metric} |", "|---|---|"]
-        lines += [f"| {layer} | {value:.4f} |" for layer, value in zip(self.exit_layers, self.exits, strict=True)]
+        lines += [
+            f"| {layer} | {value:.4f} |" for layer, value in zip(self.exit_layers, self.exits, strict=True)
+        ]
         lines += [f"| mean | {self.mean:.4f} |", ""]
-        columns = (f"{self.policy['name']} threshold", "cost", "speedup (layers)", self.metric, "same as full depth")
+        columns = (
+            f"{self.policy['name']} threshold",
+            "cost",
+            "speedup (layers)",
+            self.metric,
+            "same as full depth",
+        )
         lines += [f"| {' | '.join(columns)} |", "|---|---|---|---|---|"]
-        lines += [f"| {p.threshold:g} | {p.cost:.3f} | {p.speedup:.2f} | {p.metric:.4f} | {p.agreement:.4f} |" for p in self.curve]
+        lines += [
+            f"| {p.threshold:g} | {p.cost:.3f} | {p.speedup:.2f} | {p.metric:.4f} | {p.agreement:.4f} |"
+            for p in self.curve
+        ]
         left_out = f" ({self.ignored} without a label left out)" if self.ignored else ""
-        return "\n".join([*lines, "", f"area under the curve: {self.area:.4f}, on {self.num_examples} examples{left_out}"])
+        return "\n".join(
+            [*lines, "", f"area under the curve: {self.area:.4f}, on {self.num_examples} examples{left_out}"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as data, for JSON and for the model card."""
@@ -105,7 +142,9 @@ class ExitReport:
         content = read_json(path)
         content = {key: value for key, value in content.items() if key not in ("mean", "area")}
         derived = ("saving", "speedup")
-        content["curve"] = [CurvePoint(**{k: v for k, v in point.items() if k not in derived}) for point in content["curve"]]
+        content["curve"] = [
+            CurvePoint(**{k: v for k, v in point.items() if k not in derived}) for point in content["curve"]
+        ]
         return cls(**content)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -133,7 +172,8 @@ class ExitReport:
 
 
 def area_under_curve(costs: Sequence[float], metrics: Sequence[float]) -> float:
-    """Trapezoids under metric over cost, divided by the width of cost; the mean metric where all costs are equal.
+    """Trapezoids under metric over cost, divided by the width of cost; the mean metric where all costs are
+    equal.
 
     Example:
         >>> area_under_curve([0.5, 1.0], [0.8, 0.9])
@@ -142,13 +182,22 @@ def area_under_curve(costs: Sequence[float], metrics: Sequence[float]) -> float:
     order = np.argsort(costs, kind="stable")
     cost, metric = np.asarray(costs, float)[order], np.asarray(metrics, float)[order]
     width = cost[-1] - cost[0]
-    return round(float((np.diff(cost) * (metric[1:] + metric[:-1]) / 2).sum() / width), 12) if width > 0 else float(metric.mean())
+    return (
+        round(float((np.diff(cost) * (metric[1:] + metric[:-1]) / 2).sum() / width), 12)
+        if width > 0
+        else float(metric.mean())
+    )
 
 
 def replay(
-    policy: ExitPolicy | dict[str, Any], exit_logits: Tensor, problem_type: str, exit_layers: Sequence[int] | None = None
+    policy: ExitPolicy | dict[str, Any],
+    exit_logits: Tensor,
+    problem_type: str,
+    exit_layers: Sequence[int] | None = None,
 ) -> Tensor:
-    """exit_logits (N, E, C) of every row at every exit -> (N,): index of the exit where the policy lets each row leave."""
+    """exit_logits (N, E, C) of every row at every exit -> (N,): index of the exit where the policy lets each
+    row leave.
+    """
     rows_count, exits, _ = exit_logits.shape
     policy = as_policy(policy).start(exits, problem_type, exit_layers)
     rows = torch.arange(rows_count)
@@ -179,18 +228,19 @@ def evaluate_exits(
 
     Args:
         model, dataset, tokenizer, batch_size: see `collect_exit_logits`.
-        metric: a name in `METRICS` (metrics.py) or a function (predictions, references) -> one finite number, higher is better.
-            Accuracy, micro F1 or Pearson's r by problem type when left out.
-        policy: name of a policy, or its settings without the threshold, e.g. `{"name": "patient_confidence", "patience": 2}` or
-            `{"name": "entropy", "ask_every": 2}`.
+        metric: a name in `METRICS` (metrics.py) or a function (predictions, references) -> one finite number,
+            higher is better. Accuracy, micro F1 or Pearson's r by problem type when left out.
+        policy: name of a policy, or its settings without the threshold, e.g. `{"name": "patient_confidence",
+            "patience": 2}` or `{"name": "entropy", "ask_every": 2}`.
         thresholds: what to sweep; a range that fits the policy when left out.
 
     Returns:
         The metric per exit; cost, metric and agreement per threshold; the area under the curve.
 
     Raises:
-        ValueError: an unknown metric or policy, one without meaning for the model, a metric that gives no number, or rows that
-            cannot be evaluated. Rows whose label is -100 are left out, and counted in `ignored`.
+        ValueError: an unknown metric or policy, one without meaning for the model, a metric that gives no
+            number, or rows that cannot be evaluated. Rows whose label is -100 are left out, and counted in
+            `ignored`.
     """
     romebert = inner_model(model)
     config = romebert.config
@@ -204,9 +254,14 @@ def evaluate_exits(
         num_examples=len(labels),
         num_layers=config.num_hidden_layers,
         exit_layers=list(config.exit_layers),
-        exits=[score(predictions_of(of_exit.numpy(), romebert.problem_type), labels) for of_exit in exit_logits.unbind(1)],
+        exits=[
+            score(predictions_of(of_exit.numpy(), romebert.problem_type), labels)
+            for of_exit in exit_logits.unbind(1)
+        ],
         policy=settings,
-        curve=sweep(exit_logits, labels, config.exit_layers, romebert.problem_type, score, settings, thresholds),
+        curve=sweep(
+            exit_logits, labels, config.exit_layers, romebert.problem_type, score, settings, thresholds
+        ),
         model=str(config._name_or_path),
         ignored=ignored,
         weights=weights_digest(romebert.state_dict()),
@@ -215,7 +270,9 @@ def evaluate_exits(
     return report
 
 
-def judge(model: Any, metric: str | Metric | None, policy: str | dict[str, Any]) -> tuple[str, Metric, dict[str, Any]]:
+def judge(
+    model: Any, metric: str | Metric | None, policy: str | dict[str, Any]
+) -> tuple[str, Metric, dict[str, Any]]:
     """What is asked for -> the metric's name, the metric, and the settings of the policy to sweep.
 
     Raises:
@@ -226,11 +283,14 @@ def judge(model: Any, metric: str | Metric | None, policy: str | dict[str, Any])
     return name, score, policy_to_sweep(policy, config.exit_layers, problem_type)
 
 
-def policy_to_sweep(policy: str | dict[str, Any], exit_layers: Sequence[int], problem_type: str) -> dict[str, Any]:
+def policy_to_sweep(
+    policy: str | dict[str, Any], exit_layers: Sequence[int], problem_type: str
+) -> dict[str, Any]:
     """A policy's name, or its settings without the threshold -> those settings.
 
     Raises:
-        ValueError: an unknown name or setting, a threshold, or a policy that has no meaning for the problem type.
+        ValueError: an unknown name or setting, a threshold, or a policy that has no meaning for the problem
+            type.
     """
     settings = {"name": policy} if isinstance(policy, str) else dict(policy)
     if given := [name for name in ("threshold", "thresholds") if name in settings]:
@@ -253,7 +313,9 @@ def sweep(
     full_depth = predictions_of(exit_logits[:, -1].numpy(), problem_type)
     points = []
     for threshold in thresholds:
-        left_at = replay(make_policy(**policy, threshold=threshold), exit_logits, problem_type, exit_layers)  # (N,)
+        left_at = replay(
+            make_policy(**policy, threshold=threshold), exit_logits, problem_type, exit_layers
+        )  # (N,)
         logits = exit_logits[torch.arange(len(left_at)), left_at].numpy()  # (N, C)
         predicted = predictions_of(logits, problem_type)
         points.append(

@@ -1,8 +1,9 @@
-"""What the trainer overrides in transformers without a promise that it stays, held against the version that is installed.
+"""What the trainer overrides in transformers without a promise that it stays, held against the version that
+is installed.
 
-An override of a method that the library has renamed, or no longer calls, fails in silence: the run goes on and nobody judges its
-steps. So each is looked for when a trainer is made, and has to have been called when its time has come. What models need is checked
-where one is built (`check_layout` in backbones.py).
+An override of a method that the library has renamed, or no longer calls, fails in silence: the run goes on
+and nobody judges its steps. So each is looked for when a trainer is made, and has to have been called when
+its time has come. What models need is checked where one is built (`check_layout` in backbones.py).
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import transformers
 from transformers import Trainer, TrainerCallback
 
-from .backbones import TESTED_TRANSFORMERS
+from ..backbones import TESTED_TRANSFORMERS
 
 # Of Trainer -> what a method must have been called before; `None` for what is only set or used.
 HOOKS = {
@@ -27,8 +28,8 @@ HOOKS = {
 class HookWatch(TrainerCallback):
     """Holds the installed transformers against `HOOKS`, for one trainer.
 
-    Each override notes its own call with `note`. What a step needs is checked before the optimizer moves a weight, what a
-    checkpoint needs once it is written.
+    Each override notes its own call with `note`. What a step needs is checked before the optimizer moves a
+    weight, what a checkpoint needs once it is written.
 
     Raises:
         RuntimeError: a hook is not there, or was not called in time.
@@ -58,6 +59,6 @@ class HookWatch(TrainerCallback):
 
 def _changed(name: str, how: str) -> RuntimeError:
     return RuntimeError(
-        f"RomeBertTrainer overrides Trainer.{name}, which transformers {transformers.__version__} {how}. Install a version that"
-        f" this package was tested with: {TESTED_TRANSFORMERS}."
+        f"RomeBertTrainer overrides Trainer.{name}, which transformers {transformers.__version__} {how}."
+        f" Install a version that this package was tested with: {TESTED_TRANSFORMERS}."
     )

@@ -1,7 +1,7 @@
 """When a row leaves: the logits (B, C) of exit e -> which of the B rows are sure enough.
 
-A policy holds its settings and, between `start` and the last exit, what it remembers of the rows that have not exited.
-It never sees hidden states, and it does not move rows; the early-exit loop (early_exit.py) does.
+A policy holds its settings and, between `start` and the last exit, what it remembers of the rows that have
+not exited. It never sees hidden states, and it does not move rows; the early-exit loop (early_exit.py) does.
 """
 
 import math
@@ -20,14 +20,19 @@ logger = logging.get_logger(__name__)
 
 
 class _Agreement:
-    """Memory of the policies that compare exits: the last prediction (B,) or (B, D), and what a run of equal ones adds up to."""
+    """Memory of the policies that compare exits: the last prediction (B,) or (B, D), and what a run of equal
+    ones adds up to.
+    """
 
     def __init__(self) -> None:
         self.prediction: Tensor | None = None
         self.total: Tensor | None = None
 
-    def add(self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None) -> Tensor:
-        """An exit's amount (B,), prediction and whether it counts (B,) -> (B,): sum over the run of agreeing exits.
+    def add(
+        self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None
+    ) -> Tensor:
+        """An exit's amount (B,), prediction and whether it counts (B,) -> (B,): sum over the run of agreeing
+        exits.
 
         A row that does not count has 0, and its run begins anew.
         """
@@ -35,7 +40,11 @@ class _Agreement:
         if self.prediction is None or self.total is None:
             self.total = amount
         else:
-            same = prediction == self.prediction if tolerance is None else (prediction - self.prediction).abs() < tolerance
+            same = (
+                prediction == self.prediction
+                if tolerance is None
+                else (prediction - self.prediction).abs() < tolerance
+            )
             same = same if same.dim() == 1 else same.all(dim=-1)
             self.total = torch.where(same & counts, self.total, 0) + amount
         self.prediction = prediction
@@ -59,8 +68,9 @@ class _Agreement:
 class ExitPolicy(ABC):
     """A rule that says which rows leave at an exit.
 
-    Use it as `policy.start(...)` once per batch, then at every exit that it `asks`, `leaves(...)` and, when rows left, `keep(...)`.
-    `start` returns a fresh copy, so that one policy can serve many batches and threads.
+    Use it as `policy.start(...)` once per batch, then at every exit that it `asks`, `leaves(...)` and, when
+    rows left, `keep(...)`. `start` returns a fresh copy, so that one policy can serve many batches and
+    threads.
     """
 
     name: str
@@ -72,10 +82,11 @@ class ExitPolicy(ABC):
     _asked: list[bool]
 
     def asking(self, every: int | None = None, exits: Sequence[int] | None = None) -> "ExitPolicy":
-        """A copy that is asked less often: at every so many-th exit, or at the exits after these layers. The last is always asked.
+        """A copy that is asked less often: at every so many-th exit, or at the exits after these layers. The
+        last is always asked.
 
-        Exits that are not asked are not computed; the thresholds of the others stay what they are. Memory, where a policy has
-        one, is of exits that were asked.
+        Exits that are not asked are not computed; the thresholds of the others stay what they are. Memory,
+        where a policy has one, is of exits that were asked.
 
         Raises:
             ValueError: both are given, or what is given is no number from 1, or no list of layers.
@@ -93,17 +104,21 @@ class ExitPolicy(ABC):
         other.ask_every, other.ask_exits = every, None if exits is None else sorted(exits)
         return other
 
-    def start(self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None) -> "ExitPolicy":
-        """A copy without memory, for one batch. exit_layers: after which layers the exits are, for `ask_exits`; all when left out.
+    def start(
+        self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
+    ) -> "ExitPolicy":
+        """A copy without memory, for one batch. exit_layers: after which layers the exits are, for
+        `ask_exits`; all when left out.
 
         Raises:
-            ValueError: the policy has no meaning for this problem type, its thresholds do not fit the number of exits, or it asks
-                where there is none.
+            ValueError: the policy has no meaning for this problem type, its thresholds do not fit the number
+                of exits, or it asks where there is none.
         """
         if problem_type == "regression" and not self.reads_regression:
             raise ValueError(
-                f'exit policy {self.name!r} needs class probabilities, and problem_type="regression" has none.'
-                ' Use {"name": "patience", "patience": p, "tolerance": t}.'
+                f"exit policy {self.name!r} needs class probabilities, and"
+                ' problem_type="regression" has none. Use {"name": "patience", "patience": p,'
+                ' "tolerance": t}.'
             )
         fresh = self._copy()
         fresh._problem_type = problem_type
@@ -116,7 +131,10 @@ class ExitPolicy(ABC):
         if self.ask_exits is None:
             return [number % (self.ask_every or 1) == 0 for number in range(1, len(exit_layers) + 1)]
         if absent := [layer for layer in self.ask_exits if layer not in exit_layers]:
-            raise ValueError(f"ask_exits={self.ask_exits}: there is no exit after {absent}; there are after {list(exit_layers)}.")
+            raise ValueError(
+                f"ask_exits={self.ask_exits}: there is no exit after {absent}; there are after"
+                f" {list(exit_layers)}."
+            )
         return [layer in self.ask_exits for layer in exit_layers]
 
     def asks(self, exit_index: int) -> bool:
@@ -125,7 +143,8 @@ class ExitPolicy(ABC):
 
     @abstractmethod
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
-        """Exit e = 0, 1, ... and its logits (B, C) for the B rows that have not exited -> (B,) bool: which exit.
+        """Exit e = 0, 1, ... and its logits (B, C) for the B rows that have not exited -> (B,) bool: which
+        exit.
 
         A row with a logit that is not finite never leaves, and does not count as agreeing.
         """
@@ -146,18 +165,20 @@ class ExitPolicy(ABC):
     def can_rebatch(self) -> bool:
         """Whether rows under this policy can be split from a batch and merged with those of others.
 
-        What a policy remembers has to go with its rows. A class of a user's own that says in its own way when rows exit, or what is
-        kept of them, may remember things that an inherited `merge` would lose. It says how it merges: with a `merge` of its own, or
-        with `merge = ExitPolicy.merge` where it remembers nothing else. Where it does not, that is said once.
+        What a policy remembers has to go with its rows. A class of a user's own that says in its own way when
+        rows exit, or what is kept of them, may remember things that an inherited `merge` would lose. It says
+        how it merges: with a `merge` of its own, or with `merge = ExitPolicy.merge` where it remembers
+        nothing else. Where it does not, that is said once.
         """
         for kind in type(self).__mro__:
             if "merge" in vars(kind) or kind.__module__ == __name__:
                 break
             if own := sorted({"start", "leaves", "keep", "asks"} & vars(kind).keys()):
                 logger.warning_once(
-                    f"exit policy {type(self).__name__} has its own {', '.join(own)} and no merge, so what it remembers cannot"
-                    " follow rows into other batches: it runs without rebatching, which takes longer. Give it a merge, or"
-                    " merge = ExitPolicy.merge where it remembers nothing of its own."
+                    f"exit policy {type(self).__name__} has its own {', '.join(own)} and no merge, so what"
+                    " it remembers cannot follow rows into other batches: it runs without rebatching, which"
+                    " takes longer. Give it a merge, or merge = ExitPolicy.merge where it remembers nothing"
+                    " of its own."
                 )
                 return False
         return True
@@ -170,7 +191,11 @@ class ExitPolicy(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""
-        settings = {key: plain(value) for key, value in vars(self).items() if not key.startswith("_") and value is not None}
+        settings = {
+            key: plain(value)
+            for key, value in vars(self).items()
+            if not key.startswith("_") and value is not None
+        }
         return {"name": self.name, **settings}
 
     def with_threshold(self, threshold: Any) -> "ExitPolicy":
@@ -190,15 +215,25 @@ class ThresholdPolicy(ExitPolicy):
     def __init__(self, threshold: float | None = None, thresholds: Sequence[float] | None = None):
         threshold, thresholds = plain(threshold), plain(thresholds)
         if (threshold is None) == (thresholds is None):
-            missing = f': add it, as in {{"name": "{self.name}", "threshold": ...}}; the pipeline also takes exit_threshold=...'
+            missing = (
+                f': add it, as in {{"name": "{self.name}", "threshold": ...}};'
+                " the pipeline also takes exit_threshold=..."
+            )
             raise ValueError(
-                f"exit policy {self.name!r} takes exactly one of threshold (a number in {_allowed(self._highest)}) and thresholds"
-                f" (one per exit){missing if threshold is None else ''}."
+                f"exit policy {self.name!r} takes exactly one of threshold (a number in"
+                f" {_allowed(self._highest)}) and thresholds (one per"
+                f" exit){missing if threshold is None else ''}."
             )
         if isinstance(threshold, list):
-            raise ValueError(f"exit policy {self.name!r}: threshold={threshold} is not a number; thresholds takes one per exit.")
+            raise ValueError(
+                f"exit policy {self.name!r}: threshold={threshold} is not a number; thresholds takes one"
+                " per exit."
+            )
         if thresholds is not None and not isinstance(thresholds, list):
-            raise ValueError(f"exit policy {self.name!r}: thresholds={thresholds!r} is not a list with one threshold per exit.")
+            raise ValueError(
+                f"exit policy {self.name!r}: thresholds={thresholds!r} is not a list with one threshold per"
+                " exit."
+            )
         for value in [threshold] if thresholds is None else thresholds:
             _check_range(self.name, "threshold", value, high=self._highest)
         self.threshold: float | None = threshold
@@ -206,10 +241,13 @@ class ThresholdPolicy(ExitPolicy):
 
     _highest = 1.0
 
-    def start(self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None) -> "ExitPolicy":
+    def start(
+        self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
+    ) -> "ExitPolicy":
         if self.thresholds is not None and len(self.thresholds) != num_exits:
             raise ValueError(
-                f"thresholds has {len(self.thresholds)} entries, but the model has {num_exits} exits: give one per exit."
+                f"thresholds has {len(self.thresholds)} entries, but the model has {num_exits} exits: give"
+                " one per exit."
             )
         return super().start(num_exits, problem_type, exit_layers)
 
@@ -228,8 +266,9 @@ class EntropyPolicy(ThresholdPolicy):
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
-        # Logits that are not finite have an entropy that is not a number, so above nothing: no need to look for them. The
-        # threshold is brought to nats, not the entropy to 0..1, which saves a single text an operator.
+        # Logits that are not finite have an entropy that is not a number, so above nothing: no need to look
+        # for them. The threshold is brought to nats, not the entropy to 0..1, which saves a single text an
+        # operator.
         return negative_entropy(log_p) > -self.threshold_at(exit_index) * math.log(log_p.shape[-1])
 
 
@@ -254,23 +293,35 @@ class MarginPolicy(ThresholdPolicy):
 
 
 class PatiencePolicy(ExitPolicy):
-    """Leaves when `patience` exits in a row predict the same (PABEE); for regression, the same up to `tolerance`."""
+    """Leaves when `patience` exits in a row predict the same (PABEE); for regression, the same up to
+    `tolerance`.
+    """
 
     name = "patience"
     reads_regression = True
 
-    def __init__(self, patience: int | None = None, tolerance: float | None = None, threshold: int | None = None):
+    def __init__(
+        self, patience: int | None = None, tolerance: float | None = None, threshold: int | None = None
+    ):
         if patience is not None and threshold is not None:
-            raise ValueError(f"patience={patience} and threshold={threshold}: for this policy they are the same setting; give one.")
+            raise ValueError(
+                f"patience={patience} and threshold={threshold}: for this policy they are the same setting;"
+                " give one."
+            )
         self.patience = _checked_patience(self.name, threshold if patience is None else patience)
         tolerance = plain(tolerance)
         if tolerance is not None:
             _check_range(self.name, "tolerance", tolerance, high=math.inf)
         self.tolerance = tolerance
 
-    def start(self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None) -> "ExitPolicy":
+    def start(
+        self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
+    ) -> "ExitPolicy":
         if problem_type == "regression" and self.tolerance is None:
-            raise ValueError("exit policy 'patience' needs tolerance (in units of the target) for problem_type=\"regression\".")
+            raise ValueError(
+                "exit policy 'patience' needs tolerance (in units of the target) for"
+                ' problem_type="regression".'
+            )
         return super().start(num_exits, problem_type, exit_layers)
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
@@ -283,11 +334,18 @@ class PatiencePolicy(ExitPolicy):
 
 
 class PatientConfidencePolicy(ThresholdPolicy):
-    """Leaves when `patience` exits in a row predict the same, each with a confidence above the threshold (PCEE-BERT)."""
+    """Leaves when `patience` exits in a row predict the same, each with a confidence above the threshold
+    (PCEE-BERT).
+    """
 
     name = "patient_confidence"
 
-    def __init__(self, threshold: float | None = None, thresholds: Sequence[float] | None = None, patience: int | None = None):
+    def __init__(
+        self,
+        threshold: float | None = None,
+        thresholds: Sequence[float] | None = None,
+        patience: int | None = None,
+    ):
         super().__init__(threshold, thresholds)
         self.patience = _checked_patience(self.name, patience)
 
@@ -298,7 +356,8 @@ class PatientConfidencePolicy(ThresholdPolicy):
 
 
 class VotePolicy(ThresholdPolicy):
-    """Leaves when the confidences of the present run of agreeing exits add up to more than the threshold (BEEM).
+    """Leaves when the confidences of the present run of agreeing exits add up to more than the threshold
+    (BEEM).
 
     Each exit adds at most 1, so a threshold of 1.5 asks for at least two exits.
     """
@@ -308,7 +367,9 @@ class VotePolicy(ThresholdPolicy):
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
-        return self._memory.add(confidence(log_p), log_p.argmax(dim=-1), all_finite(logits)) > self.threshold_at(exit_index)
+        return self._memory.add(
+            confidence(log_p), log_p.argmax(dim=-1), all_finite(logits)
+        ) > self.threshold_at(exit_index)
 
 
 class FullDepth(ExitPolicy):
@@ -326,21 +387,32 @@ class FullDepth(ExitPolicy):
 
 POLICIES: dict[str, type[ExitPolicy]] = {
     policy.name: policy
-    for policy in (EntropyPolicy, ConfidencePolicy, MarginPolicy, PatiencePolicy, PatientConfidencePolicy, VotePolicy)
+    for policy in (
+        EntropyPolicy,
+        ConfidencePolicy,
+        MarginPolicy,
+        PatiencePolicy,
+        PatientConfidencePolicy,
+        VotePolicy,
+    )
 }
 
 
-def make_policy(name: str, ask_every: int | None = None, ask_exits: Sequence[int] | None = None, **settings: Any) -> ExitPolicy:
+def make_policy(
+    name: str, ask_every: int | None = None, ask_exits: Sequence[int] | None = None, **settings: Any
+) -> ExitPolicy:
     """Build an exit policy by name.
 
     Args:
-        name: one of `POLICIES`. Its settings may be numbers of Python, or scalars, arrays and tensors; `to_dict` has Python's.
-        threshold: leave below it (`entropy`) or above it (`confidence`, `margin`, `patient_confidence`: in 0..1; `vote`: in
-            summed confidences). For `patience` it is another word for `patience`.
+        name: one of `POLICIES`. Its settings may be numbers of Python, or scalars, arrays and tensors;
+            `to_dict` has Python's.
+        threshold: leave below it (`entropy`) or above it (`confidence`, `margin`, `patient_confidence`: in
+            0..1; `vote`: in summed confidences). For `patience` it is another word for `patience`.
         thresholds: one threshold per exit instead; the entry of the last exit decides nothing.
         patience: exits in a row that must agree (`patience`, `patient_confidence`).
         tolerance: for `patience` on regression: exits agree when they differ by less, in units of the target.
-        ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; see `ExitPolicy.asking`.
+        ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; see
+            `ExitPolicy.asking`.
 
     Raises:
         ValueError: unknown name, a setting that the policy does not take, or a value out of range.
@@ -377,7 +449,8 @@ def _with_threshold(settings: dict[str, Any], threshold: Any) -> dict[str, Any]:
 
 
 def as_policy(policy: "ExitPolicy | dict[str, Any] | str", threshold: Any = None) -> ExitPolicy:
-    """A policy, its settings as in `config.exit_policy`, or its name -> a policy; with another threshold where one is given.
+    """A policy, its settings as in `config.exit_policy`, or its name -> a policy; with another threshold
+    where one is given.
 
     Raises:
         ValueError: it is none of these, or see `make_policy`.
@@ -389,7 +462,10 @@ def as_policy(policy: "ExitPolicy | dict[str, Any] | str", threshold: Any = None
             raise ValueError(f"exit_policy={policy}: it has no 'name'; choose from {', '.join(POLICIES)}.")
         return make_policy(**policy if threshold is None else _with_threshold(policy, threshold))
     if not hasattr(policy, "leaves"):
-        raise ValueError(f'exit_policy={policy!r}: give a policy or its settings, such as {{"name": "entropy", "threshold": 0.2}}.')
+        raise ValueError(
+            f"exit_policy={policy!r}: give a policy or its settings, such as"
+            ' {"name": "entropy", "threshold": 0.2}.'
+        )
     return policy if threshold is None else policy.with_threshold(threshold)
 
 
@@ -408,9 +484,15 @@ def _is_count(value: Any) -> bool:
 
 def _checked_patience(policy: str, patience: Any) -> int:
     patience = plain(patience)
-    if isinstance(patience, bool) or not isinstance(patience, (int, float)) or not patience >= 1 or patience % 1 != 0:
+    if (
+        isinstance(patience, bool)
+        or not isinstance(patience, (int, float))
+        or not patience >= 1
+        or patience % 1 != 0
+    ):
         raise ValueError(
-            f"exit policy {policy!r}: patience={patience!r}: give the number of exits in a row that must agree, a whole number"
+            f"exit policy {policy!r}: patience={patience!r}: give the number of exits in a row that must"
+            " agree, a whole number"
             f' from 1, as in {{"name": "{policy}", "patience": 2}}.'
         )
     return int(patience)

@@ -1,31 +1,44 @@
-"""An exit: what it sees of a row after some layer -> logits. It decides nothing; policies.py does."""
+"""An exit: what it sees of a row after some layer -> logits. It decides nothing; exit_policies.py does."""
 
 import torch
 from torch import Tensor, nn
 
 from .configuration_romebert import RomeBertConfig
 
-# Dropout before a classifier, as the encoders' configs call it: the first that is set. None of them: no dropout.
-_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout", "hidden_dropout_prob")
+# Dropout before a classifier, as the encoders' configs call it: the first that is set. None of them: no
+# dropout.
+_DROPOUTS = (
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "seq_classif_dropout",
+    "cls_dropout",
+    "hidden_dropout_prob",
+)
 
 
 def mean_weights(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """hidden_states (B, T, H), attention_mask (B, T) of 0 and 1 -> (B, 1, T): what each token weighs in the mean of its row.
+    """hidden_states (B, T, H), attention_mask (B, T) of 0 and 1 -> (B, 1, T): what each token weighs in the
+    mean of its row.
 
     The same for every exit, so it is computed once. A row that attends to nothing weighs nothing.
     """
     rows, tokens, _ = hidden_states.shape
     if attention_mask is None:
-        return hidden_states.new_full((rows, 1, tokens), 1 / tokens)  # an expanded one is multiplied four times as slowly
+        return hidden_states.new_full(
+            (rows, 1, tokens), 1 / tokens
+        )  # an expanded one is multiplied four times as slowly
     weights = attention_mask.float()
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)  # before the sum, which could overflow in fp16
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(
+        min=1
+    )  # before the sum, which could overflow in fp16
     return weights.to(hidden_states.dtype).unsqueeze(1)
 
 
 def weighted_mean(weights: Tensor, hidden_states: Tensor) -> Tensor:
     """weights (B, 1, T), hidden_states (B, T, H) -> (B, H)"""
     if hidden_states.dtype in (torch.bfloat16, torch.float16) and hidden_states.is_cpu:
-        # In half precision a CPU prepares code for every new shape first, which takes longer than the product.
+        # In half precision a CPU prepares code for every new shape first, which takes longer than the
+        # product.
         return torch.bmm(weights.float(), hidden_states.float()).squeeze(1).to(hidden_states.dtype)
     return torch.bmm(weights, hidden_states).squeeze(1)
 
@@ -42,7 +55,9 @@ class Pooler(nn.Module):
 
 
 class ExitHead(nn.Module):
-    """A classifier at one exit: (B, H) -> (B, C), from the first token through a pooler of its own, or from the mean of a row."""
+    """A classifier at one exit: (B, H) -> (B, C), from the first token through a pooler of its own, or from
+    the mean of a row.
+    """
 
     def __init__(self, config: RomeBertConfig):
         super().__init__()

@@ -1,0 +1,8 @@
+"""Training: a `Trainer` whose objectives reach every exit, and what its steps are made of."""
+
+from .arguments import RomeBertTrainingArguments
+from .gradient_projection import project
+from .objectives import OBJECTIVES
+from .trainer import RomeBertTrainer
+
+__all__ = ["OBJECTIVES", "RomeBertTrainer", "RomeBertTrainingArguments", "project"]
