@@ -5,7 +5,6 @@ mean in losses.py.
 """
 
 import copy
-import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,44 @@ if int(transformers.__version__.partition(".")[0]) < 5:  # before anything is im
         " pip install --upgrade transformers."
     )
 
-from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, PreTrainedConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
-
-# Model types of the encoders that can be a backbone: those with an adapter in backbones.py, which tells how
-# to add one.
-FAMILIES = (
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "electra",
-    "distilbert",
-    "mpnet",
-    "deberta-v2",
-    "albert",
-    "modernbert",
+from .settings import (
+    EXIT_POOLINGS,
+    LABELS,
+    LOSS_SETTINGS,
+    LossSettings,
+    ProblemType,
+    as_backbone,
+    checked_exit_layers,
+    checked_labels,
+    in_order,
+    loss_settings,
+    model_type_of,
+    names_match,
+    nest_plain_config,
+    own_fields,
+    plain,
+    refuse_contradictions,
+    take_misplaced,
+    with_labels,
 )
+
+# What the model's files take from here; settings.py is its own.
+__all__ = [
+    "LOSS_SETTINGS",
+    "VERSION",
+    "CustomPipelines",
+    "LossSettings",
+    "ProblemType",
+    "RomeBertConfig",
+    "is_own",
+    "loss_settings",
+    "plain",
+]
+
 VERSION = "0.1.0"  # of this package
-EXIT_POOLINGS = ("cls", "mean")
-LABELS = ("num_labels", "id2label", "label2id")
-# Settings that the library writes on any model's config, whether or not they say something about it.
-WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}
 # Settings that every config has and that the backbone obeys. Like those of its own they live in
 # `backbone_config` alone.
 OBEYED_BY_THE_BACKBONE = (
@@ -128,33 +140,21 @@ class RomeBertConfig(PreTrainedConfig):
         exit_layers: list[int] | None = None,
         exit_pooling: str = "cls",
         exit_policy: dict[str, Any] | None = None,
-        distillation_weight: float = 0.9,
-        distillation_temperature: float = 3.0,
-        distillation_reduction: str = "batchmean",
-        teacher: str = "last",
-        exit_weights: str = "uniform",
-        exit_reduction: str = "sum",
-        class_weights: list[float] | None = None,
         romebert_version: str = VERSION,
         **kwargs: Any,
     ):
         _check_version(romebert_version)
         if backbone_config is None:
             backbone_config = BertConfig(
-                **{name: kwargs.pop(name) for name in _own_fields(BertConfig) & kwargs.keys()}
+                **{name: kwargs.pop(name) for name in own_fields(BertConfig) & kwargs.keys()}
             )
-        self.backbone_config = backbone = _as_backbone(backbone_config)
-        _refuse_contradictions(backbone, kwargs)
+        self.backbone_config = backbone = as_backbone(backbone_config)
+        refuse_contradictions(backbone, kwargs)
         self.exit_layers = exit_layers
         self.exit_pooling = exit_pooling
         self.exit_policy = exit_policy
-        self.distillation_weight = distillation_weight
-        self.distillation_temperature = distillation_temperature
-        self.distillation_reduction = distillation_reduction
-        self.teacher = teacher
-        self.exit_weights = exit_weights
-        self.exit_reduction = exit_reduction
-        self.class_weights = class_weights
+        for name in LOSS_SETTINGS:
+            setattr(self, name, kwargs.pop(name, getattr(LossSettings, name)))
         self.romebert_version = romebert_version
 
         if not any(kwargs.get(name) is not None for name in LABELS):
@@ -203,17 +203,13 @@ class RomeBertConfig(PreTrainedConfig):
             setattr(self.backbone_config, name, value)
             return
         if name == "backbone_config":
-            value = _as_backbone(value)
+            value = as_backbone(value)
         elif name == "exit_pooling" and value not in EXIT_POOLINGS:
             raise ValueError(f"exit_pooling={value!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
         elif name == "id2label" and value is not None:
-            value = _checked_labels(value)
+            value = checked_labels(value)
         super().__setattr__(name, value)
-        if (
-            name == "id2label"
-            and value is not None
-            and not _names_match(value, self.__dict__.get("label2id"))
-        ):
+        if name == "id2label" and value is not None and not names_match(value, self.__dict__.get("label2id")):
             self.label2id = {label: index for index, label in value.items()}
 
     def _lives_in_the_backbone(self, name: str) -> bool:
@@ -249,7 +245,7 @@ class RomeBertConfig(PreTrainedConfig):
 
     @exit_layers.setter
     def exit_layers(self, exit_layers: list[int] | None) -> None:
-        self.__dict__["exit_layers"] = _checked_exit_layers(exit_layers, self.num_hidden_layers)
+        self.__dict__["exit_layers"] = checked_exit_layers(exit_layers, self.num_hidden_layers)
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """The backbone's config has done so in its own way."""
@@ -257,7 +253,7 @@ class RomeBertConfig(PreTrainedConfig):
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """As in `PreTrainedConfig`; what others depend on is written first."""
-        super().update(_in_order(config_dict))
+        super().update(in_order(config_dict))
 
     def validate(self) -> None:
         """As in `PreTrainedConfig`, on both levels; on saving."""
@@ -319,27 +315,27 @@ class RomeBertConfig(PreTrainedConfig):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in `PreTrainedConfig`; the config of a plain encoder comes back nested as `backbone_config`."""
         config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        return _nest_plain_config(config_dict, cls.model_type), unused
+        return nest_plain_config(config_dict, cls.model_type), unused
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build a config from a dict of ours or of a plain encoder; keyword arguments of either level
         override it.
         """
-        config_dict = _nest_plain_config(config_dict, cls.model_type)
+        config_dict = nest_plain_config(config_dict, cls.model_type)
         if INSTALLED:
             _leave_to_what_is_installed(config_dict)
-        config_dict = _with_labels(config_dict, {name: kwargs.pop(name) for name in LABELS if name in kwargs})
+        config_dict = with_labels(config_dict, {name: kwargs.pop(name) for name in LABELS if name in kwargs})
         config_dict.setdefault("problem_type", None)
-        for_constructor = (_own_fields(cls) - {"backbone_config", "exit_layers"}) & kwargs.keys()
+        for_constructor = (own_fields(cls) - {"backbone_config", "exit_layers"}) & kwargs.keys()
         config_dict |= {name: kwargs.pop(name) for name in for_constructor}
         if (backbone := kwargs.get("backbone_config")) is not None:
             stored = config_dict.setdefault("backbone_config", backbone)
-            if _model_type(backbone, default=_model_type(stored)) != _model_type(stored):
-                kwargs["backbone_config"] = _as_backbone(
+            if model_type_of(backbone, default=model_type_of(stored)) != model_type_of(stored):
+                kwargs["backbone_config"] = as_backbone(
                     backbone
                 )  # the library would write it into the stored one
-        return super().from_dict(config_dict, **_in_order(_take_misplaced(config_dict) | kwargs))
+        return super().from_dict(config_dict, **in_order(take_misplaced(config_dict) | kwargs))
 
 
 def _setting_of_the_backbone(name: str) -> property:
@@ -367,165 +363,9 @@ def _check_version(written_by: str) -> None:
         )
 
 
-def _check_family(model_type: str) -> None:
-    """Refuse what is no supported encoder, and say what it is."""
-    if model_type in FAMILIES:
-        return
-    problem = "is not supported"
-    if model_type in CONFIG_MAPPING:
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-        family = CONFIG_MAPPING[model_type]
-        if family().is_encoder_decoder:
-            problem = "is an encoder-decoder, and exits need an encoder alone"
-        elif family in MODEL_FOR_CAUSAL_LM_MAPPING and family not in MODEL_FOR_MASKED_LM_MAPPING:
-            problem = "is a decoder, and exits need an encoder, which sees the whole text"
-    raise ValueError(
-        f"backbone model_type={model_type!r} {problem}; choose from {', '.join(FAMILIES)}. The docstring of"
-        " modeling_romebert/backbones.py tells how to add a family."
-    )
-
-
-def _model_type(backbone: PreTrainedConfig | dict[str, Any], default: str = "bert") -> str:
-    return backbone.get("model_type", default) if isinstance(backbone, dict) else backbone.model_type
-
-
-def _as_backbone(backbone: Any) -> PreTrainedConfig:
-    """The config of a supported encoder, or its dict -> the config."""
-    if isinstance(backbone, dict):
-        _check_family(model_type := _model_type(backbone))
-        backbone = AutoConfig.for_model(
-            model_type, **{name: value for name, value in backbone.items() if name != "model_type"}
-        )
-    if not isinstance(backbone, PreTrainedConfig):
-        raise TypeError(
-            f"backbone_config is a {type(backbone).__name__}; give a config of transformers or its dict."
-        )
-    _check_family(backbone.model_type)
-    if getattr(backbone, "is_decoder", False):
-        raise ValueError(
-            f"backbone_config is a decoder ({backbone.model_type}, is_decoder=True); exits need an encoder"
-            " that sees the whole text. Set is_decoder=False."
-        )
-    return backbone
-
-
-def _refuse_contradictions(backbone: PreTrainedConfig, given: dict[str, Any]) -> None:
-    """Hold keyword arguments of `RomeBertConfig` against its backbone's config, and those about labels
-    against each other.
-    """
-    for name in sorted(_own_fields(type(backbone)) & given.keys()):
-        if given[name] != getattr(backbone, name):
-            raise ValueError(
-                f"{name}={given[name]!r} belongs to the backbone, and backbone_config is given too, which"
-                f" says {getattr(backbone, name)!r}. Set it on backbone_config alone."
-            )
-    num_labels, id2label, label2id = (given.get(name) for name in LABELS)
-    if id2label is None and label2id:
-        id2label = given["id2label"] = {index: label for label, index in label2id.items()}
-    if id2label is None:
-        return
-    id2label = _checked_labels(id2label)
-    if num_labels is not None and num_labels != len(id2label):
-        raise ValueError(
-            f"num_labels={num_labels} and id2label={id2label} with {len(id2label)} labels contradict each"
-            " other. Give one."
-        )
-    if label2id and not _names_match(id2label, label2id):
-        raise ValueError(
-            f"id2label={id2label} and label2id={label2id} contradict each other. Give id2label alone."
-        )
-
-
-def _checked_labels(id2label: Any) -> dict[int, str]:
-    """Names of labels by id, in the order of the ids, which are 0, 1, ..., C - 1."""
-    try:
-        labels = {int(index): label for index, label in id2label.items()}
-    except (AttributeError, TypeError, ValueError):
-        labels = {}
-    if not labels or len(labels) != len(id2label) or sorted(labels) != list(range(len(labels))):
-        example = dict(enumerate(labels.values() or ("negative", "positive")))
-        raise ValueError(
-            f"id2label={id2label!r}: give a dict from ids to labels, and count the ids from 0 without gaps,"
-            f" such as {example}. Labels in data that count otherwise are mapped to these ids first."
-        )
-    return dict(sorted(labels.items()))
-
-
-def _names_match(id2label: dict[int, str], label2id: dict[str, Any] | None) -> bool:
-    """Whether every label's name leads back to its id."""
-    return label2id is not None and all(
-        str(label2id.get(label)) == str(index) for index, label in id2label.items()
-    )
-
-
-def _with_labels(config_dict: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A config's dict with its labels overridden as a whole, if any are given: a number, names by id, or ids
-    by name.
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    stored = {name: value for name, value in config_dict.items() if name in LABELS and value is not None}
-    if given and given != {"num_labels": len(stored.get("id2label", ()))}:
-        stored = given
-    # A dict without labels means the library's two, whatever its backbone's say.
-    return {name: value for name, value in config_dict.items() if name not in LABELS} | (
-        stored or {"num_labels": 2}
-    )
-
-
-def _take_misplaced(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Take out settings of the backbone that stand beside `backbone_config`.
-
-    As they were written last, or by hand, they count.
-    """
-    backbone = config_dict.get("backbone_config")
-    if backbone is None:
-        return {}
-    _check_family(model_type := _model_type(backbone))
-    misplaced = {
-        name: config_dict.pop(name) for name in _own_fields(CONFIG_MAPPING[model_type]) & config_dict.keys()
-    }
-    within = backbone if isinstance(backbone, dict) else backbone.to_dict()
-    for name in sorted(misplaced.keys() & within.keys() - WRITTEN_BY_THE_LIBRARY):
-        if misplaced[name] != within[name]:
-            logger.warning(
-                f"{name}={misplaced[name]!r} stands beside backbone_config, which says {within[name]!r};"
-                " the former counts."
-            )
-    return misplaced
-
-
-def _in_order(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in the order in which to write them: the backbone first, then what it holds, then exits at its
-    layers.
-    """
-    return dict(
-        sorted(settings.items(), key=lambda item: {"backbone_config": 0, "exit_layers": 2}.get(item[0], 1))
-    )
-
-
-def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
-    """Settings that `config_class` adds to those that every config has, by all of their names."""
-    return (vars(config_class()).keys() | config_class.attribute_map.keys()) - vars(PreTrainedConfig()).keys()
-
-
 def is_own(reference: Any) -> bool:
     """Whether what config.json names, `[REPOSITORY--]module.Class`, is a class of this package."""
     return isinstance(reference, str) and reference.rpartition("--")[2].partition(".")[0] in ENTRY_FILES
-
-
-def plain(value: Any) -> Any:
-    """What numpy and torch have for numbers and lists, also within lists and dicts, and a policy -> what JSON
-    can hold.
-    """
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [plain(one) for one in value]
-    for convert in ("tolist", "to_dict"):
-        if hasattr(value, convert):
-            return getattr(value, convert)()
-    return value
 
 
 def _leave_to_what_is_installed(config_dict: dict[str, Any]) -> None:
@@ -539,41 +379,3 @@ def _leave_to_what_is_installed(config_dict: dict[str, Any]) -> None:
         config_dict["auto_map"] = users
     if tasks:
         config_dict["custom_pipelines"] = CustomPipelines(tasks)
-
-
-def _nest_plain_config(config_dict: dict[str, Any], own_type: str) -> dict[str, Any]:
-    """{"model_type": "bert", ...} -> {"model_type": "romebert", "backbone_config": {...}, labels}; ours are
-    copied as they are.
-
-    own_type: the model type of the config class, which is another one when a user derived it from ours.
-    """
-    if config_dict.get("model_type", own_type) in (own_type, RomeBertConfig.model_type):
-        return dict(config_dict)
-    labels = "id2label" if config_dict.get("id2label") is not None else "num_labels"
-    task = {name: config_dict[name] for name in (labels, "problem_type") if config_dict.get(name) is not None}
-    own_entries = ("auto_map", "custom_pipelines", "architectures", "problem_type", *LABELS)
-    backbone = {name: value for name, value in config_dict.items() if name not in own_entries}
-    return {"model_type": "romebert", "backbone_config": backbone, **task}
-
-
-def _checked_exit_layers(exit_layers: list[int] | None, num_layers: int) -> list[int]:
-    """Layers with an exit, strictly increasing, ending with the last one."""
-    if exit_layers is None:
-        return list(range(1, num_layers + 1))
-    if not isinstance(exit_layers, (list, tuple)):
-        raise ValueError(
-            f"exit_layers={exit_layers!r}: give a list of layers, counted from 1, or None for every layer."
-        )
-    layers = list(exit_layers)
-    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
-        raise ValueError(f"exit_layers={exit_layers}: layers are whole numbers, counted from 1.")
-    if any(not 1 <= layer <= num_layers for layer in layers):
-        raise ValueError(
-            f"exit_layers={exit_layers}: layers are counted from 1 to {num_layers}, the depth of this"
-            " backbone."
-        )
-    if any(here >= following for here, following in itertools.pairwise(layers)):
-        raise ValueError(
-            f"exit_layers={exit_layers}: give each layer once, in increasing order: {sorted(set(layers))}."
-        )
-    return layers if layers and layers[-1] == num_layers else [*layers, num_layers]

@@ -34,7 +34,7 @@ from modeling_romebert import (
     calibrate,
     evaluate_exits,
 )
-from modeling_romebert.evaluation.evaluate import SWEEPS
+from modeling_romebert.exit_policies import POLICIES
 from modeling_romebert.evaluation.metrics import compute_metrics
 from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
 
@@ -356,7 +356,7 @@ def judge_policy(
         "batch_size": training.per_device_eval_batch_size,
         "progress": False,
     }
-    thresholds = SWEEPS[policy["name"]](len(model.config.exit_layers))
+    thresholds = POLICIES[policy["name"]].grid(len(model.config.exit_layers))
     chosen, at = None, []
     if glue.held_out is not None:
         chosen = calibrate(

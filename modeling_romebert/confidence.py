@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .configuration_romebert import ProblemType
+
 
 def log_probabilities(logits: Tensor, problem_type: str) -> Tensor:
     """logits (B, C) -> log-probabilities: (B, C) for a single label, (B, C, 2) for several. In fp32."""
     logits = logits.float()
-    if problem_type == "multi_label_classification":
+    if problem_type == ProblemType.MULTI_LABEL:
         return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], dim=-1)
     return logits.log_softmax(dim=-1)
 

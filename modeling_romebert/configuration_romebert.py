@@ -1,5 +1,4 @@
-"""Alias of `configuration/configuration_romebert.py`, so that the model file has its config as a sibling on
-the Hub.
+"""Alias of `configuration/configuration_romebert.py`: the model's files have their config as a sibling.
 
 `save_pretrained` of a model copies this file first and then the config's own file over it.
 """
@@ -8,10 +7,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from configuration.configuration_romebert import VERSION, CustomPipelines, RomeBertConfig, is_own, plain
+    from configuration.configuration_romebert import (
+        LOSS_SETTINGS,
+        VERSION,
+        CustomPipelines,
+        LossSettings,
+        ProblemType,
+        RomeBertConfig,
+        is_own,
+        loss_settings,
+        plain,
+    )
 else:
-    _real = import_module("modeling_romebert.configuration.configuration_romebert")
-    VERSION, CustomPipelines, RomeBertConfig = _real.VERSION, _real.CustomPipelines, _real.RomeBertConfig
-    is_own, plain = _real.is_own, _real.plain
+    _config = import_module("modeling_romebert.configuration.configuration_romebert")
+    globals().update({name: getattr(_config, name) for name in _config.__all__})
 
-__all__ = ["VERSION", "CustomPipelines", "RomeBertConfig", "is_own", "plain"]
+__all__ = [
+    "LOSS_SETTINGS",
+    "VERSION",
+    "CustomPipelines",
+    "LossSettings",
+    "ProblemType",
+    "RomeBertConfig",
+    "is_own",
+    "loss_settings",
+    "plain",
+]

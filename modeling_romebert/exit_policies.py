@@ -1,212 +1,19 @@
-"""When a row leaves: the logits (B, C) of exit e -> which of the B rows are sure enough.
+"""The exit policies: the logits (B, C) of exit e -> which of the B rows are sure enough to leave there.
 
-A policy holds its settings and, between `start` and the last exit, what it remembers of the rows that have
-not exited. It never sees hidden states, and it does not move rows; the early-exit loop (early_exit.py) does.
+What a policy is, and what it remembers of the rows, is in policy_base.py; how sure an exit is, in
+confidence.py.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from .confidence import all_finite, confidence, log_probabilities, margin, negative_entropy
-from .configuration_romebert import plain
-
-logger = logging.get_logger(__name__)
-
-
-class _Agreement:
-    """Memory of the policies that compare exits: the last prediction (B,) or (B, D), and what a run of equal
-    ones adds up to.
-    """
-
-    def __init__(self) -> None:
-        self.prediction: Tensor | None = None
-        self.total: Tensor | None = None
-
-    def add(
-        self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None
-    ) -> Tensor:
-        """An exit's amount (B,), prediction and whether it counts (B,) -> (B,): sum over the run of agreeing
-        exits.
-
-        A row that does not count has 0, and its run begins anew.
-        """
-        amount = torch.where(counts, amount, 0)
-        if self.prediction is None or self.total is None:
-            self.total = amount
-        else:
-            same = (
-                prediction == self.prediction
-                if tolerance is None
-                else (prediction - self.prediction).abs() < tolerance
-            )
-            same = same if same.dim() == 1 else same.all(dim=-1)
-            self.total = torch.where(same & counts, self.total, 0) + amount
-        self.prediction = prediction
-        return self.total
-
-    def keep(self, rows: Tensor | slice) -> None:
-        if self.prediction is not None and self.total is not None:
-            self.prediction, self.total = self.prediction[rows], self.total[rows]
-
-    @classmethod
-    def merge(cls, memories: Sequence["_Agreement"]) -> "_Agreement":
-        """Memories of different rows at the same exit -> that of all of them."""
-        merged = cls()
-        predictions = [memory.prediction for memory in memories if memory.prediction is not None]
-        totals = [memory.total for memory in memories if memory.total is not None]
-        if predictions and totals:
-            merged.prediction, merged.total = torch.cat(predictions), torch.cat(totals)
-        return merged
-
-
-class ExitPolicy(ABC):
-    """A rule that says which rows leave at an exit.
-
-    Use it as `policy.start(...)` once per batch, then at every exit that it `asks`, `leaves(...)` and, when
-    rows left, `keep(...)`. `start` returns a fresh copy, so that one policy can serve many batches and
-    threads.
-    """
-
-    name: str
-    reads_regression = False
-    ask_every: int | None = None
-    ask_exits: list[int] | None = None
-    _problem_type: str  # these three from `start` on
-    _memory: _Agreement
-    _asked: list[bool]
-
-    def asking(self, every: int | None = None, exits: Sequence[int] | None = None) -> "ExitPolicy":
-        """A copy that is asked less often: at every so many-th exit, or at the exits after these layers. The
-        last is always asked.
-
-        Exits that are not asked are not computed; the thresholds of the others stay what they are. Memory,
-        where a policy has one, is of exits that were asked.
-
-        Raises:
-            ValueError: both are given, or what is given is no number from 1, or no list of layers.
-        """
-        every, exits = plain(every), plain(exits)
-        if every is not None and exits is not None:
-            raise ValueError(f"ask_every={every} and ask_exits={exits}: give one of them.")
-        if every is not None and not _is_count(every):
-            raise ValueError(f"ask_every={every!r}: give a whole number from 1; 2 asks at every second exit.")
-        if isinstance(exits, set | frozenset):
-            exits = list(exits)
-        if exits is not None and not (isinstance(exits, list) and exits and all(map(_is_count, exits))):
-            raise ValueError(f"ask_exits={exits!r}: give a list of layers that have an exit, counted from 1.")
-        other = self._copy()
-        other.ask_every, other.ask_exits = every, None if exits is None else sorted(exits)
-        return other
-
-    def start(
-        self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
-    ) -> "ExitPolicy":
-        """A copy without memory, for one batch. exit_layers: after which layers the exits are, for
-        `ask_exits`; all when left out.
-
-        Raises:
-            ValueError: the policy has no meaning for this problem type, its thresholds do not fit the number
-                of exits, or it asks where there is none.
-        """
-        if problem_type == "regression" and not self.reads_regression:
-            raise ValueError(
-                f"exit policy {self.name!r} needs class probabilities, and"
-                ' problem_type="regression" has none. Use {"name": "patience", "patience": p,'
-                ' "tolerance": t}.'
-            )
-        fresh = self._copy()
-        fresh._problem_type = problem_type
-        fresh._memory = _Agreement()
-        fresh._asked = self._plan(range(1, num_exits + 1) if exit_layers is None else exit_layers)
-        return fresh
-
-    def _plan(self, exit_layers: Sequence[int]) -> list[bool]:
-        """Layers with an exit -> whether each exit is asked."""
-        if self.ask_exits is None:
-            return [number % (self.ask_every or 1) == 0 for number in range(1, len(exit_layers) + 1)]
-        if absent := [layer for layer in self.ask_exits if layer not in exit_layers]:
-            raise ValueError(
-                f"ask_exits={self.ask_exits}: there is no exit after {absent}; there are after"
-                f" {list(exit_layers)}."
-            )
-        return [layer in self.ask_exits for layer in exit_layers]
-
-    def asks(self, exit_index: int) -> bool:
-        """Whether exit e = 0, 1, ... is asked; those that are not need not be computed."""
-        return self._asked[exit_index]
-
-    @abstractmethod
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
-        """Exit e = 0, 1, ... and its logits (B, C) for the B rows that have not exited -> (B,) bool: which
-        exit.
-
-        A row with a logit that is not finite never leaves, and does not count as agreeing.
-        """
-
-    def keep(self, rows: Tensor | slice) -> None:
-        """Forget all rows but these: indices (b,) into the rows of the last call, or a slice of them."""
-        self._memory.keep(rows)
-
-    def merge(self, policies: Sequence["ExitPolicy"]) -> "ExitPolicy":
-        """Of different rows at the same exit -> one for all of them, in order.
-
-        A policy with memory of its own merges that too.
-        """
-        merged = self._copy()
-        merged._memory = _Agreement.merge([policy._memory for policy in policies])
-        return merged
-
-    def can_rebatch(self) -> bool:
-        """Whether rows under this policy can be split from a batch and merged with those of others.
-
-        What a policy remembers has to go with its rows. A class of a user's own that says in its own way when
-        rows exit, or what is kept of them, may remember things that an inherited `merge` would lose. It says
-        how it merges: with a `merge` of its own, or with `merge = ExitPolicy.merge` where it remembers
-        nothing else. Where it does not, that is said once.
-        """
-        for kind in type(self).__mro__:
-            if "merge" in vars(kind) or kind.__module__ == __name__:
-                break
-            if own := sorted({"start", "leaves", "keep", "asks"} & vars(kind).keys()):
-                logger.warning_once(
-                    f"exit policy {type(self).__name__} has its own {', '.join(own)} and no merge, so what"
-                    " it remembers cannot follow rows into other batches: it runs without rebatching, which"
-                    " takes longer. Give it a merge, or merge = ExitPolicy.merge where it remembers nothing"
-                    " of its own."
-                )
-                return False
-        return True
-
-    def _copy(self) -> "ExitPolicy":
-        """As `copy.copy`, which for a single text takes as long as a layer's norm."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        return other
-
-    def to_dict(self) -> dict[str, Any]:
-        """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""
-        settings = {
-            key: plain(value)
-            for key, value in vars(self).items()
-            if not key.startswith("_") and value is not None
-        }
-        return {"name": self.name, **settings}
-
-    def with_threshold(self, threshold: Any) -> "ExitPolicy":
-        """A copy with another threshold: a number, or one per exit."""
-        settings = self.to_dict()
-        asks = {"every": settings.pop("ask_every", None), "exits": settings.pop("ask_exits", None)}
-        other = _build(type(self), _with_threshold(settings, threshold))
-        return other.asking(**asks)
-
-    def __repr__(self) -> str:
-        return f"make_policy({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
+from .configuration_romebert import ProblemType, plain
+from .policy_base import ExitPolicy
 
 
 class ThresholdPolicy(ExitPolicy):
@@ -241,6 +48,10 @@ class ThresholdPolicy(ExitPolicy):
 
     _highest = 1.0
 
+    @classmethod
+    def grid(cls, num_exits: int, fine: bool = False) -> list[float]:
+        return [1 - share for share in _shares(fine)]
+
     def start(
         self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
     ) -> "ExitPolicy":
@@ -263,6 +74,10 @@ class EntropyPolicy(ThresholdPolicy):
     """Leaves when the entropy over ln K is below the threshold (DeeBERT, FastBERT)."""
 
     name = "entropy"
+
+    @classmethod
+    def grid(cls, num_exits: int, fine: bool = False) -> list[float]:
+        return _shares(fine)
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
@@ -299,6 +114,7 @@ class PatiencePolicy(ExitPolicy):
 
     name = "patience"
     reads_regression = True
+    threshold_names = ("threshold", "thresholds", "patience")
 
     def __init__(
         self, patience: int | None = None, tolerance: float | None = None, threshold: int | None = None
@@ -314,10 +130,14 @@ class PatiencePolicy(ExitPolicy):
             _check_range(self.name, "tolerance", tolerance, high=math.inf)
         self.tolerance = tolerance
 
+    @classmethod
+    def grid(cls, num_exits: int, fine: bool = False) -> list[float]:
+        return list(range(num_exits, 0, -1))
+
     def start(
         self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
     ) -> "ExitPolicy":
-        if problem_type == "regression" and self.tolerance is None:
+        if problem_type == ProblemType.REGRESSION and self.tolerance is None:
             raise ValueError(
                 "exit policy 'patience' needs tolerance (in units of the target) for"
                 ' problem_type="regression".'
@@ -326,7 +146,7 @@ class PatiencePolicy(ExitPolicy):
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         finite = all_finite(logits)
-        if self._problem_type == "regression":
+        if self._problem_type == ProblemType.REGRESSION:
             prediction, tolerance = logits.float(), self.tolerance
         else:
             prediction, tolerance = log_probabilities(logits, self._problem_type).argmax(dim=-1), None
@@ -364,6 +184,11 @@ class VotePolicy(ThresholdPolicy):
 
     name = "vote"
     _highest = math.inf
+
+    @classmethod
+    def grid(cls, num_exits: int, fine: bool = False) -> list[float]:
+        steps = 200 if fine else 20
+        return [num_exits * step / steps for step in range(steps, -1, -1)]
 
     def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
         log_p = log_probabilities(logits, self._problem_type)
@@ -436,16 +261,15 @@ def _build(policy: type[ExitPolicy], settings: dict[str, Any]) -> ExitPolicy:
         raise ValueError(f"exit policy {policy.name!r}: {reason}.") from None
 
 
-def threshold_settings(name: Any) -> set[str]:
+def threshold_settings(name: Any) -> tuple[str, ...]:
     """A policy's name -> its settings that a threshold stands for."""
-    return {"threshold", "thresholds"} | ({"patience"} if name == PatiencePolicy.name else set())
+    return POLICIES.get(name, ExitPolicy).threshold_names
 
 
 def _with_threshold(settings: dict[str, Any], threshold: Any) -> dict[str, Any]:
     """A policy's settings -> the same with another threshold, a number or one per exit."""
-    threshold = plain(threshold)
     kept = {key: value for key, value in settings.items() if key not in threshold_settings(settings["name"])}
-    return kept | {"thresholds" if isinstance(threshold, list) else "threshold": threshold}
+    return kept | ExitPolicy.named_threshold(threshold)
 
 
 def as_policy(policy: "ExitPolicy | dict[str, Any] | str", threshold: Any = None) -> ExitPolicy:
@@ -478,10 +302,6 @@ def _check_range(policy: str, what: str, value: Any, high: float) -> None:
         raise ValueError(f"exit policy {policy!r}: {what}={value!r} is not in {_allowed(high)}.")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _checked_patience(policy: str, patience: Any) -> int:
     patience = plain(patience)
     if (
@@ -496,3 +316,11 @@ def _checked_patience(policy: str, patience: Any) -> int:
             f' from 1, as in {{"name": "{policy}", "patience": 2}}.'
         )
     return int(patience)
+
+
+def _shares(fine: bool) -> list[float]:
+    """0 to 1: in steps of 0.005, or closer near 0, where policies differ most."""
+    if fine:
+        return [step / 200 for step in range(201)]
+    percent = (0, 1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80, 90, 95, 100)
+    return [share / 100 for share in percent]

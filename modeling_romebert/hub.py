@@ -43,11 +43,15 @@ CLOSURE = (
     "model_card.py",
     "modeling_romebert.py",
     "pipeline_romebert.py",
+    "policy_base.py",
     "pretrained.py",
     "rebatching.py",
     "scoring.py",
+    "settings.py",
     "text_batcher.py",
 )
+
+OF_CONFIG = ("configuration_romebert.py", "settings.py")  # those that lie beside the config
 
 AUTO_MAP = {
     "AutoConfig": "configuration_romebert.RomeBertConfig",
@@ -86,13 +90,9 @@ def copy_code(config: Any, folder: Path) -> None:
     transformers copies the files of the class that is saved. This is for the others: ours beside a class that
     a user derived, and a user's pipeline beside a model of ours.
     """
+    ours, of_config = (Path(str(sys.modules[one].__file__)) for one in (__name__, RomeBertConfig.__module__))
     for name in CLOSURE:
-        module = (
-            sys.modules[RomeBertConfig.__module__]
-            if name == "configuration_romebert.py"
-            else sys.modules[__name__]
-        )
-        _copy(Path(str(module.__file__)).with_name(name), folder)
+        _copy((of_config if name in OF_CONFIG else ours).with_name(name), folder)
     loaded_from = Path(config.name_or_path)
     for reference in sorted(_references(config)):
         if is_own(reference) or "--" in reference:  # in the repository that it names

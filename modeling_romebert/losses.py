@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+from .configuration_romebert import LossSettings, ProblemType, loss_settings
+
 IGNORED_LABEL = -100
 
 
@@ -29,13 +30,10 @@ def infer_problem_type(num_labels: int, labels: Tensor) -> str:
     Whole numbers are targets too where each row has one per label (B, C), which transformers cannot train on.
     """
     if num_labels == 1:
-        return "regression"
+        return ProblemType.REGRESSION.value
     per_label = labels.ndim == 2 and labels.shape[1] == num_labels
-    return (
-        "multi_label_classification"
-        if labels.is_floating_point() or per_label
-        else "single_label_classification"
-    )
+    several = labels.is_floating_point() or per_label
+    return (ProblemType.MULTI_LABEL if several else ProblemType.SINGLE_LABEL).value
 
 
 def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
@@ -46,7 +44,7 @@ def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
         ValueError: wrong shape or a value outside the allowed range.
     """
     rows = labels.shape[0]
-    if problem_type == "single_label_classification":
+    if problem_type == ProblemType.SINGLE_LABEL:
         if labels.numel() != rows or labels.is_floating_point():
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; a single label needs"
@@ -62,7 +60,7 @@ def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
             f"labels have shape {tuple(labels.shape)}; problem_type={problem_type!r} needs ({rows},"
             f" {num_labels})."
         )
-    elif problem_type == "multi_label_classification":
+    elif problem_type == ProblemType.MULTI_LABEL:
         wrong, allowed = ~((labels >= 0) & (labels <= 1)), "targets in 0..1"
     else:
         wrong, allowed = ~torch.isfinite(labels), "finite numbers"
@@ -76,7 +74,7 @@ def check_labels(labels: Tensor, problem_type: str, num_labels: int) -> None:
 def labelled_rows(labels: Tensor, problem_type: str) -> Tensor:
     """labels (B,) or (B, C) -> (B,) bool: which rows have a label; of a single label, -100 is none."""
     rows = labels.shape[0]
-    if problem_type == "single_label_classification" and labels.numel() == rows:
+    if problem_type == ProblemType.SINGLE_LABEL and labels.numel() == rows:
         return labels.reshape(rows) != IGNORED_LABEL
     return torch.ones(rows, dtype=torch.bool, device=labels.device)
 
@@ -110,7 +108,7 @@ def task_losses(
     if class_weights is not None:
         check_class_weights(class_weights, problem_type, classes)
         weights = torch.tensor(class_weights, dtype=logits.dtype).to(logits.device, non_blocking=True)  # (C,)
-    if problem_type == "single_label_classification":
+    if problem_type == ProblemType.SINGLE_LABEL:
         targets = labels.reshape(rows)  # (B,)
         loss = F.cross_entropy(
             logits.transpose(1, 2),
@@ -125,7 +123,7 @@ def task_losses(
             counts = counts * weights[targets.clamp(min=0)]
         return _mean_over_rows(loss, counts)
     targets = labels.to(logits.dtype).view(rows, 1, classes).expand_as(logits)
-    if problem_type == "multi_label_classification":
+    if problem_type == ProblemType.MULTI_LABEL:
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights).mean(
             dim=(0, 2)
         )
@@ -147,7 +145,7 @@ def check_class_weights(class_weights: Sequence[float], problem_type: str | None
     Raises:
         ValueError: it is a regression, or there is not one weight per class.
     """
-    if problem_type == "regression":
+    if problem_type == ProblemType.REGRESSION:
         raise ValueError(
             f"class_weights={list(class_weights)} are given, but a regression has no classes; leave them out."
         )
@@ -180,12 +178,12 @@ def distillation_losses(
     """
     student, teacher = student.float(), teacher.detach().float()
     counted = student.new_ones(student.shape[0]) if counted is None else counted.to(student.dtype)
-    if problem_type == "regression":
+    if problem_type == ProblemType.REGRESSION:
         return _mean_over_rows(
             F.mse_loss(student, teacher, reduction="none").mean(dim=2) * counted[:, None], counted
         )
     student, teacher = student / temperature, teacher / temperature
-    if problem_type == "multi_label_classification":
+    if problem_type == ProblemType.MULTI_LABEL:
         classes = 2
         p, log_p = torch.sigmoid(teacher), F.logsigmoid(teacher)
         q, log_q = torch.sigmoid(-teacher), F.logsigmoid(-teacher)
@@ -224,12 +222,6 @@ def _by_depth(layers: Tensor) -> Tensor:
 TEACHERS: dict[str, Callable[[Tensor], Tensor]] = {"last": _last_exit, "next": _next_exit}
 EXIT_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"uniform": _uniform, "depth": _by_depth}
 EXIT_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "mean": torch.mean}
-DISTILLATION_REDUCTIONS = ("batchmean", "mean")
-# Settings of the loss that a config holds too, under the same names; class_weights is a list there.
-OF_CONFIG = (
-    *("distillation_weight", "distillation_temperature", "distillation_reduction"),
-    *("teacher", "exit_weights", "exit_reduction"),
-)
 
 
 class LossTerms(NamedTuple):
@@ -240,21 +232,15 @@ class LossTerms(NamedTuple):
     per_exit: Tensor
 
 
-@dataclass(frozen=True)
-class ExitLoss:
+@dataclass
+class ExitLoss(LossSettings):
     """The joint RomeBERT loss, as a function of exit logits and labels.
 
     Args:
-        distillation_weight: gamma in 0..1, the share of distillation in the loss of the exits before the
-            last.
-        distillation_temperature: T above 0. No meaning for regression.
-        distillation_reduction: `"batchmean"` (the paper) or `"mean"` (the reference code, 1/C of it).
-        teacher: `"last"` or `"next"`: which exit teaches each exit before the last.
-        exit_weights: `"uniform"` or `"depth"`, the w_k; their mean is 1.
-        exit_reduction: `"sum"` over the exits before the last (the paper) or `"mean"`, which keeps the last
-            exit from being outweighed in deep models.
-        label_smoothing: as in `torch.nn.functional.cross_entropy`; for a single label only.
+        distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights,
+            exit_reduction: see `LossSettings` (settings.py), which says what each is.
         class_weights: one number, 0 or more, per class; `None` weighs all alike. See `task_losses`.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`; for a single label only.
 
     Rows whose single label is -100 count in no term; where no row has a label, both terms are 0.
 
@@ -268,41 +254,16 @@ class ExitLoss:
         (0.6931, 0.1386)
     """
 
-    distillation_weight: float = 0.9
-    distillation_temperature: float = 3.0
-    distillation_reduction: str = "batchmean"
-    teacher: str = "last"
-    exit_weights: str = "uniform"
-    exit_reduction: str = "sum"
     label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("distillation_reduction", DISTILLATION_REDUCTIONS),
-            ("teacher", TEACHERS),
-            ("exit_weights", EXIT_WEIGHTS),
-            ("exit_reduction", EXIT_REDUCTIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}."
-                )
-        if not 0 <= self.distillation_weight <= 1:
-            raise ValueError(
-                f"distillation_weight={self.distillation_weight} is not in 0..1 (0 turns distillation off)."
-            )
-        if not 0 < self.distillation_temperature < float("inf"):
-            raise ValueError(
-                f"distillation_temperature={self.distillation_temperature} is not above 0 (1 leaves the"
-                " logits as they are)."
-            )
+        self.check_choices()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} is not in 0..1 (1 excluded).")
-        weights = self.class_weights
-        if weights is not None and not (
-            all(0 <= weight < float("inf") for weight in weights) and any(weights)
-        ):
+        if self.class_weights is None:
+            return
+        self.class_weights = weights = tuple(self.class_weights)
+        if not (all(0 <= weight < float("inf") for weight in weights) and any(weights)):
             raise ValueError(
                 f"class_weights={list(weights)} are not finite numbers of 0 or more, some of them above 0."
             )
@@ -310,19 +271,12 @@ class ExitLoss:
     @classmethod
     def from_config(cls, config: Any) -> "ExitLoss":
         """The loss that a `RomeBertConfig` describes."""
-        weights = config.class_weights
-        return cls(
-            **{name: getattr(config, name) for name in OF_CONFIG},
-            class_weights=None if weights is None else tuple(weights),
-        )
+        return cls(**loss_settings(config))
 
     def write_to(self, config: Any) -> None:
-        """Let a `RomeBertConfig` describe this loss, but for the label smoothing, which belongs to a
-        training.
-        """
-        for name in OF_CONFIG:
-            setattr(config, name, getattr(self, name))
-        config.class_weights = None if self.class_weights is None else list(self.class_weights)
+        """Let a `RomeBertConfig` describe this loss. Label smoothing belongs to a training alone."""
+        for name, value in loss_settings(self).items():
+            setattr(config, name, list(value) if isinstance(value, tuple) else value)
 
     def task_losses(self, exit_logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
         """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, see

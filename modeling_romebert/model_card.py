@@ -15,8 +15,7 @@ from urllib.parse import quote
 
 from transformers.utils import logging
 
-from .configuration_romebert import RomeBertConfig
-from .losses import OF_CONFIG
+from .configuration_romebert import ProblemType, RomeBertConfig, loss_settings
 
 logger = logging.get_logger(__name__)
 
@@ -29,12 +28,10 @@ TAGS = ["romebert", "early-exit", "text-classification", "custom_code"]
 # new to say.
 EVALUATED = ("metrics", "model-index")
 NEEDED = ("metric", "num_examples", "num_layers", "exit_layers", "exits", "policy", "curve")
-LOSS = (*OF_CONFIG, "class_weights")
 # Entries of `training` that have another place in the card.
 ELSEWHERE = ("license", "datasets", "language", "base_model", "hub_model_id", "provenance")
 LIMITS = """\
-- Early exits know what early layers know: texts that need the last layers leave late, or leave early and
-    wrong.
+- Early exits know what early layers know: texts that need the last layers exit late, or early and wrong.
 - A threshold holds for texts like those it was chosen on. On other texts, evaluate and calibrate anew.
 - Cost counts layers, not time: saved layers are saved time only where batches hold little padding.
 - Texts longer than the encoder takes are cut off. What else was not evaluated above is not known."""
@@ -311,10 +308,10 @@ def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
         if every
         else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
     )
-    if (config.problem_type or ("regression" if config.num_labels == 1 else "")) == "regression":
+    if config.problem_type == ProblemType.REGRESSION or (not config.problem_type and config.num_labels == 1):
         says = "a number"
     else:
-        kind = "any number of" if config.problem_type == "multi_label_classification" else "one of"
+        kind = "any number of" if config.problem_type == ProblemType.MULTI_LABEL else "one of"
         names = ", ".join(f"`{_text(name)}`" for name in config.id2label.values())
         says = f"{kind} {config.num_labels} labels ({names})"
     return (
@@ -412,7 +409,7 @@ def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
 
 
 def _training(config: RomeBertConfig, training: dict[str, Any]) -> str:
-    loss = {name: getattr(config, name) for name in LOSS if getattr(config, name) is not None}
+    loss = {name: value for name, value in loss_settings(config).items() if value is not None}
     given = {
         name: value for name, value in public(training).items() if name not in ELSEWHERE and value is not None
     }

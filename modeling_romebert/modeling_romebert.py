@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .backbones import check_token_ids
 from .batch_layout import PaddedBatch
-from .configuration_romebert import RomeBertConfig
+from .configuration_romebert import ProblemType, RomeBertConfig
 from .cpu import PREPACKING_TOKENS, pays, prepacked
 from .early_exit import all_exits, classify
 from .encoder import TorchEncoder
@@ -272,7 +272,7 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         problem_type = self.config.problem_type
         if problem_type is not None:
             return problem_type
-        return "regression" if self.config.num_labels == 1 else "single_label_classification"
+        return (ProblemType.REGRESSION if self.config.num_labels == 1 else ProblemType.SINGLE_LABEL).value
 
     def _note_problem_type(self, labels: Tensor) -> None:
         """As stock classifiers do: the first labels settle a problem type that the config leaves open."""

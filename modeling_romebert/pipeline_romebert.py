@@ -174,7 +174,7 @@ def _that_still_hold(before: dict[str, Any], policy: Any, given: dict[str, Any])
         policy = {"name": policy}
     own = policy if isinstance(policy, dict) else getattr(policy, "to_dict", dict)()
     held = {name: value for name, value in before.items() if name == "exit_threshold" or name in ASKS}
-    if not threshold_settings(own.get("name")).isdisjoint(own):
+    if not own.keys().isdisjoint(threshold_settings(own.get("name"))):
         held.pop("exit_threshold", None)
     if not ASKS.isdisjoint({*own, *given}):
         held = {name: value for name, value in held.items() if name not in ASKS}

@@ -20,6 +20,7 @@ from transformers.pipelines.text_classification import ClassificationFunction, s
 from transformers.utils import logging
 
 from .backbones import vocabulary_size
+from .configuration_romebert import ProblemType
 from .cpu import keep_freed_memory, open_workers, take_number_of_threads, workers_for
 from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .exit_policies import ExitPolicy, FullDepth, as_policy
@@ -228,9 +229,9 @@ class ResultFormat:
                 )
             function_to_apply = ClassificationFunction[function_to_apply.upper()]
         if function_to_apply is None:
-            if config.problem_type == "regression":
+            if config.problem_type == ProblemType.REGRESSION:
                 function_to_apply = ClassificationFunction.NONE
-            elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
+            elif config.problem_type == ProblemType.MULTI_LABEL or config.num_labels == 1:
                 function_to_apply = ClassificationFunction.SIGMOID
             else:
                 function_to_apply = ClassificationFunction.SOFTMAX

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from modeling_romebert.configuration.configuration_romebert import FAMILIES
+from modeling_romebert.configuration.settings import FAMILIES
 from tiny import tiny_backbone
 from transformers import (
     AutoConfig,

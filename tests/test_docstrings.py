@@ -12,9 +12,8 @@ import modeling_romebert
 
 def examples():
     """One test per docstring whose examples run."""
-    names = [
-        f"modeling_romebert.{module.name}" for module in pkgutil.iter_modules(modeling_romebert.__path__)
-    ]
+    modules = pkgutil.walk_packages(modeling_romebert.__path__, "modeling_romebert.")
+    names = [module.name for module in modules]
     names.append("modeling_romebert.configuration.configuration_romebert")
     found = {}
     for name in names:
@@ -40,9 +39,9 @@ def test_example(name):
 def test_examples_are_found():
     for name in (
         "losses.ExitLoss",
-        "policies.make_policy",
-        "projection.project",
-        "evaluation.area_under_curve",
+        "exit_policies.make_policy",
+        "training.gradient_projection.project",
+        "evaluation.evaluate.area_under_curve",
     ):
         assert f"modeling_romebert.{name}" in EXAMPLES
     assert "modeling_romebert.modeling_romebert.RomeBertForSequenceClassification" in EXAMPLES

@@ -14,9 +14,9 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from tiny import LAYERS, build, padded_batch, tiny_tokenizer
 
-from modeling_romebert import ExitReport, calibrate, evaluate_exits, make_policy, score
+from modeling_romebert import POLICIES, ExitReport, calibrate, evaluate_exits, make_policy, score
 from modeling_romebert.evaluation.calibration import cheapest
-from modeling_romebert.evaluation.evaluate import SWEEPS, CurvePoint, area_under_curve, replay
+from modeling_romebert.evaluation.evaluate import CurvePoint, area_under_curve, replay
 from modeling_romebert.evaluation.exit_logits import collect_exit_logits
 from modeling_romebert.evaluation.provenance import read_json, write_json
 
@@ -124,7 +124,7 @@ def test_report_is_what_is_counted_by_hand(policy):
     assert report.exits == pytest.approx([(predicted[:, e] == labels).sum().item() / 20 for e in range(3)])
     assert report.mean == pytest.approx(sum(report.exits) / 3)
     assert report.policy == policy
-    assert [point.threshold for point in report.curve] == SWEEPS[policy["name"]](3)
+    assert [point.threshold for point in report.curve] == POLICIES[policy["name"]].grid(3)
     for point in report.curve:
         settings = {**policy, "threshold": point.threshold}
         walked = [model(torch.tensor([row["input_ids"]]), exit_policy=settings) for row in rows]

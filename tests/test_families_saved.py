@@ -154,10 +154,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 torch.set_num_threads(int(sys.argv[2]))
 found = {}
-for folder in sys.argv[3:]: model = AutoModelForSequenceClassification.from_pretrained(folder,
-    trust_remote_code=True) assert type(model).__module__.startswith("transformers_modules."), type(model)
-    found[folder] = portability_checks.measure(model, AutoTokenizer.from_pretrained(folder,
-    trust_remote_code=True))
+for folder in sys.argv[3:]:
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    found[folder] = portability_checks.measure(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True))
 print("FOUND " + json.dumps(found))
 """
 

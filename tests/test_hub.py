@@ -39,7 +39,7 @@ from modeling_romebert import (
     RomeBertTrainingArguments,
 )
 from modeling_romebert.configuration_romebert import VERSION
-from modeling_romebert.hub import AUTO_MAP, CLOSURE, CUSTOM_PIPELINES
+from modeling_romebert.hub import AUTO_MAP, CLOSURE, CUSTOM_PIPELINES, OF_CONFIG
 
 ROOT = Path(__file__).parents[1]
 POLICY = {"name": "entropy", "threshold": 0.7}
@@ -132,7 +132,7 @@ def test_saved_code_is_this_package_s(folder):
     """
     for name in CLOSURE:
         source = (
-            ROOT / ("configuration" if name == "configuration_romebert.py" else "modeling_romebert") / name
+            ROOT / ("configuration" if name in OF_CONFIG else "modeling_romebert") / name
         ).read_text()
         saved = (folder / name).read_text()
         assert saved.startswith(source)
@@ -162,7 +162,7 @@ def test_closure_imports_torch_transformers_and_itself_only(folder, name):
 
 def test_a_config_saved_alone_names_no_model(tmp_path):
     build().config.save_pretrained(tmp_path)
-    assert tuple(code_files(tmp_path)) == ("configuration_romebert.py",)
+    assert tuple(code_files(tmp_path)) == OF_CONFIG
     assert (tmp_path / "configuration_romebert.py").read_text() == (
         ROOT / "configuration/configuration_romebert.py"
     ).read_text()

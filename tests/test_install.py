@@ -70,7 +70,7 @@ def test_one_top_level_name(names):
 
 
 def test_every_module_is_in_it_and_nothing_else(names):
-    expected = {f"modeling_romebert/{path.name}" for path in (ROOT / "modeling_romebert").glob("*.py")}
+    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "modeling_romebert").rglob("*.py")}
     expected |= {
         f"modeling_romebert/configuration/{path.name}" for path in (ROOT / "configuration").glob("*.py")
     }
@@ -110,14 +110,16 @@ def test_metadata(metadata):
 
 def test_it_imports_and_registers_and_hides_no_configuration_of_the_user_s(site):
     code = """
-import modeling_romebert, modeling_romebert.configuration from transformers import AutoConfig,
-AutoModelForSequenceClassification from transformers.pipelines import PIPELINE_REGISTRY config =
-AutoConfig.for_model("romebert", num_hidden_layers=1, hidden_size=8, num_attention_heads=2,
-intermediate_size=8) model = AutoModelForSequenceClassification.from_config(config) task =
-PIPELINE_REGISTRY.check_task("early-exit-classification")[1]["impl"] assert all(hasattr(modeling_romebert,
-name) for name in modeling_romebert.__all__) print(modeling_romebert.__file__,
-modeling_romebert.configuration.__file__, sep="\\n") print(type(config).__name__, type(model).__name__,
-task.__name__, sep="\\n") try:
+import modeling_romebert, modeling_romebert.configuration
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+config = AutoConfig.for_model("romebert", num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+model = AutoModelForSequenceClassification.from_config(config)
+task = PIPELINE_REGISTRY.check_task("early-exit-classification")[1]["impl"]
+assert all(hasattr(modeling_romebert, name) for name in modeling_romebert.__all__)
+print(modeling_romebert.__file__, modeling_romebert.configuration.__file__, sep="\\n")
+print(type(config).__name__, type(model).__name__, task.__name__, sep="\\n")
+try:
     import configuration
 except ModuleNotFoundError as error:
     print("no module named", error.name, sep="\\n")

@@ -211,9 +211,11 @@ from transformers import pipeline
 
 import modeling_romebert
 
-texts = tiny_texts(4000, longest=60) policy = {"name": "entropy", "threshold": 0.6} classify =
-pipeline("early-exit-classification", model=build(exit_policy=policy), tokenizer=tiny_tokenizer(), window=256)
-peaks = [] for number, _ in enumerate(classify(itertools.islice(itertools.cycle(texts), 30000)), start=1):
+texts = tiny_texts(4000, longest=60)
+policy = {"name": "entropy", "threshold": 0.6}
+classify = pipeline("early-exit-classification", model=build(exit_policy=policy), tokenizer=tiny_tokenizer(), window=256)
+peaks = []
+for number, _ in enumerate(classify(itertools.islice(itertools.cycle(texts), 30000)), start=1):
     if number in (10000, 30000):  # by then most numbers of rows have occurred
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 mega = 2**20 if sys.platform == "darwin" else 2**10

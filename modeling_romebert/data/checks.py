@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from transformers import DataCollatorWithPadding, DefaultDataCollator, default_data_collator
 from transformers.utils import logging
 
+from ..configuration_romebert import ProblemType
 from ..losses import IGNORED_LABEL
 from .labels import LABEL_COLUMNS, Label, LabelReader, say_ignored, take_class_names
 
@@ -75,7 +76,7 @@ def check_dataset(
         )
     read = LabelReader(config)
     labels = _labels_of_columns(dataset, read, name) if in_columns else _labels_of_rows(rows, read, name)
-    if whole and read.problem_type == "single_label_classification":
+    if whole and read.problem_type == ProblemType.SINGLE_LABEL:
         ignored = sum(count for label, count in labels if label == IGNORED_LABEL)
         _check_classes({label for label, _ in labels if label != IGNORED_LABEL}, len(dataset), name, trains)
         say_ignored(ignored, len(dataset), name)

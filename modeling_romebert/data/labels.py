@@ -17,6 +17,7 @@ from datasets import ClassLabel
 from torch import Tensor
 from transformers.utils import logging
 
+from ..configuration_romebert import ProblemType
 from ..losses import IGNORED_LABEL
 
 logger = logging.get_logger(__name__)
@@ -43,11 +44,10 @@ class LabelReader:
         >>> read = LabelReader(RomeBertConfig(id2label={0: "no", 1: "yes"}))
         >>> [read(label, "row 0") for label in ("yes", 1, 1.0, [0], -100)]
         [1, 1, 1, 0, -100]
-        >>> read("ja", "row 7")
+        >>> read("ja", "row 7")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: row 7 has label 'ja'; single_label_classification takes class ids 0..1, the names 'no',
-            'yes', or -100 for none.
+        ValueError: row 7 has label 'ja'; single_label_classification takes class ids 0..1, the names ...
     """
 
     def __init__(self, config: Any):
@@ -65,13 +65,13 @@ class LabelReader:
             )
         if self.problem_type is None:
             several = (
-                "multi_label_classification" if isinstance(plain, list) else "single_label_classification"
+                ProblemType.MULTI_LABEL.value if isinstance(plain, list) else ProblemType.SINGLE_LABEL.value
             )
-            self.problem_type = "regression" if self.num_labels == 1 else several
+            self.problem_type = ProblemType.REGRESSION.value if self.num_labels == 1 else several
         meanings: dict[str, Callable[[Any], Label | None]] = {
-            "single_label_classification": self._class_id,
-            "multi_label_classification": self._targets,
-            "regression": self._numbers,
+            ProblemType.SINGLE_LABEL: self._class_id,
+            ProblemType.MULTI_LABEL: self._targets,
+            ProblemType.REGRESSION: self._numbers,
         }
         meaning = meanings[self.problem_type](plain)
         if meaning is None:
@@ -145,15 +145,15 @@ class LabelReader:
     def _allowed(self) -> str:
         names = [repr(name) for name in self.ids]
         listed = ", ".join([*names[:SHOWN_NAMES], "..."] if len(names) > SHOWN_NAMES else names)
-        if self.problem_type == "single_label_classification":
+        if self.problem_type == ProblemType.SINGLE_LABEL:
             return f"class ids 0..{self.num_labels - 1}, the names {listed}, or {IGNORED_LABEL} for none"
-        if self.problem_type == "multi_label_classification":
+        if self.problem_type == ProblemType.MULTI_LABEL:
             return f"{self.num_labels} targets in 0..1, or a list of the names {listed}"
         return "finite numbers" if self.num_labels == 1 else f"{self.num_labels} finite numbers"
 
     def _hint(self, value: Any) -> str:
         """What may have led to a label that was refused, and the way out."""
-        if self.problem_type == "regression":
+        if self.problem_type == ProblemType.REGRESSION:
             return ""
         if isinstance(value, int | float) and value == -1:
             return (
@@ -164,7 +164,7 @@ class LabelReader:
             return f" Leave such rows out with dataset.filter{self._or_ignored()}."
         if isinstance(value, list) and not value:
             return " A row to which no class applies has a target of 0 for each."
-        if isinstance(value, list) and self.problem_type == "single_label_classification":
+        if isinstance(value, list) and self.problem_type == ProblemType.SINGLE_LABEL:
             return ' For several labels in a row set config.problem_type = "multi_label_classification".'
         if isinstance(value, str) and not self.has_own_names:
             return (
@@ -174,13 +174,13 @@ class LabelReader:
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and self.problem_type == "single_label_classification"
+            and self.problem_type == ProblemType.SINGLE_LABEL
         ):
             return " The number of classes is config.num_labels."
         return ""
 
     def _or_ignored(self) -> str:
-        single = self.problem_type in (None, "single_label_classification") and self.num_labels > 1
+        single = self.problem_type in (None, ProblemType.SINGLE_LABEL) and self.num_labels > 1
         return f", or label them {IGNORED_LABEL}" if single else ""
 
 
@@ -274,7 +274,7 @@ def _take_names(config: Any, names: list[str], dataset: str, column: str) -> Non
     if not names or names == [str(index) for index in range(len(names))]:
         return  # names that are the ids themselves say nothing
     own = {int(index): str(label) for index, label in config.id2label.items()}
-    if config.problem_type == "regression" or config.num_labels == 1:
+    if config.problem_type == ProblemType.REGRESSION or config.num_labels == 1:
         return
     if not has_own_names(config) and len(names) == config.num_labels:
         config.id2label = dict(enumerate(names))

@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
-from ..exit_policies import ExitPolicy, make_policy
+from ..exit_policies import POLICIES, ExitPolicy, make_policy
 from ..pretrained import inner_model
-from .evaluate import SWEEPS, CurvePoint, judge, sweep
+from .evaluate import CurvePoint, judge, sweep
 from .exit_logits import collect_exit_logits
 from .metrics import Metric
 
@@ -46,10 +44,8 @@ def calibrate(
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
     exit_logits, labels, _ = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     _, score, settings = judge(romebert, metric, policy)  # labels may have settled the problem type
-    coarse = SWEEPS[settings["name"]](len(romebert.config.exit_layers))
-    whole_numbers = settings["name"] == "patience"
-    # from "nobody leaves" on, so that of equal thresholds the most careful is taken
-    thresholds = coarse if whole_numbers else np.linspace(coarse[0], coarse[-1], 201).tolist()
+    # From "nobody leaves" on, so that of equal thresholds the most careful is taken.
+    thresholds = POLICIES[settings["name"]].grid(len(romebert.config.exit_layers), fine=True)
     points = sweep(
         exit_logits, labels, romebert.config.exit_layers, romebert.problem_type, score, settings, thresholds
     )

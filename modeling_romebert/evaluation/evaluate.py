@@ -8,7 +8,7 @@ measure.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,43 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..exit_policies import ExitPolicy, as_policy, make_policy
+from ..exit_policies import POLICIES, ExitPolicy, as_policy, make_policy
 from ..hub import weights_digest
 from ..pretrained import inner_model
 from .exit_logits import collect_exit_logits
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .provenance import provenance, read_json, write_json
-
-# Thresholds that draw a curve, from "nobody leaves" towards "everybody leaves".
-_SHARES = (
-    0.0,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-    0.35,
-    0.4,
-    0.45,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    0.95,
-    1.0,
-)
-SWEEPS: dict[str, Callable[[int], list[float]]] = {
-    "entropy": lambda exits: list(_SHARES),
-    "confidence": lambda exits: [1 - share for share in _SHARES],
-    "margin": lambda exits: [1 - share for share in _SHARES],
-    "patient_confidence": lambda exits: [1 - share for share in _SHARES],
-    "patience": lambda exits: list(range(exits, 0, -1)),
-    "vote": lambda exits: [exits * step / 20 for step in range(20, -1, -1)],
-}
 
 
 @dataclass
@@ -248,7 +217,7 @@ def evaluate_exits(
     exit_logits, labels, ignored = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     name, score, settings = judge(romebert, metric, policy)  # labels may have settled the problem type
     if thresholds is None:
-        thresholds = SWEEPS[settings["name"]](len(config.exit_layers))
+        thresholds = POLICIES[settings["name"]].grid(len(config.exit_layers))
     report = ExitReport(
         metric=name,
         num_examples=len(labels),

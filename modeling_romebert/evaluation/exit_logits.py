@@ -14,6 +14,7 @@ from transformers import DataCollatorWithPadding
 from transformers.utils import logging
 
 from ..backbones import check_token_ids
+from ..configuration_romebert import ProblemType
 from ..data.checks import check_length
 from ..data.labels import LabelReader, say_ignored, take_class_names
 from ..losses import IGNORED_LABEL
@@ -67,7 +68,7 @@ def collect_exit_logits(
             )
         rows += 1
         _, label = read.of_row(row, f"row {index}")
-        if read.problem_type == "single_label_classification" and label == IGNORED_LABEL:
+        if read.problem_type == ProblemType.SINGLE_LABEL and label == IGNORED_LABEL:
             continue
         inputs.append(tokenize(row, f"row {index}"))
         labels.append(label)

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import nested_numpify
 
+from ..configuration_romebert import ProblemType
 from ..losses import IGNORED_LABEL
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 MORE_THAN_TWO = (
     "metric='f1' is of one class against one other, and here are more:"
     " take 'f1_macro', 'f1_micro' or 'f1_weighted'."
@@ -87,12 +87,16 @@ METRICS: dict[str, Metric] = {
     "pearson": _correlation("pearsonr"),
     "spearmanr": _correlation("spearmanr"),
 }
-DEFAULT_METRIC = {SINGLE: "accuracy", MULTI: "f1_micro", REGRESSION: "pearson"}
+DEFAULT_METRIC: dict[str, str] = {
+    ProblemType.SINGLE_LABEL: "accuracy",
+    ProblemType.MULTI_LABEL: "f1_micro",
+    ProblemType.REGRESSION: "pearson",
+}
 # Problem types that a metric says nothing of.
 MEANINGLESS = {
-    **dict.fromkeys(("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted"), (REGRESSION,)),
-    "matthews_correlation": (REGRESSION, MULTI),
-    **dict.fromkeys(("pearson", "spearmanr"), (MULTI,)),
+    **dict.fromkeys(("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted"), (ProblemType.REGRESSION,)),
+    "matthews_correlation": (ProblemType.REGRESSION, ProblemType.MULTI_LABEL),
+    **dict.fromkeys(("pearson", "spearmanr"), (ProblemType.MULTI_LABEL,)),
 }
 
 
@@ -127,7 +131,7 @@ def find_metric(
         raise ValueError(
             f"metric={metric!r} has no meaning for problem_type={problem_type!r}; choose from {choices}."
         )
-    if metric == "f1" and (problem_type == MULTI or (num_labels or 0) > 2):
+    if metric == "f1" and (problem_type == ProblemType.MULTI_LABEL or (num_labels or 0) > 2):
         raise ValueError(MORE_THAN_TWO)
     return metric, METRICS[metric]
 
@@ -159,9 +163,9 @@ def predictions_of(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """logits (N, C) -> class ids (N,), 0/1 per label (N, C), or numbers: (N,), (N, C) where there are
     several.
     """
-    if problem_type == SINGLE:
+    if problem_type == ProblemType.SINGLE_LABEL:
         return logits.argmax(axis=-1)
-    if problem_type == MULTI:
+    if problem_type == ProblemType.MULTI_LABEL:
         return (logits > 0).astype(int)
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
@@ -218,7 +222,7 @@ def _scored_rows(logits: Any, labels: Any, problem_type: str) -> tuple[np.ndarra
     )
     predictions = predictions_of(logits, problem_type)
     references = labels.reshape(predictions.shape)  # (N, 1) is a label per row too
-    if problem_type == SINGLE:
+    if problem_type == ProblemType.SINGLE_LABEL:
         labelled = references != IGNORED_LABEL
         return predictions[labelled], references[labelled]
     return predictions, references

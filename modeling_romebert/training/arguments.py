@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from transformers import TrainingArguments
 
-from ..losses import DISTILLATION_REDUCTIONS, EXIT_REDUCTIONS, EXIT_WEIGHTS, TEACHERS, ExitLoss
+from ..configuration_romebert import LossSettings, loss_settings
+from ..losses import ExitLoss
 from .class_weights import parse_class_weights
 from .gradient_projection import PROTECTED
 from .non_finite import NON_FINITE
@@ -14,7 +15,7 @@ from .objectives import BOTH, OBJECTIVES, Objective
 
 
 @dataclass
-class RomeBertTrainingArguments(TrainingArguments):
+class RomeBertTrainingArguments(LossSettings, TrainingArguments):
     """`TrainingArguments` and how the exits are trained.
 
     They may be changed until training starts, as a hyperparameter search does: the trainer reads and checks
@@ -28,51 +29,10 @@ class RomeBertTrainingArguments(TrainingArguments):
         default="romebert",
         metadata={
             "help": "romebert: one stage, all exits, distillation and gradient regularization; joint: all"
-            " exits on the labels"
-            " alone; last: the last exit alone; deebert: two stages of num_train_epochs each, last exit"
-            " first, then the others on the frozen backbone; alternating: odd steps the last exit, even"
-            " steps all.",
+            " exits on the labels alone; last: the last exit alone; deebert: two stages of num_train_epochs"
+            " each, last exit first, then the others on the frozen backbone; alternating: odd steps the last"
+            " exit, even steps all.",
             "choices": list(OBJECTIVES),
-        },
-    )
-    distillation_weight: float = field(
-        default=0.9, metadata={"help": "gamma in 0..1: distillation's share of the exits' loss."}
-    )
-    distillation_temperature: float = field(default=3.0, metadata={"help": "T above 0, of the distillation."})
-    distillation_reduction: str = field(
-        default="batchmean",
-        metadata={
-            "help": "batchmean: divide the divergence by the batch (the paper); mean: by the classes too"
-            " (the reference code).",
-            "choices": list(DISTILLATION_REDUCTIONS),
-        },
-    )
-    teacher: str = field(
-        default="last", metadata={"help": "Which exit teaches each other one.", "choices": list(TEACHERS)}
-    )
-    exit_weights: str = field(
-        default="uniform",
-        metadata={
-            "help": "Weights of the exits before the last, with mean 1.",
-            "choices": list(EXIT_WEIGHTS),
-        },
-    )
-    exit_reduction: str = field(
-        default="sum",
-        metadata={
-            "help": "sum over the exits before the last (the paper), or mean: keeps the last exit from"
-            " being outweighed.",
-            "choices": list(EXIT_REDUCTIONS),
-        },
-    )
-    class_weights: list[float] | str | None = field(
-        default=None,
-        metadata={
-            "nargs": "+",
-            "help": "One number per class, or balanced: counted from the training data, so that the classes"
-            " count alike. In the"
-            " loss of every exit against the labels: weight of PyTorch's cross_entropy; for several labels"
-            " pos_weight of binary_cross_entropy_with_logits. Not for regression.",
         },
     )
     gradient_regularization: str = field(
@@ -185,14 +145,6 @@ class RomeBertTrainingArguments(TrainingArguments):
         Args:
             class_weights: one number per class, as `class_weights` comes out on the training data.
         """
-        loss = ExitLoss(
-            self.distillation_weight,
-            self.distillation_temperature,
-            self.distillation_reduction,
-            self.teacher,
-            self.exit_weights,
-            self.exit_reduction,
-            self.label_smoothing_factor,
-            None if class_weights is None else tuple(class_weights),
-        )
+        settings = loss_settings(self) | {"class_weights": class_weights}
+        loss = ExitLoss(**settings, label_smoothing=self.label_smoothing_factor)
         return loss if self.training_objective.distills else replace(loss, distillation_weight=0.0)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..configuration_romebert import ProblemType
 from ..data.labels import LABEL_COLUMNS, LabelReader
 from ..losses import IGNORED_LABEL, check_class_weights
 
@@ -72,7 +73,7 @@ def resolve_class_weights(given: Any, dataset: Any, config: Any) -> tuple[float,
     read = LabelReader(config)
     problem_type = "regression" if config.num_labels == 1 else read.problem_type
     if weights == BALANCED:
-        if problem_type == "regression":
+        if problem_type == ProblemType.REGRESSION:
             raise ValueError(
                 f"class_weights={BALANCED!r} is given, but a regression has no classes; leave it out."
             )
@@ -106,7 +107,7 @@ def balanced_weights(
         >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 2, "single_label_classification", names={})
         (0.6666666666666666, 2.0)
     """
-    if problem_type == "multi_label_classification":
+    if problem_type == ProblemType.MULTI_LABEL:
         labels = labels.reshape(-1, num_labels).double()  # (N, C)
         positives, negatives = labels.sum(dim=0), (1 - labels).sum(dim=0)  # (C,)
         counts, weights = positives.minimum(negatives), negatives / positives

@@ -125,9 +125,8 @@ def figures_of_all_exits(per_exit: Sequence[Any], exit_layers: Sequence[int]) ->
         TypeError: the metric returned something else than a dict.
 
     Example:
-        >>> figures_of_all_exits([{"f1": 0.5, "note": "low"}, {"f1": 1.0, "note": None}], exit_layers=[1, 2])
-        {'f1': 1.0, 'note': None, 'f1_exit_1': 0.5, 'f1_exit_2': 1.0, 'f1_mean': 0.75, 'note_exit_1': 'low',
-        'note_exit_2': None}
+        >>> figures_of_all_exits([{"f1": 0.5}, {"f1": 1.0}], exit_layers=[1, 2])
+        {'f1': 1.0, 'f1_exit_1': 0.5, 'f1_exit_2': 1.0, 'f1_mean': 0.75}
     """
     for layer, returned in zip(exit_layers, per_exit, strict=True):
         if not isinstance(returned, Mapping):

@@ -1,0 +1,228 @@
+"""What an exit policy is: asked at an exit which rows are sure enough, with a memory that follows the rows.
+
+The rules themselves are in exit_policies.py. A policy never sees hidden states, and it does not move rows;
+the early-exit loop (early_exit.py) does.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from .configuration_romebert import ProblemType, plain
+
+logger = logging.get_logger(__name__)
+
+
+class Agreement:
+    """Memory of the policies that compare exits: the last prediction (B,) or (B, D), and what a run of equal
+    ones adds up to.
+    """
+
+    def __init__(self) -> None:
+        self.prediction: Tensor | None = None
+        self.total: Tensor | None = None
+
+    def add(
+        self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None
+    ) -> Tensor:
+        """An exit's amount (B,), prediction and whether it counts (B,) -> (B,): sum over the run of agreeing
+        exits.
+
+        A row that does not count has 0, and its run begins anew.
+        """
+        amount = torch.where(counts, amount, 0)
+        if self.prediction is None or self.total is None:
+            self.total = amount
+        else:
+            same = (
+                prediction == self.prediction
+                if tolerance is None
+                else (prediction - self.prediction).abs() < tolerance
+            )
+            same = same if same.dim() == 1 else same.all(dim=-1)
+            self.total = torch.where(same & counts, self.total, 0) + amount
+        self.prediction = prediction
+        return self.total
+
+    def keep(self, rows: Tensor | slice) -> None:
+        if self.prediction is not None and self.total is not None:
+            self.prediction, self.total = self.prediction[rows], self.total[rows]
+
+    @classmethod
+    def merge(cls, memories: Sequence["Agreement"]) -> "Agreement":
+        """Memories of different rows at the same exit -> that of all of them."""
+        merged = cls()
+        predictions = [memory.prediction for memory in memories if memory.prediction is not None]
+        totals = [memory.total for memory in memories if memory.total is not None]
+        if predictions and totals:
+            merged.prediction, merged.total = torch.cat(predictions), torch.cat(totals)
+        return merged
+
+
+class ExitPolicy(ABC):
+    """A rule that says which rows leave at an exit.
+
+    Use it as `policy.start(...)` once per batch, then at every exit that it `asks`, `leaves(...)` and, when
+    rows left, `keep(...)`. `start` returns a fresh copy, so that one policy can serve many batches and
+    threads.
+    """
+
+    name: str
+    reads_regression = False
+    threshold_names: tuple[str, ...] = ("threshold", "thresholds")  # settings that a threshold stands for
+    ask_every: int | None = None
+    ask_exits: list[int] | None = None
+    _problem_type: str  # these three from `start` on
+    _memory: Agreement
+    _asked: list[bool]
+
+    def asking(self, every: int | None = None, exits: Sequence[int] | None = None) -> "ExitPolicy":
+        """A copy that is asked less often: at every so many-th exit, or at the exits after these layers. The
+        last is always asked.
+
+        Exits that are not asked are not computed; the thresholds of the others stay what they are. Memory,
+        where a policy has one, is of exits that were asked.
+
+        Raises:
+            ValueError: both are given, or what is given is no number from 1, or no list of layers.
+        """
+        every, exits = plain(every), plain(exits)
+        if every is not None and exits is not None:
+            raise ValueError(f"ask_every={every} and ask_exits={exits}: give one of them.")
+        if every is not None and not is_count(every):
+            raise ValueError(f"ask_every={every!r}: give a whole number from 1; 2 asks at every second exit.")
+        if isinstance(exits, set | frozenset):
+            exits = list(exits)
+        if exits is not None and not (isinstance(exits, list) and exits and all(map(is_count, exits))):
+            raise ValueError(f"ask_exits={exits!r}: give a list of layers that have an exit, counted from 1.")
+        other = self._copy()
+        other.ask_every, other.ask_exits = every, None if exits is None else sorted(exits)
+        return other
+
+    def start(
+        self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
+    ) -> "ExitPolicy":
+        """A copy without memory, for one batch. exit_layers: after which layers the exits are, for
+        `ask_exits`; all when left out.
+
+        Raises:
+            ValueError: the policy has no meaning for this problem type, its thresholds do not fit the number
+                of exits, or it asks where there is none.
+        """
+        if problem_type == ProblemType.REGRESSION and not self.reads_regression:
+            raise ValueError(
+                f"exit policy {self.name!r} needs class probabilities, and"
+                ' problem_type="regression" has none. Use {"name": "patience", "patience": p,'
+                ' "tolerance": t}.'
+            )
+        fresh = self._copy()
+        fresh._problem_type = problem_type
+        fresh._memory = Agreement()
+        fresh._asked = self._plan(range(1, num_exits + 1) if exit_layers is None else exit_layers)
+        return fresh
+
+    def _plan(self, exit_layers: Sequence[int]) -> list[bool]:
+        """Layers with an exit -> whether each exit is asked."""
+        if self.ask_exits is None:
+            return [number % (self.ask_every or 1) == 0 for number in range(1, len(exit_layers) + 1)]
+        if absent := [layer for layer in self.ask_exits if layer not in exit_layers]:
+            raise ValueError(
+                f"ask_exits={self.ask_exits}: there is no exit after {absent}; there are after"
+                f" {list(exit_layers)}."
+            )
+        return [layer in self.ask_exits for layer in exit_layers]
+
+    def asks(self, exit_index: int) -> bool:
+        """Whether exit e = 0, 1, ... is asked; those that are not need not be computed."""
+        return self._asked[exit_index]
+
+    @abstractmethod
+    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+        """Exit e = 0, 1, ... and its logits (B, C) for the B rows that have not exited -> (B,) bool: which
+        exit.
+
+        A row with a logit that is not finite never leaves, and does not count as agreeing.
+        """
+
+    def keep(self, rows: Tensor | slice) -> None:
+        """Forget all rows but these: indices (b,) into the rows of the last call, or a slice of them."""
+        self._memory.keep(rows)
+
+    def merge(self, policies: Sequence["ExitPolicy"]) -> "ExitPolicy":
+        """Of different rows at the same exit -> one for all of them, in order.
+
+        A policy with memory of its own merges that too.
+        """
+        merged = self._copy()
+        merged._memory = Agreement.merge([policy._memory for policy in policies])
+        return merged
+
+    def can_rebatch(self) -> bool:
+        """Whether rows under this policy can be split from a batch and merged with those of others.
+
+        What a policy remembers has to go with its rows. A class of a user's own that says in its own way when
+        rows exit, or what is kept of them, may remember things that an inherited `merge` would lose. It says
+        how it merges: with a `merge` of its own, or with `merge = ExitPolicy.merge` where it remembers
+        nothing else. Where it does not, that is said once.
+        """
+        for kind in type(self).__mro__:
+            if "merge" in vars(kind) or kind.__module__ == __name__:
+                break
+            if own := sorted({"start", "leaves", "keep", "asks"} & vars(kind).keys()):
+                logger.warning_once(
+                    f"exit policy {type(self).__name__} has its own {', '.join(own)} and no merge, so what"
+                    " it remembers cannot follow rows into other batches: it runs without rebatching, which"
+                    " takes longer. Give it a merge, or merge = ExitPolicy.merge where it remembers nothing"
+                    " of its own."
+                )
+                return False
+        return True
+
+    @classmethod
+    def grid(cls, num_exits: int, fine: bool = False) -> list[float]:
+        """Thresholds to vary the policy by, from "nobody exits early" to "everybody exits at once".
+
+        Args:
+            num_exits: of the model.
+            fine: for a choice on data; else as many as a table shows.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no thresholds to vary it by; write its `grid`.")
+
+    @staticmethod
+    def named_threshold(threshold: Any) -> dict[str, Any]:
+        """A number, or one per exit -> the setting that it is."""
+        threshold = plain(threshold)
+        return {"thresholds" if isinstance(threshold, list) else "threshold": threshold}
+
+    def _copy(self) -> "ExitPolicy":
+        """As `copy.copy`, which for a single text takes as long as a layer's norm."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings that `make_policy(**settings)` takes, for `config.exit_policy`."""
+        settings = {
+            key: plain(value)
+            for key, value in vars(self).items()
+            if not key.startswith("_") and value is not None
+        }
+        return {"name": self.name, **settings}
+
+    def with_threshold(self, threshold: Any) -> "ExitPolicy":
+        """A copy with another threshold: a number, or one per exit."""
+        dropped = ("name", "ask_every", "ask_exits", *self.threshold_names)
+        kept = {name: value for name, value in self.to_dict().items() if name not in dropped}
+        other = type(self)(**kept | self.named_threshold(threshold))
+        return other.asking(self.ask_every, self.ask_exits)
+
+    def __repr__(self) -> str:
+        return f"make_policy({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
