@@ -85,15 +85,7 @@ class LossSettings:
             "choices": ["sum", "mean"],
         },
     )
-    class_weights: list[float] | str | None = field(
-        default=None,
-        metadata={
-            "nargs": "+",
-            "help": "One number per class, or balanced: counted from the training data, so that the classes"
-            " count alike. In the loss of every exit against the labels: weight of PyTorch's cross_entropy;"
-            " for several labels pos_weight of binary_cross_entropy_with_logits. Not for regression.",
-        },
-    )
+    class_weights: Any = None  # one number per class; in training arguments also "balanced"
 
     def check_choices(self) -> None:
         """Refuse settings that mean nothing."""

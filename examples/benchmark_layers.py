@@ -43,10 +43,10 @@ from transformers import (
 
 from modeling_romebert import RomeBertForSequenceClassification, make_policy
 from modeling_romebert.early_exit import ActiveBatch
-from modeling_romebert.evaluation.evaluate import sweep
 from modeling_romebert.evaluation.exit_logits import collect_exit_logits
 from modeling_romebert.evaluation.metrics import METRICS
 from modeling_romebert.evaluation.provenance import provenance, write_json
+from modeling_romebert.evaluation.sweep import sweep
 from modeling_romebert.rebatching import Scheduler
 from modeling_romebert.scoring import BATCH_TOKENS, REBATCHING_PAYS
 

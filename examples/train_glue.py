@@ -34,9 +34,9 @@ from modeling_romebert import (
     calibrate,
     evaluate_exits,
 )
-from modeling_romebert.exit_policies import POLICIES
 from modeling_romebert.evaluation.metrics import compute_metrics
 from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
+from modeling_romebert.exit_policies import POLICIES
 
 METRICS = "metrics.json"
 TOLERANCE = 0.1  # of the range of labels: exits whose numbers differ by less agree

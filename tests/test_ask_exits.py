@@ -6,7 +6,7 @@ from tiny import LAYERS, ROWS, build, padded_batch, tiny_rows, tiny_texts, tiny_
 from transformers import pipeline
 
 from modeling_romebert import calibrate, evaluate_exits, make_policy
-from modeling_romebert.evaluation.evaluate import replay
+from modeling_romebert.evaluation.sweep import replay
 
 CONFIDENCE = {"name": "confidence", "threshold": 0.6}
 

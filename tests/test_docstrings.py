@@ -41,7 +41,7 @@ def test_examples_are_found():
         "losses.ExitLoss",
         "exit_policies.make_policy",
         "training.gradient_projection.project",
-        "evaluation.evaluate.area_under_curve",
+        "evaluation.report.area_under_curve",
     ):
         assert f"modeling_romebert.{name}" in EXAMPLES
     assert "modeling_romebert.modeling_romebert.RomeBertForSequenceClassification" in EXAMPLES

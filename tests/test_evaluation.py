@@ -16,9 +16,10 @@ from tiny import LAYERS, build, padded_batch, tiny_tokenizer
 
 from modeling_romebert import POLICIES, ExitReport, calibrate, evaluate_exits, make_policy, score
 from modeling_romebert.evaluation.calibration import cheapest
-from modeling_romebert.evaluation.evaluate import CurvePoint, area_under_curve, replay
 from modeling_romebert.evaluation.exit_logits import collect_exit_logits
 from modeling_romebert.evaluation.provenance import read_json, write_json
+from modeling_romebert.evaluation.report import CurvePoint, area_under_curve
+from modeling_romebert.evaluation.sweep import replay
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 SWEPT = [{"name": name} for name in ("entropy", "confidence", "margin", "patience", "vote")]

@@ -1,7 +1,8 @@
 """Evaluation: the metric at every exit, what a policy saves, and thresholds that are chosen on data."""
 
 from .calibration import calibrate
-from .evaluate import ExitReport, evaluate_exits
+from .evaluate import evaluate_exits
 from .precision import compare_precision
+from .report import ExitReport
 
 __all__ = ["ExitReport", "calibrate", "compare_precision", "evaluate_exits"]

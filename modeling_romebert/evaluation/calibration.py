@@ -5,9 +5,11 @@ from typing import Any
 
 from ..exit_policies import POLICIES, ExitPolicy, make_policy
 from ..pretrained import inner_model
-from .evaluate import CurvePoint, judge, sweep
+from .evaluate import judge
 from .exit_logits import collect_exit_logits
 from .metrics import Metric
+from .report import CurvePoint
+from .sweep import sweep
 
 
 def calibrate(

@@ -35,6 +35,15 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
             "choices": list(OBJECTIVES),
         },
     )
+    class_weights: list[float] | str | None = field(
+        default=None,
+        metadata={
+            "nargs": "+",
+            "help": "One number per class, or balanced: counted from the training data, so that the classes"
+            " count alike. In the loss of every exit against the labels: weight of PyTorch's cross_entropy;"
+            " for several labels pos_weight of binary_cross_entropy_with_logits. Not for regression.",
+        },
+    )
     gradient_regularization: str = field(
         default="protect_exits",
         metadata={
