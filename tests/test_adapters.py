@@ -150,9 +150,8 @@ def test_an_adapter_names_the_checkpoint_it_started_from(tmp_path, encoder):
         model.save_pretrained(tmp_path / "adapter")
         assert PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path == start
     adapted_again(contrary()).save_pretrained(tmp_path / "adapter")
-    assert (
-        PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path is None
-    )  # there is no checkpoint
+    # There is no checkpoint: older versions of peft say so with an empty name.
+    assert not PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path
 
 
 def adapted_again(model):

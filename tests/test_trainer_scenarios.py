@@ -10,6 +10,7 @@ import re
 
 import pytest
 import torch
+from by_version import CHECKPOINTING
 from processes import SERVER, environments
 from stock_and_ours import OURS, OURS_LIKE_STOCK, STOCK, differences, evaluate_in_a_process, plain, trainer_of
 from trainer_scenarios import OTHERWISE, RAISES, SCENARIOS, TOLERANCES
@@ -53,7 +54,7 @@ def test_ours_does_as_stock_does(folders, name):
         "bf16=True",
         "auto_find_batch_size=True",
         "dataloader_drop_last=True",
-        "activation_checkpointing=True",
+        f"{CHECKPOINTING}=True",
         "by-batch",
         "tuples",
         "early-stopping",

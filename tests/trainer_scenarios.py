@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from by_version import CHECKPOINTING
 from sklearn.metrics import classification_report
 from stock_and_ours import label_and_scores, of_label_and_scores
 from tiny import tiny_rows, tiny_tokenizer
@@ -329,7 +330,7 @@ SETTINGS = [
     {"full_determinism": True},
     {"bf16": True},
     {"torch_empty_cache_steps": 1},
-    {"activation_checkpointing": True},
+    {CHECKPOINTING: True},
     {"neftune_noise_alpha": 0.1},
     {"label_smoothing_factor": 0.1},
     {"optim": "sgd"},
