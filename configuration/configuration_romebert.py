@@ -332,9 +332,8 @@ class RomeBertConfig(PreTrainedConfig):
         if (backbone := kwargs.get("backbone_config")) is not None:
             stored = config_dict.setdefault("backbone_config", backbone)
             if model_type_of(backbone, default=model_type_of(stored)) != model_type_of(stored):
-                kwargs["backbone_config"] = as_backbone(
-                    backbone
-                )  # the library would write it into the stored one
+                # The library would write it into the stored one.
+                kwargs["backbone_config"] = as_backbone(backbone)
         return super().from_dict(config_dict, **in_order(take_misplaced(config_dict) | kwargs))
 
 

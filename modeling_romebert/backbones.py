@@ -93,12 +93,8 @@ class Adapter:
     attention_mask=...)`.
     """
 
-    inputs: tuple[str, ...] = (
-        "input_ids",
-        "token_type_ids",
-        "position_ids",
-        "inputs_embeds",
-    )  # that `embeddings` takes
+    # That `embeddings` takes.
+    inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
     layer_list = "encoder.layer"
     others: tuple[str, ...] = ()  # what else the adapter reaches for in the backbone
     packs = True  # layers are given a mask and nothing else, so that texts can be packed (batch_layout.py)
@@ -216,9 +212,8 @@ class MPNetAdapter(Adapter):
     packs = False
 
     def max_tokens(self, config: PreTrainedConfig) -> int:
-        return (
-            config.max_position_embeddings - 2
-        )  # its embeddings pad with position 1, whatever the config says
+        # Its embeddings pad with position 1, whatever the config says.
+        return config.max_position_embeddings - 2
 
     def shifted_positions(
         self, backbone: PreTrainedModel, first: Tensor, tokens: int, from_ids: bool
@@ -304,9 +299,8 @@ class AlbertAdapter(Adapter):
 
     def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
         groups, count = super().layers(backbone), backbone.config.num_hidden_layers
-        return [
-            groups[int(index / (count / len(groups)))] for index in range(count)
-        ]  # the stock model's own rounding
+        # The stock model's own rounding.
+        return [groups[int(index / (count / len(groups)))] for index in range(count)]
 
     def states_by_layer(self, config: PreTrainedConfig, states: Sequence[Tensor]) -> Sequence[Tensor]:
         return states[:: config.inner_group_num]  # the stock model also tells what is inside a group

@@ -56,9 +56,8 @@ def _attend(
     `F.scaled_dot_product_attention`.
     """
     _, heads, tokens, size = query.shape
-    attended = query.new_empty(
-        tokens, heads, size
-    )  # as the layer wants it, so that nobody has to transpose it
+    # As the layer wants it, so that nobody has to transpose it.
+    attended = query.new_empty(tokens, heads, size)
     start = 0
     for texts, length in attn_mask.runs:
         stop = start + texts * length

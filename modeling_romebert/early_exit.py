@@ -208,9 +208,8 @@ def all_exits(encoder: Encoder, batch: Batch) -> Tensor:
     """Run every layer and evaluate every exit -> logits (b, E, C). Differentiable: this is what training
     uses.
     """
-    active = ActiveBatch(
-        encoder, [], batch, policy=None
-    )  # nobody asks which rows exit: a graph is for any number of them
+    # Nobody asks which rows exit: a graph is for any number of them.
+    active = ActiveBatch(encoder, [], batch, policy=None)
     logits: list[Tensor] = []
     for _ in encoder.exit_layers:
         active.step()

@@ -24,13 +24,11 @@ def mean_weights(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor
     """
     rows, tokens, _ = hidden_states.shape
     if attention_mask is None:
-        return hidden_states.new_full(
-            (rows, 1, tokens), 1 / tokens
-        )  # an expanded one is multiplied four times as slowly
+        # An expanded one is multiplied four times as slowly.
+        return hidden_states.new_full((rows, 1, tokens), 1 / tokens)
     weights = attention_mask.float()
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp(
-        min=1
-    )  # before the sum, which could overflow in fp16
+    # Before the sum, which could overflow in fp16.
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
     return weights.to(hidden_states.dtype).unsqueeze(1)
 
 

@@ -116,9 +116,8 @@ def check_code(config: Any, folder: Path) -> None:
 
 def _references(config: Any) -> set[str]:
     """What `auto_map` and `custom_pipelines` name: `[REPOSITORY--]module.Class`."""
-    named = [
-        one for entry in config.auto_map.values() for one in _listed(entry)
-    ]  # of a tokenizer slow and fast, one of them None
+    # Of a tokenizer slow and fast, one of them None.
+    named = [one for entry in config.auto_map.values() for one in _listed(entry)]
     return {
         one
         for one in (*named, *(entry["impl"] for entry in config.custom_pipelines.values()))
@@ -245,7 +244,6 @@ def write_card_and_record(
     training = with_base({**(told.get("training") or {}), **training}, model.config)
     write_model_card(folder, model.config, evaluation, training)
     if evaluation is not None:
-        evaluation = {
-            name: value for name, value in evaluation.items() if name != "model"
-        }  # a folder of this machine, perhaps
+        # A folder of this machine, perhaps.
+        evaluation = {name: value for name, value in evaluation.items() if name != "model"}
     write_record(folder, {"weights": weights, "evaluation": evaluation, "training": public(training)})

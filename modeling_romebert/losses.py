@@ -314,8 +314,7 @@ class ExitLoss(LossSettings):
                 labelled_rows(labels, problem_type),
             )
             early = (1 - self.distillation_weight) * early + self.distillation_weight * divergence
-        layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(
-            early.device, non_blocking=True
-        )  # or the host waits
+        # Or the host waits.
+        layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(early.device, non_blocking=True)
         early = EXIT_WEIGHTS[self.exit_weights](layers) * early
         return LossTerms(per_exit[-1], EXIT_REDUCTIONS[self.exit_reduction](early), per_exit.detach())

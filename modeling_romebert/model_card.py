@@ -107,9 +107,8 @@ def write_model_card(
     path = Path(folder) / "README.md"
     text = model_card(config, evaluation, training)
     if path.exists():
-        old = path.read_bytes().decode(
-            "utf-8", errors="surrogateescape"
-        )  # not a byte of what stays may change
+        # Not a byte of what stays may change.
+        old = path.read_bytes().decode("utf-8", errors="surrogateescape")
         merged = _merged(old, *_card(config, evaluation, training or {}))
         if merged is None:
             logger.info(f"{path} was not written by modeling_romebert, so it stays as it is.")
@@ -248,9 +247,8 @@ def _yaml(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
         return re.sub(r"^(-?\d+)e", r"\1.0e", text)  # 1e-05 is a string to YAML
-    return "".join(
-        char if char.isprintable() else f"\\U{ord(char):08x}" for char in text
-    )  # YAML takes printable ones only
+    # YAML takes printable ones only.
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
 
 
 def _front_matter(metadata: Any, kept: str = "") -> str:

@@ -99,9 +99,8 @@ class EarlyExitPipeline(TextClassificationPipeline):
         before = getattr(self, "_exits_of_constructor", {})
         policy: Any = given.get("exit_policy")
         if policy is None:
-            policy = (
-                self._forward_params.get("exit_policy") if before else None
-            )  # what the constructor's made
+            # What the constructor's made.
+            policy = self._forward_params.get("exit_policy") if before else None
             if policy is False and "exit_threshold" in given:  # which asks for exits
                 policy = None
         if policy is False:

@@ -66,9 +66,8 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         self.max_tokens: int | None = self.adapter.max_tokens(config.backbone_config)
         check_layout(self.backbone)
         if getattr(self.backbone, "pooler", None) is not None:
-            self.backbone.pooler = (
-                None  # each exit has its own; an unused one would stall distributed training
-            )
+            # Each exit has its own; an unused one would stall distributed training.
+            self.backbone.pooler = None
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As `PreTrainedModel.save_pretrained`; the folder also holds a card, and the code (hub.py): it loads
@@ -201,9 +200,8 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         cls, name: Any, config: RomeBertConfig, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         backbone, pooler, info = load_plain(name, config.backbone_config, **kwargs)
-        config = copy.deepcopy(
-            config
-        )  # the caller's stays as it is; ours holds what was loaded, with its dtype and attention
+        # The caller's stays as it is; ours holds what was loaded, with its dtype and attention.
+        config = copy.deepcopy(config)
         backbone.config._name_or_path = config.backbone_config._name_or_path
         config.backbone_config = backbone.config
         config._name_or_path = str(name)  # as the library has it; adapters name their base by it
@@ -225,9 +223,8 @@ def load_plain(
     """The encoder of a plain checkpoint by its own class, its pretrained pooler if it has one, and the
     loading info.
     """
-    with (
-        _quiet_loading()
-    ):  # heads left behind and a pooler that is not there are in order; see below for what is not
+    # Heads left behind and a pooler that is not there are in order; see below for what is not.
+    with _quiet_loading():
         backbone, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
     has_pooler = not any(key.startswith("pooler.") for key in info["missing_keys"])
     if absent := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):

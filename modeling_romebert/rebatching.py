@@ -66,9 +66,8 @@ class Scheduler:
         if not self._waiting or any(running < depth for running in self._running):
             return None  # what is under way may join what waits
         lengths = self._lengths_at(depth)
-        share = sum(lengths) // max(
-            1, self._workers - len(self._running)
-        )  # of the tokens, for each idle worker
+        # Of the tokens, for each idle worker.
+        share = sum(lengths) // max(1, self._workers - len(self._running))
         count, _ = self._fill(lengths, min(self._batch_tokens, max(share, LEAST_TOKENS)))
         return self._take(depth, count)
 

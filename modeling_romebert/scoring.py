@@ -7,8 +7,7 @@ While one window runs, a thread tokenises the next; a window's results come in t
 caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing
 from io import IOBase
 from itertools import islice
@@ -25,7 +24,7 @@ from .cpu import keep_freed_memory, open_workers, take_number_of_threads, worker
 from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .exit_policies import ExitPolicy, FullDepth, as_policy
 from .rebatching import Scheduler, batches_of
-from .text_batcher import TextBatcher, Window, windows
+from .text_batcher import TextBatcher, Window, one_ahead, windows
 
 logger = logging.get_logger(__name__)
 
@@ -136,9 +135,7 @@ def score(
         policy,
         batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"]),
         batch_size,
-        rebatching
-        and hasattr(policy, "can_rebatch")
-        and policy.can_rebatch(),  # which only an `ExitPolicy` has
+        rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch(),  # of an `ExitPolicy`
         on_error == "skip",
     )
     batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
@@ -204,9 +201,8 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
                 " modeling_romebert.calibrate and save the model, or pass exit_threshold."
             )
     policy = FullDepth() if exit_policy is None or exit_policy is False else as_policy(exit_policy)
-    policy.start(
-        len(model.exit_layers), model.problem_type, model.exit_layers
-    )  # or it would fail for every text
+    # Or it would fail for every text.
+    policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
     return policy
 
 
@@ -266,12 +262,8 @@ class ResultFormat:
         """
         results = self(logits, exit_layer)
         for row, error in window.errors.items():
-            failed = {
-                "label": None,
-                "score": None,
-                "exit_layer": None,
-                "error": str(_error_at(window.start + row, error)),
-            }
+            reason = str(_error_at(window.start + row, error))
+            failed = {"label": None, "score": None, "exit_layer": None, "error": reason}
             results[row] = failed if self.top_k == "best" else [failed]
         return results
 
@@ -282,30 +274,6 @@ def each(texts: Any) -> Iterator[Any]:
         yield from texts
     else:
         yield from (texts[index] for index in range(len(texts)))
-
-
-def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> Generator[Window, None, None]:
-    """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone
-    needs no thread.
-
-    Closing the iterator ends the thread, once it is through with its window.
-    """
-    items = iter(items)
-    first, second = next(items, None), next(items, None)
-    if first is None:
-        return
-    prepared = batcher(*first)
-    if second is None:
-        yield prepared
-        return
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
-        apart = thread.submit(batcher.on_its_own)
-        ahead = thread.submit(lambda window: apart.result()(*window), second)
-        yield prepared
-        for item in items:
-            prepared, ahead = ahead.result(), thread.submit(lambda window: apart.result()(*window), item)
-            yield prepared
-        yield ahead.result()
 
 
 def _error_at(position: int, error: Exception) -> Exception:
@@ -337,12 +305,8 @@ class _Scorer:
         skips: bool,
     ):
         self.model, self.pad_token_id, self.policy = model, pad_token_id, policy
-        self.batch_tokens, self.batch_rows, self.rebatching, self.skips = (
-            batch_tokens,
-            batch_rows,
-            rebatching,
-            skips,
-        )
+        self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
+        self.rebatching, self.skips = rebatching, skips
 
     def __call__(self, window: Window, bar: Any) -> tuple[Tensor, Tensor]:
         """-> logits (N, C) and exit_layer (N,), zeros for the rows with an error.
@@ -400,12 +364,10 @@ class _Scorer:
         limits = (self.batch_tokens, self.batch_rows, not encoder.packs)
 
         def begin(of_batch: list[int]) -> ActiveBatch:
-            policy = self.policy.start(
-                len(self.model.exit_layers), self.model.problem_type, self.model.exit_layers
-            )
-            return ActiveBatch(
-                encoder, of_batch, None, policy, texts=[window.features[row] for row in of_batch]
-            )
+            model = self.model
+            policy = self.policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
+            texts = [window.features[row] for row in of_batch]
+            return ActiveBatch(encoder, of_batch, None, policy, texts=texts)
 
         with open_workers(min(len(rows), workers_for(self.model.device, sum(lengths)))) as workers:
             if self.rebatching:
@@ -432,9 +394,8 @@ def _or_out_of_memory(function: Callable[[ActiveBatch], Any]) -> Callable[[Activ
             if not is_out_of_memory(error):
                 raise
             reason = str(error)
-        raise _OutOfMemory(
-            rows, reason
-        )  # outside of the handler, which would keep what the batch has in memory
+        # Outside of the handler, which would keep what the batch has in memory.
+        raise _OutOfMemory(rows, reason)
 
     return run
 
@@ -443,6 +404,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on a GPU or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(
-        error
-    )  # torch's allocator on a CPU
+    # torch's allocator on a CPU
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))

@@ -6,7 +6,8 @@ batches or exits.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +27,8 @@ class Window:
 
     start: int  # position of the first text among all texts
     size: int
-    features: dict[int, Features] = field(
-        default_factory=dict
-    )  # by row, longest first; without those with an error
+    # By row, longest first; without those with an error.
+    features: dict[int, Features] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)  # by row
     cut: int = 0  # texts that were too long
 
@@ -205,3 +205,27 @@ def _not_unicode(text: str) -> TypeError | None:
             f"it is not Unicode: {error.reason} at character {error.start}. Decode it with errors='replace'."
         )
     return None
+
+
+def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> Generator[Window, None, None]:
+    """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone
+    needs no thread.
+
+    Closing the iterator ends the thread, once it is through with its window.
+    """
+    items = iter(items)
+    first, second = next(items, None), next(items, None)
+    if first is None:
+        return
+    prepared = batcher(*first)
+    if second is None:
+        yield prepared
+        return
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
+        apart = thread.submit(batcher.on_its_own)
+        ahead = thread.submit(lambda window: apart.result()(*window), second)
+        yield prepared
+        for item in items:
+            prepared, ahead = ahead.result(), thread.submit(lambda window: apart.result()(*window), item)
+            yield prepared
+        yield ahead.result()

@@ -58,9 +58,8 @@ def check_dataset(
     if not is_stock(collator):
         return
     take_class_names(config, dataset, name)
-    in_columns = (
-        isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
-    )  # a transform may make the labels
+    # A transform may make the labels.
+    in_columns = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
     whole = in_columns or isinstance(dataset, list | tuple)
     rows = [] if in_columns else dataset if whole else _first_row(dataset)
     rows = [row for row in rows if isinstance(row, Mapping)]

@@ -81,9 +81,8 @@ def collect_exit_logits(
             f"{tokenize.cut} of {len(labels)} texts were longer than {tokenize.settings['max_length']}"
             " tokens and were cut."
         )
-    if (
-        read.problem_type != romebert.problem_type
-    ):  # it was left open, and the labels settle it, as in training
+    # It was left open, and the labels settle it, as in training.
+    if read.problem_type != romebert.problem_type:
         romebert.config.problem_type = read.problem_type
     return ExitLogits(
         _run(model, inputs, tokenizer, batch_size, progress), np.asarray(labels), rows - len(labels)

@@ -70,9 +70,8 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         if left_out and re.search(r"loss(_exit_\d+|_mean)$", self.metric_for_best_model or ""):
             self.greater_is_better = False  # as for a name that ends in loss
         for name in ("distillation_weight", "distillation_temperature"):
-            setattr(
-                self, name, float(getattr(self, name))
-            )  # a search casts to the type it finds: of 0.5 an int would make 0
+            # A search casts to the type it finds: of 0.5 an int would make 0.
+            setattr(self, name, float(getattr(self, name)))
         self.check()
         self._unused_by_objective = self.ddp_find_unused_parameters is None
         self.settle_unused_weights()

@@ -98,9 +98,8 @@ class GradientRegularizer:
         positions = {id(parameter): index for index, parameter in enumerate(self.parameters)}
         self._shared_positions = [positions[id(parameter)] for parameter in self.shared]
         self._protected_sum: list[Tensor] = []  # of the group's backward passes so far
-        self._met: tuple[Tensor, Tensor, Tensor] | None = (
-            None  # <a + b, a>, <a, a> and the share, of the last group
-        )
+        # <a + b, a>, <a, a> and the share, of the last group.
+        self._met: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def projected(self) -> Tensor | None:

@@ -114,9 +114,8 @@ class StepGuard:
         if group is None or flow is None or not (on_device or wrong):
             return
         found = torch.cat([wrong.new_ones(1), group, flow]) & wrong
-        found = torch.cat(
-            [found[:1] * step, found[1:]]
-        )  # the step, and what was not finite in it: (1 + 2 + E + W,) int64
+        # The step, and what was not finite in it: (1 + 2 + E + W,) int64.
+        found = torch.cat([found[:1] * step, found[1:]])
         self._record = (
             found if self._record is None else torch.where(self._record[0] > 0, self._record, found)
         )

@@ -14,10 +14,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_callback import TrainerState
 
 TRAINER_STATE = "trainer_state.json"
-STATES_OF_OPTIMIZER = (
-    "optimizer",
-    "global_step",
-)  # how the names of the files or folders begin; the second is DeepSpeed's
+# How the names of the files or folders begin; the second is DeepSpeed's.
+STATES_OF_OPTIMIZER = ("optimizer", "global_step")
 
 
 def flaw(checkpoint: str | os.PathLike[str]) -> str | None:

@@ -73,9 +73,8 @@ class RomeBertTrainer(ExitTrainer):
         self._hooks = HookWatch()
         self.add_callback(self._hooks)
         self._run: TrainingRun | None = None  # while there is one
-        self._weighed: tuple[Any, Any, Any] | None = (
-            None  # which class weights were last asked for, of which data, and they
-        )
+        # Which class weights were last asked for, of which data, and they.
+        self._weighed: tuple[Any, Any, Any] | None = None
         self._searched: list[Any] = []  # objective and loss of each trial of a search
 
     def _check_settings(self) -> None:
@@ -281,9 +280,8 @@ class RomeBertTrainer(ExitTrainer):
             self._run.guard.check()
         folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            (folder / TRAINER_STATE).unlink(
-                missing_ok=True
-            )  # of an earlier run, whose files are now written over
+            # Of an earlier run, whose files are now written over.
+            (folder / TRAINER_STATE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
