@@ -20,28 +20,24 @@ if int(transformers.__version__.partition(".")[0]) < 5:  # before anything is im
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .settings import (
+from .setting_checks import (
     EXIT_POOLINGS,
     LABELS,
-    LOSS_SETTINGS,
-    LossSettings,
-    ProblemType,
     as_backbone,
     checked_exit_layers,
     checked_labels,
     in_order,
-    loss_settings,
     model_type_of,
     names_match,
     nest_plain_config,
     own_fields,
-    plain,
     refuse_contradictions,
     take_misplaced,
     with_labels,
 )
+from .settings import LOSS_SETTINGS, LossSettings, ProblemType, loss_settings, plain
 
-# What the model's files take from here; settings.py is its own.
+# What the model's files take from here; settings.py is where it lies.
 __all__ = [
     "LOSS_SETTINGS",
     "VERSION",

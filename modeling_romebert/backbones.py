@@ -9,7 +9,7 @@ How to add a family:
     last one.
 2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`. Where layers
    are given more than a mask, or look at positions themselves, `packs` is False.
-3. Enter its model type in `FAMILIES` of configuration/settings.py, in the same place.
+3. Enter its model type in `FAMILIES` of configuration/setting_checks.py, in the same place.
 4. Enter one row in `FAMILIES` of tests/families.py and run `python -m pytest tests/test_families*.py`. They
    hold the family against the stock model layer by layer, and try loading, training with the projection,
    early exit in batches and the Hub.
@@ -125,7 +125,7 @@ class Adapter:
         """Positions (B, T) of rows that begin at `first` (B,), such as those with padding on the left.
 
         from_ids: whether there are token ids, by which some families count. `None` where `embeddings` gets
-            them right itself.
+        them right itself.
         """
         return _places_from(first, tokens)
 

@@ -234,7 +234,8 @@ class PaddedBatch(Batch):
 class PackedBatch(Batch):
     """b rows end to end, as flash attention has them, and a few zeros behind them.
 
-    Args: hidden (1, T + filler, H): embedded, or after some layers; T tokens in all. The filler makes it one
+    Args:
+        hidden (1, T + filler, H): embedded, or after some layers; T tokens in all. The filler makes it one
         of few sizes.
         lengths: tokens of each row, at least 1.
     """

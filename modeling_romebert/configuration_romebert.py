@@ -4,6 +4,7 @@
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
         plain,
     )
 else:
-    _config = import_module("modeling_romebert.configuration.configuration_romebert")
+    # Without transformers, where a bundle of ONNX runs, there are the settings alone.
+    _file = "configuration_romebert" if find_spec("transformers") else "settings"
+    _config = import_module(f"modeling_romebert.configuration.{_file}")
     globals().update({name: getattr(_config, name) for name in _config.__all__})
 
 __all__ = [

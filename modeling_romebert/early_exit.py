@@ -8,13 +8,13 @@ decision to the policy (exit_policies.py), and which rows share a batch to the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+from .arrays import Array, concat, no_rows, stack, whole_numbers
+from .policy_base import ExitPolicy
 
-from .batch_layout import Batch, Features
-from .exit_policies import ExitPolicy
+if TYPE_CHECKING:
+    from .batch_layout import Batch, Features
 
 
 class Encoder(Protocol):
@@ -23,13 +23,13 @@ class Encoder(Protocol):
     exit_layers: list[int]
     num_labels: int
 
-    def embed_texts(self, texts: Sequence[Features]) -> Batch:
+    def embed_texts(self, texts: Sequence["Features"]) -> "Batch":
         """Tokenised texts, b of them -> their batch before the first layer."""
 
-    def run(self, batch: Batch, first: int, last: int) -> None:
+    def run(self, batch: "Batch", first: int, last: int) -> None:
         """Run layers first + 1 .. last on the rows of a batch, in place."""
 
-    def exit_logits(self, batch: Batch, layer: int) -> Tensor:
+    def exit_logits(self, batch: "Batch", layer: int) -> Array:
         """Logits (b, C) of the exit after `layer` for the rows of a batch, which has run so many layers."""
 
 
@@ -38,7 +38,7 @@ class Exited:
     """k rows that exited after the same layer."""
 
     rows: list[int]  # as the caller numbered them
-    logits: Tensor  # (k, C)
+    logits: Array  # (k, C)
     layer: int  # layers run
 
 
@@ -59,22 +59,21 @@ class ActiveBatch:
         self,
         encoder: Encoder,
         rows: list[int],
-        batch: Batch | None,
+        batch: "Batch | None",
         policy: ExitPolicy | None,
         depth: int = 0,
-        texts: Sequence[Features] = (),
+        texts: Sequence["Features"] = (),
     ):
         self.encoder, self.rows, self.policy, self.depth = encoder, rows, policy, depth
         self._batch, self._texts = batch, texts
-        self.logits: Tensor | None = (
-            None  # (b, C) of the exit that was evaluated last, all rows that were there
-        )
+        # (b, C) of the exit that was evaluated last, of all rows that were there
+        self.logits: Array | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> "Batch":
         """The tokens of the rows, embedded."""
         if self._batch is None:
             self._batch = self.encoder.embed_texts(self._texts)
@@ -95,15 +94,15 @@ class ActiveBatch:
             return self._all_exit()
         if self.policy is None:
             return None
-        exiting: list[bool] = self.policy.leaves(
-            index, self.logits
-        ).tolist()  # b of them; the one wait for the device
+        # b of them; the one wait for the device
+        exiting: list[bool] = self.policy.leaves(index, self.logits).tolist()
         if all(exiting):
             return self._all_exit()
         if not any(exiting):
             return None
         gone = [row for row, exits_here in enumerate(exiting) if exits_here]
-        exited = Exited([self.rows[row] for row in gone], self.logits[_index(gone, self.logits)], self.depth)
+        logits = self.logits[whole_numbers(gone, self.logits)]
+        exited = Exited([self.rows[row] for row in gone], logits, self.depth)
         self._keep([row for row, exits_here in enumerate(exiting) if not exits_here])
         return exited
 
@@ -148,7 +147,7 @@ class ActiveBatch:
         self.rows = [self.rows[row] for row in kept]
         self._batch = self.batch.select(kept)
         if self.policy is not None:
-            self.policy.keep(_index(kept, self.logits))
+            self.policy.keep(whole_numbers(kept, self.logits))
 
     def _part(self, kept: range) -> "ActiveBatch":
         policy = self.policy
@@ -160,13 +159,7 @@ class ActiveBatch:
         )
 
 
-def _index(rows: list[int], like: Tensor | None) -> Tensor:
-    """Row numbers -> (k,) on the device of a tensor, without waiting for it."""
-    index = torch.tensor(rows)
-    return index if like is None else index.to(like.device, non_blocking=True)
-
-
-def classify(encoder: Encoder, batch: Batch, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+def classify(encoder: Encoder, batch: "Batch", policy: ExitPolicy) -> tuple[Array, Array]:
     """Run a batch until every row has exited.
 
     Args:
@@ -178,20 +171,14 @@ def classify(encoder: Encoder, batch: Batch, policy: ExitPolicy) -> tuple[Tensor
         logits (b, C) of the exit where each row exited, and layers run (b,).
     """
     if not len(batch):  # the library's layers do not run on no rows
-        return batch.hidden.new_empty(0, encoder.num_labels), torch.empty(
-            0, dtype=torch.long, device=batch.hidden.device
-        )
+        return no_rows(encoder.num_labels, batch.hidden), whole_numbers([], batch.hidden)
     exited = run_to_the_end(ActiveBatch(encoder, list(range(len(batch))), batch, policy))
+    layers = whole_numbers([one.layer for one in exited for _ in one.rows], exited[0].logits)  # (b,)
     if len(exited) == 1:  # all at once: nothing to put in order
-        return exited[0].logits, torch.full(
-            (len(exited[0].rows),), exited[0].layer, device=exited[0].logits.device
-        )
-    rows = _index([row for one in exited for row in one.rows], exited[0].logits)  # (b,)
-    layers = torch.tensor([one.layer for one in exited for _ in one.rows]).to(
-        rows.device, non_blocking=True
-    )  # (b,)
+        return exited[0].logits, layers
+    rows = whole_numbers([row for one in exited for row in one.rows], exited[0].logits)  # (b,)
     order = rows.argsort()
-    return torch.cat([one.logits for one in exited])[order], layers[order]
+    return concat([one.logits for one in exited])[order], layers[order]
 
 
 def run_to_the_end(active: ActiveBatch) -> list[Exited]:
@@ -204,15 +191,15 @@ def run_to_the_end(active: ActiveBatch) -> list[Exited]:
     return found
 
 
-def all_exits(encoder: Encoder, batch: Batch) -> Tensor:
+def all_exits(encoder: Encoder, batch: "Batch") -> Array:
     """Run every layer and evaluate every exit -> logits (b, E, C). Differentiable: this is what training
     uses.
     """
     # Nobody asks which rows exit: a graph is for any number of them.
     active = ActiveBatch(encoder, [], batch, policy=None)
-    logits: list[Tensor] = []
+    logits: list[Array] = []
     for _ in encoder.exit_layers:
         active.step()
         assert active.logits is not None
         logits.append(active.logits)
-    return torch.stack(logits, dim=1)
+    return stack(logits, axis=1)

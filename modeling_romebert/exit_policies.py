@@ -8,9 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from .arrays import Array, to_fp32
 from .confidence import all_finite, confidence, log_probabilities, margin, negative_entropy
 from .configuration_romebert import ProblemType, plain
 from .policy_base import ExitPolicy
@@ -79,7 +77,7 @@ class EntropyPolicy(ThresholdPolicy):
     def grid(cls, num_exits: int, fine: bool = False) -> list[float]:
         return _shares(fine)
 
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Array) -> Array:
         log_p = log_probabilities(logits, self._problem_type)
         # Logits that are not finite have an entropy that is not a number, so above nothing: no need to look
         # for them. The threshold is brought to nats, not the entropy to 0..1, which saves a single text an
@@ -92,7 +90,7 @@ class ConfidencePolicy(ThresholdPolicy):
 
     name = "confidence"
 
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Array) -> Array:
         sure = confidence(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
         return sure & all_finite(logits)
 
@@ -102,7 +100,7 @@ class MarginPolicy(ThresholdPolicy):
 
     name = "margin"
 
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Array) -> Array:
         sure = margin(log_probabilities(logits, self._problem_type)) > self.threshold_at(exit_index)
         return sure & all_finite(logits)
 
@@ -144,13 +142,13 @@ class PatiencePolicy(ExitPolicy):
             )
         return super().start(num_exits, problem_type, exit_layers)
 
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Array) -> Array:
         finite = all_finite(logits)
         if self._problem_type == ProblemType.REGRESSION:
-            prediction, tolerance = logits.float(), self.tolerance
+            prediction, tolerance = to_fp32(logits), self.tolerance
         else:
-            prediction, tolerance = log_probabilities(logits, self._problem_type).argmax(dim=-1), None
-        return self._memory.add(finite.long(), prediction, finite, tolerance) >= self.patience
+            prediction, tolerance = log_probabilities(logits, self._problem_type).argmax(axis=-1), None
+        return self._memory.add(1 * finite, prediction, finite, tolerance) >= self.patience
 
 
 class PatientConfidencePolicy(ThresholdPolicy):
@@ -169,10 +167,10 @@ class PatientConfidencePolicy(ThresholdPolicy):
         super().__init__(threshold, thresholds)
         self.patience = _checked_patience(self.name, patience)
 
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Array) -> Array:
         log_p = log_probabilities(logits, self._problem_type)
         confident = (confidence(log_p) > self.threshold_at(exit_index)) & all_finite(logits)
-        return self._memory.add(confident.long(), log_p.argmax(dim=-1), confident) >= self.patience
+        return self._memory.add(1 * confident, log_p.argmax(axis=-1), confident) >= self.patience
 
 
 class VotePolicy(ThresholdPolicy):
@@ -190,10 +188,10 @@ class VotePolicy(ThresholdPolicy):
         steps = 200 if fine else 20
         return [num_exits * step / steps for step in range(steps, -1, -1)]
 
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Array) -> Array:
         log_p = log_probabilities(logits, self._problem_type)
         return self._memory.add(
-            confidence(log_p), log_p.argmax(dim=-1), all_finite(logits)
+            confidence(log_p), log_p.argmax(axis=-1), all_finite(logits)
         ) > self.threshold_at(exit_index)
 
 
@@ -206,8 +204,8 @@ class FullDepth(ExitPolicy):
     def asks(self, exit_index: int) -> bool:
         return False
 
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
-        return torch.zeros(len(logits), dtype=torch.bool)
+    def leaves(self, exit_index: int, logits: Array) -> Array:
+        return all_finite(logits) & False
 
 
 POLICIES: dict[str, type[ExitPolicy]] = {

@@ -29,6 +29,7 @@ logger = logging.get_logger(__name__)
 
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
+    "arrays.py",
     "backbones.py",
     "batch_layout.py",
     "confidence.py",
@@ -47,11 +48,13 @@ CLOSURE = (
     "pretrained.py",
     "rebatching.py",
     "scoring.py",
+    "setting_checks.py",
     "settings.py",
     "text_batcher.py",
 )
 
-OF_CONFIG = ("configuration_romebert.py", "settings.py")  # those that lie beside the config
+# Those that lie beside the config.
+OF_CONFIG = ("configuration_romebert.py", "setting_checks.py", "settings.py")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_romebert.RomeBertConfig",

@@ -47,7 +47,8 @@ class EarlyExitPipeline(TextClassificationPipeline):
     Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False`
     makes it an error.
 
-    Returns: For each text a dict `{"label", "score", "exit_layer"}` (one per label with `top_k`, as in the
+    Returns:
+        For each text a dict `{"label", "score", "exit_layer"}` (one per label with `top_k`, as in the
         stock pipeline); `exit_layer` is the number of layers that the text ran. Generators and torch datasets
         give an iterator, in order; lists and what else has a length, such as a column of a dataset, give a
         list.

@@ -8,13 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers.utils import logging
-
+from .arrays import Array, concat, where
 from .configuration_romebert import ProblemType, plain
-
-logger = logging.get_logger(__name__)
 
 
 class Agreement:
@@ -23,32 +18,30 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self.prediction: Tensor | None = None
-        self.total: Tensor | None = None
+        self.prediction: Array | None = None
+        self.total: Array | None = None
 
-    def add(
-        self, amount: Tensor, prediction: Tensor, counts: Tensor, tolerance: float | None = None
-    ) -> Tensor:
+    def add(self, amount: Array, prediction: Array, counts: Array, tolerance: float | None = None) -> Array:
         """An exit's amount (B,), prediction and whether it counts (B,) -> (B,): sum over the run of agreeing
         exits.
 
         A row that does not count has 0, and its run begins anew.
         """
-        amount = torch.where(counts, amount, 0)
+        amount = where(counts, amount, 0)
         if self.prediction is None or self.total is None:
             self.total = amount
         else:
             same = (
                 prediction == self.prediction
                 if tolerance is None
-                else (prediction - self.prediction).abs() < tolerance
+                else abs(prediction - self.prediction) < tolerance
             )
-            same = same if same.dim() == 1 else same.all(dim=-1)
-            self.total = torch.where(same & counts, self.total, 0) + amount
+            same = same if same.ndim == 1 else same.all(axis=-1)
+            self.total = where(same & counts, self.total, 0) + amount
         self.prediction = prediction
         return self.total
 
-    def keep(self, rows: Tensor | slice) -> None:
+    def keep(self, rows: Array | slice) -> None:
         if self.prediction is not None and self.total is not None:
             self.prediction, self.total = self.prediction[rows], self.total[rows]
 
@@ -59,7 +52,7 @@ class Agreement:
         predictions = [memory.prediction for memory in memories if memory.prediction is not None]
         totals = [memory.total for memory in memories if memory.total is not None]
         if predictions and totals:
-            merged.prediction, merged.total = torch.cat(predictions), torch.cat(totals)
+            merged.prediction, merged.total = concat(predictions), concat(totals)
         return merged
 
 
@@ -141,14 +134,14 @@ class ExitPolicy(ABC):
         return self._asked[exit_index]
 
     @abstractmethod
-    def leaves(self, exit_index: int, logits: Tensor) -> Tensor:
+    def leaves(self, exit_index: int, logits: Array) -> Array:
         """Exit e = 0, 1, ... and its logits (B, C) for the B rows that have not exited -> (B,) bool: which
         exit.
 
         A row with a logit that is not finite never leaves, and does not count as agreeing.
         """
 
-    def keep(self, rows: Tensor | slice) -> None:
+    def keep(self, rows: Array | slice) -> None:
         """Forget all rows but these: indices (b,) into the rows of the last call, or a slice of them."""
         self._memory.keep(rows)
 
@@ -173,7 +166,9 @@ class ExitPolicy(ABC):
             if "merge" in vars(kind) or kind.__module__ == __name__:
                 break
             if own := sorted({"start", "leaves", "keep", "asks"} & vars(kind).keys()):
-                logger.warning_once(
+                from transformers.utils import logging  # not where a bundle of ONNX runs
+
+                logging.get_logger(__name__).warning_once(
                     f"exit policy {type(self).__name__} has its own {', '.join(own)} and no merge, so what"
                     " it remembers cannot follow rows into other batches: it runs without rebatching, which"
                     " takes longer. Give it a merge, or merge = ExitPolicy.merge where it remembers nothing"

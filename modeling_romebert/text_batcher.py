@@ -83,7 +83,7 @@ def with_truncation(tokenizer: Any, max_tokens: int | None, settings: dict[str, 
     none is asked for.
 
     max_tokens: positions that the model has; `None` where any length runs, and only what the tokenizer says
-        counts.
+    counts.
     """
     settings = {"truncation": True, **settings}
     if (settings["truncation"] or settings.get("padding") == "max_length") and settings.get(

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from modeling_romebert.configuration.settings import FAMILIES
+from modeling_romebert.configuration.setting_checks import FAMILIES
 from tiny import tiny_backbone
 from transformers import (
     AutoConfig,

@@ -209,11 +209,11 @@ class Plain(ExitPolicy):
 def test_a_policy_of_one_s_own(policy, rebatches, caplog):
     from tiny import assert_same_results, spread_exits, tiny_texts, tiny_tokenizer
 
-    from modeling_romebert import exit_policies, score
+    from modeling_romebert import score, scoring
 
     texts = tiny_texts(120, seed=3)
     model, tokenizer = spread_exits(build(), texts), tiny_tokenizer()
-    exit_policies.logger.warning_once.__func__.cache_clear()
+    scoring.logger.warning_once.__func__.cache_clear()
     with unittest.mock.patch.object(ActiveBatch, "merge", side_effect=ActiveBatch.merge) as merge:
         found = list(score(model, tokenizer, texts, exit_policy=policy, batch_tokens=100))
         list(score(model, tokenizer, texts, exit_policy=policy, batch_tokens=100))

@@ -32,7 +32,8 @@ def calibrate(
         max_loss: how far the metric may fall below full depth, in units of the metric (0.01 is one point of
             accuracy).
 
-    Returns: The policy. `model.config.exit_policy` holds its settings, so `save_pretrained` and the pipeline
+    Returns:
+        The policy. `model.config.exit_policy` holds its settings, so `save_pretrained` and the pipeline
         carry it on.
 
     Raises:

@@ -23,7 +23,7 @@ def parse_class_weights(given: Any) -> str | tuple[float, ...] | None:
     per class, or `None`.
 
     A search casts a value to the type of the one before it: numbers may come as one text, and a word as a
-        list of its letters.
+    list of its letters.
 
     Raises:
         ValueError: it is neither.

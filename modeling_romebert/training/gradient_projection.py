@@ -49,7 +49,8 @@ def project(protected: Sequence[Tensor], other: Sequence[Tensor]) -> Projection:
         protected: a, one tensor per weight.
         other: b, the same shapes.
 
-    Returns: b' = b - min(0, <b, a> / <a, a>) a, the cosine of a and b (0 where either is zero), and 1.0 where
+    Returns:
+        b' = b - min(0, <b, a> / <a, a>) a, the cosine of a and b (0 where either is zero), and 1.0 where
         b' differs from b.
 
     Example:
@@ -232,7 +233,7 @@ class _Regularized(torch.autograd.Function):
     """last + exits on the way forward; on the way back, what the regularizer says.
 
     The terms come in a tuple, where autograd does not see them: the engine is to reach the weights through
-        this node alone.
+    this node alone.
     """
 
     @staticmethod

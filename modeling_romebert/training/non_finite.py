@@ -188,7 +188,7 @@ def _witnesses(model: Any) -> tuple[list[nn.Parameter], list[int]]:
     and their layers.
 
     Vectors, where there are some: their gradients sum over all tokens, are small, and the projection leaves
-        them alone.
+    them alone.
     """
     parts = [(layer, part) for layer, part in enumerate(model.layers, start=1)]
     parts += [(layer, model.exits[str(layer)]) for layer in model.config.exit_layers]

@@ -56,7 +56,7 @@ def restarting(schedule: LambdaLR, steps: int, stages: int, optimizer: Any) -> L
     """A schedule of one stage of so many steps, warm-up included -> one that starts anew at each stage.
 
     One optimizer serves all stages: weights that a stage does not train have no gradient, so it leaves them
-        alone.
+    alone.
     """
     of_stage = schedule.lr_lambdas[0]
     return LambdaLR(optimizer, lambda step: of_stage(step % steps if step < steps * stages else steps))
