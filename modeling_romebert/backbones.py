@@ -55,7 +55,9 @@ def bidirectional_mask(
     nothing is padded. After rows have left it is made anew, and the library's way takes as long as an exit.
     Texts that lie end to end bring their mask.
     """
-    if isinstance(attention_mask, BlockDiagonalMask):
+    if isinstance(attention_mask, BlockDiagonalMask) or (
+        attention_mask is not None and attention_mask.dim() == 4
+    ):
         return attention_mask
     if backbone.config._attn_implementation == "sdpa":
         if attention_mask is None:
@@ -427,7 +429,7 @@ def check_inputs(
 
 def vocabulary_size(model: Any) -> int:
     """Token ids that a model has embeddings for."""
-    embeddings = model.get_input_embeddings()
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else model.config.vocab_size
 
 

@@ -24,6 +24,7 @@ from .batch_layout import (
     may_begin_late,
     rounded_up,
 )
+from .cpu import workers_for
 
 # What a forward pass takes.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -61,6 +62,10 @@ class TorchEncoder:
         """
         attention = self.backbone.config._attn_implementation
         return self.model.device.type == "cpu" and attention == "sdpa" and self.adapter.packs
+
+    def workers(self, tokens: int) -> int:
+        """How many batches of a pass over so many tokens to run at once (cpu.py)."""
+        return workers_for(self.model.device, tokens)
 
     # ---- token ids -> batches
 

@@ -11,6 +11,8 @@ from typing import Any
 from .arrays import Array, concat, where
 from .configuration_romebert import ProblemType, plain
 
+RULES = f"{__name__.rpartition('.')[0]}.exit_policies"  # whose policies remember an `Agreement` at most
+
 
 class Agreement:
     """Memory of the policies that compare exits: the last prediction (B,) or (B, D), and what a run of equal
@@ -163,7 +165,7 @@ class ExitPolicy(ABC):
         nothing else. Where it does not, that is said once.
         """
         for kind in type(self).__mro__:
-            if "merge" in vars(kind) or kind.__module__ == __name__:
+            if "merge" in vars(kind) or kind.__module__ in (__name__, RULES):
                 break
             if own := sorted({"start", "leaves", "keep", "asks"} & vars(kind).keys()):
                 from transformers.utils import logging  # not where a bundle of ONNX runs

@@ -306,7 +306,7 @@ def inner_model(model: Any) -> Any:
         >>> inner_model(nn.DataParallel(model)) is model
         True
     """
-    for module in model.modules() if isinstance(model, nn.Module) else ():
+    for module in model.modules() if isinstance(model, nn.Module) else (model,):
         # By name: a model that came with its own code is of another class of the same name.
         if getattr(getattr(type(module), "config_class", None), "model_type", None) == "romebert":
             return module

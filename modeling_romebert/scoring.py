@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from .backbones import vocabulary_size
 from .configuration_romebert import ProblemType
-from .cpu import keep_freed_memory, open_workers, take_number_of_threads, workers_for
+from .cpu import keep_freed_memory, open_workers, take_number_of_threads
 from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .exit_policies import ExitPolicy, FullDepth, as_policy
 from .rebatching import Scheduler, batches_of
@@ -323,7 +323,8 @@ class _Scorer:
         while left:
             try:
                 for exited in self._run(window, left):
-                    logits[exited.rows], exit_layer[exited.rows] = exited.logits.float().cpu(), exited.layer
+                    logits[exited.rows] = torch.as_tensor(exited.logits).float().cpu()
+                    exit_layer[exited.rows] = exited.layer
                     bar.update(len(exited.rows))
                     for row in exited.rows:
                         del left[row]
@@ -369,7 +370,7 @@ class _Scorer:
             texts = [window.features[row] for row in of_batch]
             return ActiveBatch(encoder, of_batch, None, policy, texts=texts)
 
-        with open_workers(min(len(rows), workers_for(self.model.device, sum(lengths)))) as workers:
+        with open_workers(min(len(rows), encoder.workers(sum(lengths)))) as workers:
             if self.rebatching:
                 scheduler = Scheduler(rows, lengths, begin, *limits, workers.count)
                 for batch, exited in workers.run(_or_out_of_memory(ActiveBatch.step), scheduler.schedule):

@@ -516,3 +516,12 @@ def test_a_policy_of_ones_own_takes_another_threshold():
         policy.to_dict() == {"name": "half", "threshold": 0.25, "ask_every": 2}
         and type(policy.to_dict()["threshold"]) is float
     )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_of_ours_rebatches(name):
+    assert make_policy(
+        name,
+        **{"patience": 2} if "patien" in name else {},
+        **{} if name == "patience" else {"threshold": 0.5},
+    ).can_rebatch()

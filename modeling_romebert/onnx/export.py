@@ -1,0 +1,368 @@
+"""Export: a multi-exit classifier -> a bundle of graphs, one per segment between exits, for ONNX Runtime.
+
+A graph cannot decide which rows go on, so the loop stays outside and every segment is a graph of its own:
+embeddings and layers up to the first exit with its head, then on to the next exit, and so on.
+"""
+
+import copy
+import logging as std_logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..batch_layout import PaddedBatch
+from ..configuration_romebert import ProblemType
+from ..early_exit import all_exits
+from ..encoder import TorchEncoder
+from ..pretrained import inner_model
+from ..scoring import each
+from ..text_batcher import TextBatcher, Window
+from .bundle import MANIFEST, Manifest, Segment, multiplies_int8
+from .runtime import CPU, OnnxEncoder, default_options, open_sessions
+
+logger = logging.get_logger(__name__)
+
+OPSET = 17
+PRECISIONS = ("fp32", "int8")
+# Texts of the check that a layer of int8 weights is compared with fp32 on, at most.
+CHECKED_TEXTS = 2000
+
+
+class _Layers(nn.Module):
+    """Layers first + 1 .. last of a classifier, with the embeddings before the first, and the exit after the
+    last.
+
+    Args:
+        mask_is_made: the layers are given (b, 1, 1, T), what is added to attention scores, by the name
+            `mask`; of families that look at positions too, they make it of the attention mask.
+    """
+
+    def __init__(self, model: Any, first: int, last: int, with_exit: bool, mask_is_made: bool):
+        super().__init__()
+        self.model, self.first, self.last = model, first, last
+        self.with_exit, self.mask_is_made = with_exit, mask_is_made
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.names, inputs, strict=True))
+        model, mask = self.model, named["attention_mask"]
+        if self.first == 0:
+            taken = dict.fromkeys(("input_ids", "token_type_ids", "position_ids", "inputs_embeds")) | named
+            taken.pop("mask", None)
+            hidden = model.adapter.embed(model.backbone, **taken)
+        else:
+            hidden = named["hidden"]
+        attended = named["mask"] if self.mask_is_made else mask
+        run_layer = model.adapter.prepare(model.backbone, hidden, attended, None, padded=True)
+        for number in range(self.first, self.last):
+            hidden = run_layer(number, model.layers[number], hidden)
+        return (hidden, _logits(model, hidden, mask, self.last)) if self.with_exit else (hidden,)
+
+    @property
+    def names(self) -> list[str]:
+        """Inputs in their order."""
+        embeds = [name for name in self.model.adapter.inputs if name in ("input_ids", "token_type_ids")]
+        return [*(embeds if self.first == 0 else ["hidden"]), "attention_mask", *["mask"] * self.mask_is_made]
+
+
+class _Exit(nn.Module):
+    """An exit alone: for layers whose graph runs again and again."""
+
+    names = ("hidden", "attention_mask")
+
+    def __init__(self, model: Any, layer: int):
+        super().__init__()
+        self.model, self.layer = model, layer
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor]:
+        return (_logits(self.model, hidden, mask, self.layer),)
+
+
+def _logits(model: Any, hidden: Tensor, mask: Tensor, layer: int) -> Tensor:
+    """hidden (b, T, H), attention mask (b, T) -> (b, C)"""
+    return TorchEncoder(model).exit_logits(PaddedBatch(hidden, mask), layer)
+
+
+@torch.no_grad()
+def export_onnx(
+    model: Any,
+    tokenizer: Any,
+    folder: str | os.PathLike[str],
+    *,
+    precision: str = "int8",
+    exits: Sequence[int] | None = None,
+    dataset: Iterable[Any] | None = None,
+    max_changed: float = 0.01,
+) -> Path:
+    """Write a bundle that ONNX Runtime runs, with exits, in bulk and for one text at a time.
+
+    Args:
+        model: a `RomeBertForSequenceClassification`; it stays as it is.
+        tokenizer: of the model; it travels with the bundle.
+        folder: that is written, whole or not at all. One that is there is replaced if it is a bundle.
+        precision: `"fp32"`, or `"int8"`: weights of the layers in 8 bits, their inputs rounded as they come
+            (dynamic quantization); exits stay in fp32.
+        exits: layers whose exits the bundle has, a part of the model's; all when left out. The last one
+            stays.
+        dataset: texts, or rows with `text` (and `text_pair`), of the kind that the bundle will see. int8 is
+            compared with fp32 on them, segment by segment.
+        max_changed: share of the texts whose label a segment in int8 may change at its exit; one that changes
+            more stays in fp32.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: an unknown precision, an exit that the model has not, or a folder that is no bundle.
+        ImportError: onnx or onnxruntime is not installed.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown; choose from {', '.join(PRECISIONS)}.")
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise ValueError(f"folder={str(folder)!r} holds other files than a bundle's; name a new one.")
+    romebert = _for_export(inner_model(model), exits)
+    texts = None if dataset is None else _tokenised(romebert, tokenizer, dataset)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        graphs, bundle = Path(work, "graphs"), Path(work, "bundle")
+        graphs.mkdir()
+        manifest = _export_segments(romebert, tokenizer, graphs)
+        chosen = {name: graphs / name for name in manifest.graphs}
+        if precision == "int8":
+            chosen |= _quantised(graphs, manifest, texts, max_changed)
+        romebert.config.save_pretrained(bundle)
+        tokenizer.save_pretrained(bundle)
+        for code in bundle.glob("*.py"):  # a bundle holds no code
+            code.unlink()
+        for name, path in chosen.items():
+            shutil.copyfile(path, bundle / name)
+        manifest.save(bundle)
+        if folder.exists():
+            shutil.rmtree(folder)
+        bundle.rename(folder)
+    return folder
+
+
+def _for_export(model: Any, exits: Sequence[int] | None) -> Any:
+    """A copy of a model on the host, in fp32, with plain attention, and with the exits that are asked for."""
+    asked = list(model.exit_layers) if exits is None else sorted({*exits, model.exit_layers[-1]})
+    if absent := [layer for layer in asked if layer not in model.exit_layers]:
+        raise ValueError(
+            f"exits={list(exits or ())}: there is no exit after {absent}; there are after"
+            f" {model.exit_layers}."
+        )
+    model = copy.deepcopy(model).cpu().float().eval()
+    model.config._attn_implementation = model.backbone.config._attn_implementation = "eager"
+    model.config.dtype = torch.float32
+    if asked != model.exit_layers:
+        policy = model.config.exit_policy or {}
+        if "thresholds" in policy:
+            kept = [policy["thresholds"][model.exit_layers.index(layer)] for layer in asked]
+            model.config.exit_policy = {**policy, "thresholds": kept}
+        model.config.exit_layers = model.exit_layers = asked
+        for layer in [int(name) for name in model.exits if int(name) not in asked]:
+            del model.exits[str(layer)]
+    return model
+
+
+def _export_segments(model: Any, tokenizer: Any, folder: Path) -> Manifest:
+    """Write the graphs in fp32 -> the manifest, without digests."""
+    layers, mask_is_made = model.layers, model.adapter.packs
+    repeated = len(set(map(id, layers))) < len(layers)  # ALBERT: graphs of single layers, which run again
+    graphs: dict[Any, str] = {}
+    segments, first = [], 0
+    for last in model.exit_layers:
+        if not repeated:
+            name = f"layers_{first + 1}_to_{last}.onnx"
+            _export(_Layers(model, first, last, True, mask_is_made), folder / name)
+            segments.append(Segment([name]))
+        else:
+            files = []
+            for number in range(first, last):
+                key = (number == 0, id(layers[number]))
+                if key not in graphs:
+                    graphs[key] = f"layer_{number + 1}.onnx"
+                    _export(_Layers(model, number, number + 1, False, mask_is_made), folder / graphs[key])
+                files.append(graphs[key])
+            exit_file = f"exit_{last}.onnx"
+            _export(_Exit(model, last), folder / exit_file)
+            segments.append(Segment(files, exit_file))
+        first = last
+    inputs = [name for name in _Layers(model, 0, 1, False, False).names]
+    config = model.config
+    return Manifest(
+        exit_layers=list(model.exit_layers),
+        num_layers=config.num_hidden_layers,
+        num_labels=model.num_labels,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        max_tokens=_max_tokens(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id or 0,
+        problem_type=model.problem_type,
+        id2label=dict(config.id2label),
+        inputs=inputs,
+        segments=segments,
+        exit_policy=config.exit_policy,
+        opset=OPSET,
+        versions={
+            name: version(name) for name in ("romebert", "torch", "transformers", "onnx", "onnxruntime")
+        },
+    )
+
+
+def _max_tokens(model: Any, tokenizer: Any) -> int | None:
+    """Longest text that model and tokenizer take."""
+    limits = [limit for limit in (model.max_tokens, tokenizer.model_max_length) if limit and limit < 10**6]
+    return min(limits, default=None)
+
+
+def _export(module: Any, path: Path) -> None:
+    """Trace a module whose inputs are (b, T, ...) into a graph, for any b and T."""
+    module.eval()  # the exporter puts it back as it was, all of it
+    model, (rows, tokens) = module.model, (2, 7)
+    made = {
+        "hidden": lambda: torch.randn(rows, tokens, model.config.hidden_size),
+        "mask": lambda: torch.zeros(rows, 1, 1, tokens),
+        "attention_mask": lambda: torch.tensor([[1] * tokens, [1] * (tokens - 2) + [0, 0]]),
+    }
+    names = list(module.names)
+    inputs = tuple(made.get(name, lambda: torch.ones(rows, tokens, dtype=torch.long))() for name in names)
+    outputs = ["logits"] if isinstance(module, _Exit) else ["hidden_out", "logits"][: 1 + module.with_exit]
+    axes = {name: {0: "rows", 1: "tokens"} for name in (*names, "hidden_out")}
+    axes |= {"mask": {0: "rows", 3: "tokens"}, "logits": {0: "rows"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: constants that are constants
+        torch.onnx.export(
+            module,
+            inputs,
+            str(path),
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes={name: axes[name] for name in (*names, *outputs)},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+# ---- int8
+
+
+def _quantised(graphs: Path, manifest: Manifest, texts: Window | None, max_changed: float) -> dict[str, Path]:
+    """Graphs of layers in int8 -> their files by name, but for those that change too many labels.
+
+    Only products with weights are quantised: embeddings, exits and attention stay in fp32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    vnni = multiplies_int8()
+    manifest.precision, manifest.processor = "int8", {"multiplies_int8": vnni}
+    in_int8 = {}
+    for name in sorted({name for segment in manifest.segments for name in segment.files}):
+        in_int8[name] = graphs / f"{name}.int8"
+        # Without VNNI sums of two products saturate, unless the weights leave a bit free.
+        settings = {"op_types_to_quantize": ["MatMul"], "per_channel": True, "reduce_range": vnni is False}
+        with _quiet_root_logger():
+            quantize_dynamic(graphs / name, in_int8[name], weight_type=QuantType.QInt8, **settings)
+    if texts is None:
+        logger.warning(
+            "int8 was not compared with fp32, as no dataset was given. export_onnx(..., dataset=texts)"
+            " compares, and keeps a segment in fp32 that changes too many labels."
+        )
+    else:
+        _leave_out_what_changes_labels(in_int8, graphs, manifest, texts, max_changed)
+    for segment in manifest.segments:
+        segment.precision = "int8" if in_int8.keys() >= set(segment.files) else "fp32"
+    return in_int8
+
+
+def _leave_out_what_changes_labels(
+    in_int8: dict[str, Path], graphs: Path, manifest: Manifest, texts: Window, max_changed: float
+) -> None:
+    """From the first segment on, drop int8 where it changes more labels at the exit than is allowed."""
+    in_fp32 = {name: graphs / name for name in manifest.graphs}
+    reference = _exit_logits(manifest, in_fp32, texts)  # (N, E, C)
+    while True:
+        changed = _changed(_exit_logits(manifest, in_fp32 | in_int8, texts), reference, manifest)  # (E,)
+        over = [
+            segment
+            for segment, share in zip(manifest.segments, changed, strict=True)
+            if share > max_changed and not in_int8.keys().isdisjoint(segment.files)
+        ]
+        if not over:
+            break
+        for name in over[0].files:
+            in_int8.pop(name, None)
+    manifest.checked = {"texts": len(texts.features), "labels_changed": changed.round(6).tolist()}
+    layers = [0, *manifest.exit_layers]
+    if back := [
+        f"{layers[index] + 1} to {layers[index + 1]}"
+        for index, segment in enumerate(manifest.segments)
+        if not in_int8.keys() >= set(segment.files)
+    ]:
+        logger.warning(
+            f"Layers {', '.join(back)} stay in fp32: in int8 they change the label of more than"
+            f" {max_changed:.1%} of {len(texts.features)} texts."
+        )
+
+
+def _exit_logits(manifest: Manifest, files: dict[str, Path], texts: Window) -> np.ndarray:
+    """Tokenised texts -> (N, E, C): logits of every exit."""
+    encoder = OnnxEncoder(manifest, open_sessions(files, default_options(), [CPU]))
+    features = list(texts.features.values())
+    batches = [encoder.embed_texts(features[start : start + 32]) for start in range(0, len(features), 32)]
+    return np.concatenate([all_exits(encoder, batch) for batch in batches])  # type: ignore[arg-type]
+
+
+def _changed(logits: np.ndarray, reference: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """(N, E, C) twice -> (E,): share of rows with another label.
+
+    Of a regression, with a number that moved by more than a tenth of their standard deviation.
+    """
+    if manifest.problem_type == ProblemType.REGRESSION:
+        moved = np.abs(logits - reference) > reference.std(axis=0) / 10
+    elif manifest.problem_type == ProblemType.MULTI_LABEL:
+        moved = (logits > 0) != (reference > 0)
+    else:
+        moved = (logits.argmax(axis=-1) != reference.argmax(axis=-1))[..., None]
+    return moved.any(axis=-1).mean(axis=0)
+
+
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
+    """The quantizer tells the root logger to prepare graphs first, which brings nothing for these."""
+    root = std_logging.getLogger()
+    level = root.level
+    root.setLevel(std_logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def _tokenised(model: Any, tokenizer: Any, dataset: Iterable[Any]) -> Window:
+    """Texts, or rows with a text -> tokenised, at most `CHECKED_TEXTS` of them."""
+    texts = []
+    for item in each(dataset):
+        if isinstance(item, dict):
+            item = {name: item[name] for name in ("text", "text_pair") if item.get(name) is not None}
+        texts.append(item)
+        if len(texts) == CHECKED_TEXTS:
+            break
+    if not texts:
+        raise ValueError("dataset has no rows, so there is nothing to compare int8 with fp32 on.")
+    window = TextBatcher(tokenizer, model.max_tokens, model.config.vocab_size, {})(0, texts)
+    if window.errors:
+        row = min(window.errors)
+        raise type(window.errors[row])(f"dataset: row {row}: {window.errors[row]}")
+    return window

@@ -1,0 +1,506 @@
+"""A bundle on ONNX Runtime: one session per graph, and the early-exit loop (early_exit.py) over them.
+
+With torch and transformers installed, an `OnnxRomeBertForSequenceClassification` goes where the torch model
+goes: the pipeline, `score`, `evaluate_exits`, `calibrate`. Without them it has `classify`.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ..arrays import Array, exp, is_tensor, log_sigmoid, log_softmax
+from ..configuration_romebert import ProblemType
+from ..early_exit import ActiveBatch, all_exits, classify, run_to_the_end
+from ..exit_policies import ExitPolicy, FullDepth, as_policy
+from .bundle import Manifest, multiplies_int8
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "running a bundle needs onnxruntime: pip install 'romebert[onnx]'", name=error.name
+    ) from error
+
+CPU = "CPUExecutionProvider"
+BATCH_TOKENS = 2048  # of a full batch of `classify`, padding included
+
+
+@dataclass
+class OnnxOutput:
+    """What a call returns where there is no torch: as `RomeBertClassifierOutput`, in numpy."""
+
+    logits: np.ndarray  # (B, C)
+    exit_layer: np.ndarray  # (B,)
+    exit_logits: np.ndarray | None = None  # (B, E, C)
+
+
+class OnnxBatch:
+    """b rows of T tokens, padded on the right: what the loop asks of a batch, in numpy.
+
+    Args:
+        inputs: of the first graph, (b, T) each.
+        lengths: tokens of each row.
+        hidden (b, T, H): states after some layers; `None` before the first.
+    """
+
+    def __init__(self, inputs: Mapping[str, np.ndarray], lengths: Sequence[int], hidden: Any = None):
+        self.inputs, self.hidden = inputs, hidden
+        self.lengths = list(lengths)
+        self.logits: np.ndarray | None = None  # (b, C) of the exit behind the layers that ran last
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return len(self) * self.attention_mask.shape[1]
+
+    @property
+    def attention_mask(self) -> np.ndarray:
+        return self.inputs["attention_mask"]
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(b, 1, 1, T): what is added to attention scores; made once for the same rows."""
+        return np.where(self.attention_mask[:, None, None, :] > 0, 0, np.finfo(np.float32).min).astype(
+            np.float32
+        )
+
+    def select(self, rows: Sequence[int]) -> "OnnxBatch":
+        """Some rows, cut to the longest of them."""
+        return self._narrowed(np.asarray(rows, dtype=np.int64), [self.lengths[row] for row in rows])
+
+    def view(self, rows: range) -> "OnnxBatch":
+        return self._narrowed(slice(rows.start, rows.stop), self.lengths[rows.start : rows.stop])
+
+    def _narrowed(self, rows: Any, lengths: list[int]) -> "OnnxBatch":
+        longest = max(lengths, default=1)
+        inputs = {name: values[rows, :longest] for name, values in self.inputs.items()}
+        return OnnxBatch(inputs, lengths, None if self.hidden is None else self.hidden[rows, :longest])
+
+    def concat(self, others: Sequence["OnnxBatch"]) -> "OnnxBatch":
+        """All rows, padded on the right to the longest."""
+        parts = [self, *others]
+        longest = max(part.attention_mask.shape[1] for part in parts)
+        inputs = {
+            name: np.concatenate([_pad(part.inputs[name], longest) for part in parts]) for name in self.inputs
+        }
+        hidden = None
+        if self.hidden is not None:
+            hidden = np.concatenate([_pad(part.hidden, longest) for part in parts])
+        return OnnxBatch(inputs, [length for part in parts for length in part.lengths], hidden)
+
+
+def _pad(values: np.ndarray, tokens: int) -> np.ndarray:
+    """(b, T, ...) -> (b, tokens, ...), zeros behind."""
+    missing = tokens - values.shape[1]
+    return np.pad(values, [(0, 0), (0, missing)] + [(0, 0)] * (values.ndim - 2)) if missing else values
+
+
+class OnnxEncoder:
+    """The graphs of a bundle as the loop runs them: the `Encoder` of early_exit.py."""
+
+    packs = False  # graphs take padded rows
+
+    def __init__(self, manifest: Manifest, sessions: Mapping[str, Any]):
+        self.exit_layers, self.num_labels = manifest.exit_layers, manifest.num_labels
+        self._manifest, self._sessions = manifest, sessions
+        self._layers = [0, *manifest.exit_layers]
+
+    def workers(self, tokens: int) -> int:
+        """One: a session shares out each product among its own threads."""
+        return 1
+
+    def embed_texts(self, texts: Sequence[Mapping[str, Sequence[int]]]) -> OnnxBatch:
+        lengths = [len(text["input_ids"]) for text in texts]
+        shape = (len(texts), max(lengths))
+        fill = {"input_ids": self._manifest.pad_token_id}
+        inputs = {}
+        for name in self._manifest.inputs:
+            values = np.full(shape, fill.get(name, 0), dtype=np.int64)
+            for row, text in enumerate(texts):
+                values[row, : lengths[row]] = 1 if name == "attention_mask" else text.get(name, 0)
+            inputs[name] = values
+        return OnnxBatch(inputs, lengths)
+
+    def run(self, batch: Any, first: int, last: int) -> None:
+        """Run the segments between two exits, in place."""
+        for index in range(self._layers.index(first), self._layers.index(last)):
+            segment = self._manifest.segments[index]
+            for name in segment.files:
+                batch.hidden, batch.logits = self._run(name, batch)
+            if segment.exit_file is not None:
+                _, batch.logits = self._run(segment.exit_file, batch)
+
+    def exit_logits(self, batch: Any, layer: int) -> Array:
+        """(b, C) of the exit after `layer`, which the graph of its segment has computed with it."""
+        return batch.logits
+
+    def _run(self, name: str, batch: OnnxBatch) -> tuple[Any, Any]:
+        """One graph -> hidden states and logits, as far as it gives them."""
+        session, takes, gives = self._sessions[name]
+        feed = {one: self._input(one, batch) for one in takes}
+        found = dict(zip(gives, session.run(gives, feed), strict=True))
+        return found.get("hidden_out", batch.hidden), found.get("logits", batch.logits)
+
+    def _input(self, name: str, batch: OnnxBatch) -> np.ndarray:
+        if name == "hidden":
+            return batch.hidden
+        return batch.mask if name == "mask" else batch.inputs[name]
+
+
+class OnnxRomeBertForSequenceClassification:
+    """A multi-exit classifier on ONNX Runtime; see `from_pretrained`.
+
+    Example:
+        >>> model = OnnxRomeBertForSequenceClassification.from_pretrained("runs/onnx")  # doctest: +SKIP
+        >>> model.classify(["A delight.", "Dull."])  # doctest: +SKIP
+        [{'label': 'positive', 'score': 0.98, 'exit_layer': 2}, {'label': 'negative', ...}]
+    """
+
+    config_class = SimpleNamespace(model_type="romebert")  # by which `inner_model` knows ours
+    main_input_name = "input_ids"
+    training = False
+    watches_exits = False
+    hf_device_map = None
+
+    def __init__(self, folder: Path, manifest: Manifest, providers: Sequence[Any], options: Any):
+        self.folder, self.manifest = folder, manifest
+        self._providers, self._options = providers, options
+        self._opened: tuple[int, dict[str, Any]] = (-1, {})
+        self.exit_layers, self.num_labels = manifest.exit_layers, manifest.num_labels
+        self.max_tokens, self.problem_type = manifest.max_tokens, manifest.problem_type
+        self.config = self._config()
+        self.evaluation: dict[str, Any] | None = None
+        self._sessions()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        provider: str = CPU,
+        providers: Sequence[Any] | None = None,
+        session_options: Any = None,
+        num_threads: int | None = None,
+        revision: str | None = None,
+        token: Any = None,
+    ) -> "OnnxRomeBertForSequenceClassification":
+        """Open a bundle.
+
+        Args:
+            folder: that `export_onnx` wrote, or a repository on the Hub that holds one.
+            provider: execution provider of ONNX Runtime.
+            providers: several, the first that can comes first, with their options; in place of `provider`.
+            session_options: `onnxruntime.SessionOptions`; left out, threads of a session do not spin when
+                they wait, as chained sessions would take each other's time.
+            num_threads: of every session; all cores when left out.
+            revision, token: of a repository.
+
+        Raises:
+            OSError: there is no such folder, or a file of it is missing.
+            ValueError: a file is another one than was exported, the manifest is of a newer format, or a
+                provider is not there.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            path = _downloaded(str(folder), revision, token)
+        wanted = list(providers or [provider])
+        names = [one if isinstance(one, str) else one[0] for one in wanted]
+        if absent := [name for name in names if name not in onnxruntime.get_available_providers()]:
+            raise ValueError(
+                f"provider {', '.join(absent)} is not in this build of onnxruntime; there are"
+                f" {', '.join(onnxruntime.get_available_providers())}."
+            )
+        manifest = Manifest.load(path)
+        _warn_of_processor(manifest)
+        options = session_options or default_options(num_threads)
+        if session_options is not None and num_threads is not None:
+            raise ValueError(
+                f"num_threads={num_threads} and session_options are both given; set"
+                " session_options.intra_op_num_threads."
+            )
+        return cls(path, manifest, wanted, options)
+
+    # ---- what bulk scoring and evaluation ask of a model
+
+    @property
+    def device(self) -> Any:
+        """Where inputs are made: the host."""
+        import torch
+
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> Any:
+        import torch
+
+        return torch.float32
+
+    def eval(self) -> "OnnxRomeBertForSequenceClassification":
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> "OnnxRomeBertForSequenceClassification":
+        """The providers were chosen when the bundle was opened."""
+        return self
+
+    def can_generate(self) -> bool:
+        return False
+
+    def state_dict(self) -> dict[str, str]:
+        """Digests of the graphs: what evaluations and certificates are of."""
+        return {name: self.manifest.files[name] for name in sorted(self.manifest.graphs)}
+
+    def encoder(self, pad_token_id: int | None = None, for_tokens: int = 0) -> OnnxEncoder:
+        return OnnxEncoder(self.manifest, self._sessions())
+
+    def forward(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        *,
+        exit_policy: ExitPolicy | dict[str, Any] | None = None,
+        **others: Any,
+    ) -> Any:
+        """Classify a batch, padded on the right, of tensors or arrays.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: (B, T) each.
+            exit_policy: rows then exit when it says so; `None` runs every layer.
+
+        Returns:
+            `RomeBertClassifierOutput` of tensors for tensors, else `OnnxOutput` of arrays: `logits` (B, C),
+            `exit_layer` (B,) and, at full depth, `exit_logits` (B, E, C).
+
+        Raises:
+            ValueError: inputs that a bundle does not take, or that are padded on the left.
+        """
+        if given := sorted(name for name, value in others.items() if value is not None):
+            raise ValueError(f"{', '.join(given)}: a bundle takes {', '.join(self.manifest.inputs)}.")
+        batch = self._batch(input_ids, attention_mask, token_type_ids)
+        encoder = self.encoder()
+        exit_logits = None
+        if exit_policy is not None:
+            logits, exit_layer = classify(encoder, batch, self._started(exit_policy))  # type: ignore[arg-type]
+        elif len(batch):
+            exit_logits = all_exits(encoder, batch)  # type: ignore[arg-type]
+            logits, exit_layer = exit_logits[:, -1], np.full(len(batch), self.exit_layers[-1])
+        else:
+            logits, exit_layer = np.empty((0, self.num_labels), np.float32), np.empty(0, np.int64)
+            exit_logits = np.empty((0, len(self.exit_layers), self.num_labels), np.float32)
+        if not is_tensor(input_ids):
+            return OnnxOutput(logits, exit_layer, exit_logits)
+        return _as_tensors(logits, exit_layer, exit_logits)
+
+    __call__ = forward
+
+    # ---- without torch and transformers
+
+    def classify(
+        self,
+        texts: Iterable[Any],
+        *,
+        exit_policy: ExitPolicy | dict[str, Any] | bool | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> list[dict[str, Any]]:
+        """Classify texts with the tokenizer of the bundle; needs neither torch nor transformers.
+
+        Args:
+            texts: strings, pairs of strings as tuples, or `{"text", "text_pair"}`. All are held in memory;
+                for streams of texts there is `modeling_romebert.score`.
+            exit_policy: that of the bundle when left out; `False` runs every layer.
+            batch_tokens: tokens that a layer runs on at once, padding included.
+
+        Returns:
+            For each text `{"label", "score", "exit_layer"}`, in order.
+
+        Raises:
+            TypeError: a text that is not one.
+            ValueError: a policy without meaning for the model.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is one str: give a list of texts.")
+        if exit_policy is None:
+            exit_policy = self.manifest.exit_policy
+        policy = self._started(exit_policy if exit_policy else FullDepth())
+        encoded = self._tokenizer.encode_batch(
+            [_as_encode_takes(item, row) for row, item in enumerate(texts)]
+        )
+        features = [
+            {"input_ids": one.ids, "token_type_ids": one.type_ids, "attention_mask": one.attention_mask}
+            for one in encoded
+        ]
+        results: list[dict[str, Any]] = [{}] * len(features)
+        encoder = self.encoder()
+        longest_first = sorted(range(len(features)), key=lambda row: -len(features[row]["input_ids"]))
+        while longest_first:
+            count = max(1, batch_tokens // len(features[longest_first[0]]["input_ids"]))
+            rows, longest_first = longest_first[:count], longest_first[count:]
+            fresh = policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
+            active = ActiveBatch(encoder, rows, None, fresh, texts=[features[row] for row in rows])  # type: ignore[arg-type]
+            for exited in run_to_the_end(active):
+                for row, (label, score) in zip(exited.rows, self._best(exited.logits), strict=True):
+                    results[row] = {"label": label, "score": score, "exit_layer": exited.layer}
+        return results
+
+    def _best(self, logits: np.ndarray) -> list[tuple[str, float]]:
+        """logits (k, C) -> the label with the highest score, and the score, of each row."""
+        if self.problem_type == ProblemType.REGRESSION:
+            scores = logits
+        elif self.problem_type == ProblemType.MULTI_LABEL or self.num_labels == 1:
+            scores = exp(log_sigmoid(logits))
+        else:
+            scores = exp(log_softmax(logits))
+        best = scores.argmax(axis=-1)
+        return [(self.manifest.id2label[int(i)], float(row[i])) for i, row in zip(best, scores, strict=True)]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "classify needs the library that reads the bundle's tokenizer: pip install tokenizers",
+                name=error.name,
+            ) from error
+        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        if self.max_tokens is None:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(self.max_tokens)
+        return tokenizer
+
+    # ---- inside
+
+    def _started(self, policy: Any) -> ExitPolicy:
+        return as_policy(policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
+
+    def _sessions(self) -> dict[str, Any]:
+        """Name of a graph -> its session and the names of its inputs and outputs. Made anew after a fork, in
+        which a session has lost its threads.
+        """
+        process, sessions = self._opened
+        if process != os.getpid():
+            files = {name: self.folder / name for name in self.manifest.graphs}
+            sessions = open_sessions(files, self._options, self._providers)
+            self._opened = os.getpid(), sessions
+        return sessions
+
+    def _batch(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> OnnxBatch:
+        ids = np.asarray(input_ids, dtype=np.int64)
+        if ids.ndim != 2:
+            raise ValueError(f"input_ids have shape {ids.shape}; give (B, T).")
+        if self.max_tokens is not None and ids.shape[1] > self.max_tokens:
+            raise ValueError(
+                f"input_ids have {ids.shape[1]} tokens, and the model has positions for {self.max_tokens}."
+            )
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.manifest.vocab_size:
+            raise ValueError(
+                f"input_ids hold {ids.min()}..{ids.max()}, and the vocabulary has ids"
+                f" 0..{self.manifest.vocab_size - 1}."
+            )
+        mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, dtype=np.int64)
+        lengths = mask.sum(axis=1)  # (B,)
+        if (mask != (np.arange(ids.shape[1]) < lengths[:, None])).any():
+            raise ValueError(
+                "attention_mask is padded on the left, or has gaps; pad on the right for a bundle."
+            )
+        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids, dtype=np.int64)
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        inputs = {name: given[name] for name in self.manifest.inputs}
+        return OnnxBatch(inputs, np.maximum(lengths, 1).tolist())
+
+    def _config(self) -> Any:
+        """The config of the model, where transformers is installed, with the policy of the bundle."""
+        manifest = self.manifest
+        try:
+            from ..configuration.configuration_romebert import RomeBertConfig
+        except ModuleNotFoundError:
+            return SimpleNamespace(
+                exit_policy=manifest.exit_policy, id2label=manifest.id2label, num_labels=manifest.num_labels
+            )
+        config = RomeBertConfig.from_pretrained(self.folder)
+        config.exit_policy, config.problem_type = manifest.exit_policy, manifest.problem_type
+        return config
+
+
+def default_options(num_threads: int | None = None) -> Any:
+    """Options of a session: threads (all cores when left out) that do not spin when they wait, as those of
+    chained sessions would take each other's time.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_sessions(files: Mapping[str, Path], options: Any, providers: Sequence[Any]) -> dict[str, Any]:
+    """Names of graphs and their files -> each one's session, and the names of its inputs and outputs."""
+    sessions = {}
+    for name, path in files.items():
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        takes, gives = session.get_inputs(), session.get_outputs()
+        sessions[name] = (session, [one.name for one in takes], [one.name for one in gives])
+    return sessions
+
+
+def _as_tensors(logits: np.ndarray, exit_layer: np.ndarray, exit_logits: np.ndarray | None) -> Any:
+    import torch
+
+    from ..modeling_romebert import RomeBertClassifierOutput
+
+    return RomeBertClassifierOutput(
+        logits=torch.from_numpy(np.ascontiguousarray(logits)),
+        exit_layer=torch.from_numpy(exit_layer),
+        exit_logits=None if exit_logits is None else torch.from_numpy(exit_logits),
+    )
+
+
+def _as_encode_takes(item: Any, row: int) -> Any:
+    """A text, or a pair -> what `Tokenizer.encode_batch` takes."""
+    if isinstance(item, Mapping) and item.keys() <= {"text", "text_pair"}:
+        item = (item.get("text"), item["text_pair"]) if item.get("text_pair") else item.get("text")
+    if isinstance(item, str) or (
+        isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)
+    ):
+        return item
+    raise TypeError(
+        f"text {row} is {item!r} of type {type(item).__name__}: give a string, a pair of strings, or"
+        ' {"text": ..., "text_pair": ...}.'
+    )
+
+
+def _downloaded(name: str, revision: str | None, token: Any) -> Path:
+    """A repository on the Hub -> the folder that it was downloaded to."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise OSError(
+            f"{name} is no folder here; to look for it on the Hub: pip install huggingface-hub."
+        ) from None
+    return Path(snapshot_download(name, revision=revision, token=token))
+
+
+def _warn_of_processor(manifest: Manifest) -> None:
+    """Say so when int8 graphs were made for another kind of processor."""
+    made_for, here = manifest.processor.get("multiplies_int8"), multiplies_int8()
+    if made_for is None or here is None or made_for == here:
+        return
+    if here:
+        text = "without VNNI, and gives away a bit of every weight here"
+    else:
+        text = "with VNNI, and sums of its products may saturate here, which changes labels"
+    warnings.warn(
+        f"this bundle's int8 graphs were made for a processor {text}. Export it on a machine like this one.",
+        stacklevel=3,
+    )
