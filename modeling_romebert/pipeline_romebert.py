@@ -64,6 +64,13 @@ class EarlyExitPipeline(TextClassificationPipeline):
         'exit_layer': 6}]
     """
 
+    def check_model_type(self, supported_models: Any) -> None:
+        """As in `Pipeline`; a model of ours on another engine (modeling_romebert/onnx) is no class of the
+        library.
+        """
+        if self.model.config.model_type != "romebert":
+            super().check_model_type(supported_models)
+
     def _sanitize_parameters(
         self,
         exit_policy: Any = None,

@@ -341,13 +341,15 @@ def _changed(logits: np.ndarray, reference: np.ndarray, manifest: Manifest) -> n
 @contextmanager
 def _quiet_root_logger() -> Iterator[None]:
     """The quantizer tells the root logger to prepare graphs first, which brings nothing for these."""
-    root = std_logging.getLogger()
+    root, silent = std_logging.getLogger(), std_logging.NullHandler()
     level = root.level
+    root.addHandler(silent)  # or the first message would give it a handler for good
     root.setLevel(std_logging.ERROR)
     try:
         yield
     finally:
         root.setLevel(level)
+        root.removeHandler(silent)
 
 
 def _tokenised(model: Any, tokenizer: Any, dataset: Iterable[Any]) -> Window:

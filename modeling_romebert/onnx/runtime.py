@@ -288,14 +288,14 @@ class OnnxRomeBertForSequenceClassification:
         batch = self._batch(input_ids, attention_mask, token_type_ids)
         encoder = self.encoder()
         exit_logits = None
-        if exit_policy is not None:
-            logits, exit_layer = classify(encoder, batch, self._started(exit_policy))  # type: ignore[arg-type]
-        elif len(batch):
+        if not len(batch):
+            logits, exit_layer = np.empty((0, self.num_labels), np.float32), np.empty(0, np.int64)
+            exit_logits = np.empty((0, len(self.exit_layers), self.num_labels), np.float32)
+        elif exit_policy is None:
             exit_logits = all_exits(encoder, batch)  # type: ignore[arg-type]
             logits, exit_layer = exit_logits[:, -1], np.full(len(batch), self.exit_layers[-1])
         else:
-            logits, exit_layer = np.empty((0, self.num_labels), np.float32), np.empty(0, np.int64)
-            exit_logits = np.empty((0, len(self.exit_layers), self.num_labels), np.float32)
+            logits, exit_layer = classify(encoder, batch, self._started(exit_policy))  # type: ignore[arg-type]
         if not is_tensor(input_ids):
             return OnnxOutput(logits, exit_layer, exit_logits)
         return _as_tensors(logits, exit_layer, exit_logits)
