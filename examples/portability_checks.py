@@ -1,6 +1,6 @@
 """Does a saved folder work where only torch and transformers are? The checks, run in processes of their own.
 
-`check_portability.py` runs them in a clean environment, tests/test_hub.py in this one with the package
+`check_portability.py` runs them in a clean environment, tests/hub/test_hub.py in this one with the package
 hidden. This file imports nothing of the package:
 
     python portability_checks.py GROUP ARGUMENTS.json    # prints RESULT and {check: "pass" or what went wrong} as its last line

@@ -1,9 +1,8 @@
-"""Fixtures, and the examples as modules: `import train_glue`, `import quickstart`."""
+"""Fixtures. setup.cfg puts `tests/helpers` and `examples` on the path: `import tiny`, `import quickstart`."""
 
 import gc
 import json
 import os
-import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; has to be set before torch is imported
@@ -14,7 +13,6 @@ import torch
 from tiny import labelled, tiny_backbone, tiny_tokenizer, write_rows
 from transformers import BertModel
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 # accelerate collects garbage after every training; half a million objects of what was imported need not be
 # looked at each time.
 gc.freeze()
