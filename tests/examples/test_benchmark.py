@@ -21,8 +21,8 @@ old_exporter = pytest.mark.filterwarnings(
 )
 
 
-def test_layers_are_timed_against_the_stock_model(quick, capsys):
-    quick()
+@pytest.mark.slow
+def test_layers_are_timed_against_the_stock_model(quick_done, capsys):
     benchmark_layers.main(
         [
             "--model",
@@ -53,8 +53,8 @@ def test_layers_are_timed_against_the_stock_model(quick, capsys):
     assert benchmark_layers.table(timed) in capsys.readouterr().out
 
 
-def test_layers_are_timed_with_texts_of_a_length(quick):
-    quick()
+@pytest.mark.slow
+def test_layers_are_timed_with_texts_of_a_length(quick_done):
     settings = [
         "--model=run/model",
         "--dataset=own.csv",
@@ -107,9 +107,9 @@ def test_sides_take_turns_within_a_round(monkeypatch):
     assert seconds == {"a": [3, 3], "b": [3, 3]}  # three turns a round, of a second each
 
 
+@pytest.mark.slow
 @old_exporter
-def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
-    quick()
+def test_every_side_classifies_the_same_texts(quick_done, encoder, capsys):
     settings = {
         "encoder": encoder,
         "dataset": "own.csv",
@@ -149,8 +149,8 @@ def test_every_side_classifies_the_same_texts(quick, encoder, capsys):
     assert len(benchmark.tables(results)) == 3 and all(table in said for table in benchmark.tables(results))
 
 
-def test_stock_models_are_fine_tuned_once(quick, encoder, monkeypatch):
-    quick()
+@pytest.mark.slow
+def test_stock_models_are_fine_tuned_once(quick_done, encoder, monkeypatch):
     settings = [
         "--model=run/model",
         f"--encoder={encoder}",
@@ -220,8 +220,8 @@ def test_old_objects_are_left_alone_while_sides_are_timed():
     assert frozen[:2] == [0, 0] and min(frozen[2:]) > 10_000 and gc.get_freeze_count() == 0
 
 
-def test_sorted_batches_give_the_predictions_of_single_texts(quick):
-    quick()
+@pytest.mark.slow
+def test_sorted_batches_give_the_predictions_of_single_texts(quick_done):
     model = AutoModelForSequenceClassification.from_pretrained("run/model").eval()
     tokenizer, texts = AutoTokenizer.from_pretrained("run/model"), tiny_texts(70)
     with torch.no_grad():
@@ -229,6 +229,7 @@ def test_sorted_batches_give_the_predictions_of_single_texts(quick):
     assert sorted_batches(tokenizer, logits_of(model))(texts).labels == alone
 
 
+@pytest.mark.slow
 @old_exporter
 def test_exported_model_is_the_stock_model(encoder, tmp_path):
     import onnxruntime

@@ -164,6 +164,7 @@ def test_all_sides_start_from_the_same_weights_and_tokens(tmp_path):
 # ---- the script
 
 
+@pytest.mark.slow
 def test_figures_of_a_tiny_encoder(here, capsys):
     benchmark_training.main([*TINY, "--lengths", "8"])
     results = json.loads(Path("figures.json").read_text())

@@ -175,6 +175,7 @@ def test_own_csv_with_names_for_labels(run_glue, own_files, capsys):
     assert result["label"] in ("red", "green", "blue")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "columns", "labels", "metrics"),
     [
@@ -289,6 +290,7 @@ def test_sample_caps_and_exit_layers(run_glue, own_files):
 # ---- a run that stops, and a run that is finished
 
 
+@pytest.mark.slow
 def test_resumed_run_gives_what_an_uninterrupted_one_gives(run_glue, own_files, capsys):
     arguments = [*own_files, "--save_steps", "4", "--learning_rate", "1e-3", "--num_train_epochs", "2"]
     whole, weights = run_glue(*arguments), Path("run/model/model.safetensors").read_bytes()
@@ -345,8 +347,8 @@ def test_failure_before_training_leaves_no_folder(run_glue, own_files):
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_are_one_run(run_glue, own_files, encoder, launcher):
+@pytest.mark.slow
+def test_two_processes_are_one_run(run_glue, own_files, encoder):
     settings = [*own_files, "--objective", "joint", "--save_strategy", "epoch", "--calibrate_max_loss", "0.1"]
     common = [
         "--model_name_or_path",
@@ -360,7 +362,7 @@ def test_two_processes_are_one_run(run_glue, own_files, encoder, launcher):
     command = [
         sys.executable,
         "-m",
-        *LAUNCHERS[launcher],
+        *LAUNCHERS["accelerate"],
         str(SCRIPT),
         *settings,
         *common,

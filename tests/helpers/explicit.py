@@ -156,8 +156,8 @@ def backward_pass(model, batch, which, count, context, rng, losses):
 def projection(of_last, of_exits, shared, protect):
     """The formula written out, once for all tests.
 
-    With a the gradient of the loss that is protected and b that of the other: a + b - min(0, <b, a> / <a, a>) a
-    on the shared weights, as one flat vector, and a + b elsewhere.
+    With a the gradient of the loss that is protected and b that of the other it is a + b, and on the shared
+    weights, as one flat vector, a + b - min(0, <b, a> / <a, a>) a.
 
     Args:
         of_last, of_exits: name -> gradient of either loss.

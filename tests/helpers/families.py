@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import transformers
+from pairs import in_turn, short
 from tiny import PAD, WORDS, tiny_backbone, tiny_tokenizer
 from transformers import PreTrainedConfig
 
@@ -192,4 +193,15 @@ with_attentions = pytest.mark.parametrize(
     ("family", "attention"),
     [(family, attention) for family in FAMILIES for attention in family.attentions],
     ids=lambda value: getattr(value, "name", value),
+)
+# Every family with every kind of attention and with every pooling; the two take turns, as an exit pools the
+# same states whatever computed them.
+with_attentions_and_poolings = pytest.mark.parametrize(
+    ("family", "attention", "pooling"),
+    [
+        (family, attention, pooling)
+        for family in FAMILIES
+        for attention, pooling in in_turn(list(family.attentions), ["cls", "mean"])
+    ],
+    ids=short,
 )

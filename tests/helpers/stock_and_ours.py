@@ -135,7 +135,7 @@ def differences(stock, ours, where="", tolerance=1e-3):
 
 
 def evaluate_in_a_process(folder, environment):
-    """One of a group: evaluates and predicts with stock and with ours; the main process writes what was told."""
+    """One of a group: evaluates and predicts with stock and with ours; the main process writes it."""
     torch.set_num_threads(1)
     os.environ.update(environment)
     told = {}

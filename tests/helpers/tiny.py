@@ -1,5 +1,6 @@
 """What the tests share: tiny models in memory whose exits disagree, batches with padding, and a tokenizer."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 
 from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification
 
+BUILT: dict[tuple, tuple[RomeBertForSequenceClassification, Tensor]] = {}
 ROWS, TOKENS, LAYERS, CLASSES, PAD = 64, 40, 4, 3, 1
 WORDS = [
     *("the", "a", "film", "was", "is", "very", "not", "good", "bad", "dull"),
@@ -50,9 +52,26 @@ def build(
 ) -> RomeBertForSequenceClassification:
     """A tiny model whose exits disagree: logits of each exit have mean 0 and standard deviation 1.5 over the
     padded batch.
+
+    Asked again for the same it is a copy, and torch's generator is left in the same state.
     """
-    torch.manual_seed(0)
     backbone = backbone or tiny_backbone(family, attention)
+    asked = (
+        type(backbone),
+        backbone._attn_implementation,
+        backbone.to_json_string(),
+        num_labels,
+        repr(settings),
+    )
+    if asked not in BUILT:
+        BUILT[asked] = made(backbone, num_labels, settings), torch.get_rng_state()
+    model, state = BUILT[asked]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+def made(backbone, num_labels, settings) -> RomeBertForSequenceClassification:
+    torch.manual_seed(0)
     model = RomeBertForSequenceClassification(
         RomeBertConfig(backbone, num_labels=num_labels, **settings)
     ).eval()

@@ -145,6 +145,7 @@ def test_token_types_of_any_tokenizer_are_ignored_where_the_stock_model_ignores_
 # ---- without the package
 
 
+@pytest.mark.slow
 def test_saved_models_load_where_the_package_is_not(tmp_path, monkeypatch):
     """Layers of the rows that leave, their logits and those of every exit; a convolution may round otherwise
     in another process.

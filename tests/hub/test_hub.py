@@ -179,6 +179,7 @@ def report(folder, expected, tmp_path_factory) -> dict[str, str]:
     return check_portability.check(sys.executable, folder, tmp_path_factory.mktemp("report"))
 
 
+@pytest.mark.slow
 def test_folder_loads_without_the_package(report):
     assert_all_pass(
         report,
@@ -199,6 +200,7 @@ def test_folder_loads_without_the_package(report):
     )
 
 
+@pytest.mark.slow
 def test_hub_cache_and_other_versions_load_without_the_package(report):
     assert_all_pass(
         report,
@@ -210,6 +212,7 @@ def test_hub_cache_and_other_versions_load_without_the_package(report):
     )
 
 
+@pytest.mark.slow
 def test_checks_fail_on_other_code(folder, expected, tmp_path):
     """The checks themselves are checked: in a folder of another version, those that exits or code files enter
     fail.
@@ -240,12 +243,14 @@ def test_checks_fail_on_other_code(folder, expected, tmp_path):
         assert "AssertionError" in results[name]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failure(tmp_path):
     assert run_group(sys.executable, "nothing", tmp_path) == {
         "the process of group 'nothing' ends well": "KeyError: 'nothing'"
     }
 
 
+@pytest.mark.slow
 def test_reference_values_can_come_from_the_folder_itself(folder, expected, tmp_path):
     assert_all_pass(
         run_group(sys.executable, "reference", tmp_path, folder=folder), "the folder loads at all"
@@ -262,6 +267,7 @@ def test_reference_values_can_come_from_the_folder_itself(folder, expected, tmp_
 # ---- where the package is
 
 
+@pytest.mark.slow
 def test_installed_package_runs_no_code_of_the_folder(folder, expected, tmp_path):
     trapped = tmp_path / "model"
     shutil.copytree(folder, trapped)

@@ -451,6 +451,7 @@ def code_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", section(text, "Use"), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_code_of_the_card_runs(tmp_path):
     """The second block in a process that cannot import the package."""
     model = build(exit_policy=POLICY)

@@ -5,6 +5,7 @@ to.
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import in_turn, pairwise, short
 from rows_alone import LayerLog, assert_same, one_by_one
 from tiny import CLASSES, LAYERS, PAD, ROWS, TOKENS, build, padded_batch
 from transformers import RobertaConfig
@@ -39,6 +40,9 @@ ALWAYS = [
 ]
 
 
+POOLINGS, ATTENTIONS = ["cls", "mean"], ["eager", "sdpa"]
+
+
 def name_of(policy):
     return policy["name"]
 
@@ -46,9 +50,9 @@ def name_of(policy):
 # ---- a batch is its rows
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("policy", POLICIES, ids=name_of)
+@pytest.mark.parametrize(
+    ("policy", "pooling", "attention"), pairwise(POLICIES, POOLINGS, ATTENTIONS), ids=short
+)
 @torch.no_grad()
 def test_batch_equals_rows_one_by_one(policy, pooling, attention):
     model, (ids, mask) = build(attention=attention, exit_pooling=pooling), padded_batch()
@@ -71,8 +75,7 @@ def test_mask_is_the_library_s(attention):
         assert ours is None or (ours.dtype == library_s.dtype and torch.equal(ours, library_s))
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("policy", POLICIES, ids=name_of)
+@pytest.mark.parametrize(("policy", "pooling"), in_turn(POLICIES, POOLINGS), ids=short)
 @torch.no_grad()
 def test_batch_equals_rows_one_by_one_multi_label(policy, pooling):
     model, (ids, mask) = (
@@ -94,8 +97,7 @@ def test_batch_equals_rows_one_by_one_regression(pooling):
     assert_same(batch, *one_by_one(model, ids, mask, policy))
 
 
-@pytest.mark.parametrize("exit_layers", [[2, 4], [1, 3, 4], [3]])
-@pytest.mark.parametrize("policy", POLICIES, ids=name_of)
+@pytest.mark.parametrize(("policy", "exit_layers"), in_turn(POLICIES, [[2, 4], [1, 3, 4], [3]]), ids=short)
 @torch.no_grad()
 def test_batch_equals_rows_one_by_one_with_fewer_exits(policy, exit_layers):
     model, (ids, mask) = build(exit_layers=exit_layers), padded_batch()
@@ -104,8 +106,7 @@ def test_batch_equals_rows_one_by_one_with_fewer_exits(policy, exit_layers):
     assert_same(batch, *one_by_one(model, ids, mask, policy))
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("policy", POLICIES, ids=name_of)
+@pytest.mark.parametrize(("policy", "attention"), in_turn(POLICIES, ATTENTIONS), ids=short)
 @torch.no_grad()
 def test_batch_equals_rows_one_by_one_roberta(policy, attention):
     model, (ids, mask) = build(RobertaConfig, attention), padded_batch()

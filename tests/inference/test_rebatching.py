@@ -11,9 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import pairwise, short
 from rebatched import active, run, texts_of
-from tiny import CLASSES, LAYERS, build, padded_batch
+from tiny import (
+    CLASSES,
+    LAYERS,
+    assert_same_results,
+    build,
+    padded_batch,
+    spread_exits,
+    tiny_texts,
+    tiny_tokenizer,
+)
 
+from modeling_romebert import exit_policies, score
 from modeling_romebert.backbones import Adapter
 from modeling_romebert.batch_layout import PackedBatch, PaddedBatch, rounded_up
 from modeling_romebert.early_exit import ActiveBatch, run_to_the_end
@@ -55,11 +66,15 @@ class Calls:
 # ---- the same as one batch
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy["name"])
-@pytest.mark.parametrize(("batch_tokens", "workers"), [(1, 1), (200, 2), (10**6, 3)])
+@pytest.mark.parametrize(
+    ("policy", "batching", "layout", "pooling"),
+    pairwise(POLICIES, [(1, 1), (200, 2), (10**6, 3)], [PackedBatch, PaddedBatch], ["cls", "mean"]),
+    indirect=["layout"],
+    ids=short,
+)
 @torch.no_grad()
-def test_rebatching_gives_what_one_batch_gives(policy, pooling, batch_tokens, workers, layout):
+def test_rebatching_gives_what_one_batch_gives(policy, batching, layout, pooling):
+    batch_tokens, workers = batching
     model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
     logits, exit_layer = run(model, texts_of(ids, mask), policy, batch_tokens, workers)
     expected = model(ids, mask, exit_policy=policy)
@@ -165,11 +180,7 @@ class Plain(ExitPolicy):
     ("policy", "rebatches"), [(Counts(), False), (MergedCounts(), True), (Plain(), True)], ids=str
 )
 def test_a_policy_of_one_s_own(policy, rebatches, caplog):
-    from tiny import assert_same_results, spread_exits, tiny_texts, tiny_tokenizer
-
-    from modeling_romebert import exit_policies, score
-
-    texts = tiny_texts(120, seed=3)
+    texts = tiny_texts(60, seed=3)
     model, tokenizer = spread_exits(build(), texts), tiny_tokenizer()
     exit_policies.logger.warning_once.__func__.cache_clear()
     with unittest.mock.patch.object(ActiveBatch, "merge", side_effect=ActiveBatch.merge) as merge:

@@ -1,11 +1,13 @@
 """Bulk scoring gives what the texts give one by one, in order, from texts read as they are needed."""
 
 import copy
+import functools
 import threading
 
 import pytest
 import torch
 from datasets import Dataset
+from pairs import in_turn, pairwise
 from tiny import CLASSES, LAYERS, assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 from transformers import TextClassificationPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -37,27 +39,30 @@ def tokenizer_threads() -> list[str]:
 # ---- the same as one by one
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"batch_size": 7},
-        {"batch_tokens": 64},
-        {"batch_tokens": 1},
-        {"batch_size": 3, "batch_tokens": 64},
-        {"window": 10},
-        {"window": 10, "batch_size": 4},
-        {"rebatching": True},
-        {"rebatching": True, "batch_tokens": 128, "window": 40},
-        {"rebatching": True, "batch_size": 2},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "policy", [ENTROPY, {"name": "patience", "patience": 2}, {"name": "vote", "threshold": 1.1}], ids=str
-)
-def test_bulk_equals_one_by_one(policy, settings):
-    alone = scored(TEXTS, exit_policy=policy, batch_size=1)
+POLICIES = [ENTROPY, {"name": "patience", "patience": 2}, {"name": "vote", "threshold": 1.1}]
+BATCHING = [
+    {},
+    {"batch_size": 7},
+    {"batch_tokens": 64},
+    {"batch_tokens": 1},
+    {"batch_size": 3, "batch_tokens": 64},
+    {"window": 10},
+    {"window": 10, "batch_size": 4},
+    {"rebatching": True},
+    {"rebatching": True, "batch_tokens": 128, "window": 40},
+    {"rebatching": True, "batch_size": 2},
+]
+
+
+@functools.cache
+def one_by_one(which):
+    return scored(TEXTS, exit_policy=POLICIES[which], batch_size=1)
+
+
+@pytest.mark.parametrize(("settings", "which"), in_turn(BATCHING, range(len(POLICIES))), ids=str)
+def test_bulk_equals_one_by_one(settings, which):
+    """Each of the settings with one of the policies; test_scoring_property.py draws from their product."""
+    policy, alone = POLICIES[which], one_by_one(which)
     assert len({result["exit_layer"] for result in alone}) >= 3
     assert_same_results(scored(TEXTS, exit_policy=policy, **settings), alone)
     assert_same_results(scored(TEXTS[::-1], exit_policy=policy, **settings), alone[::-1])
@@ -99,19 +104,24 @@ def test_padding_to_max_length_and_to_a_multiple_change_nothing():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"rebatching": False}, {"exit_policy": False}, {"batch_size": 3}], ids=str
+    ("settings", "pooling", "attention"),
+    pairwise(
+        [{}, {"rebatching": False}, {"exit_policy": False}, {"batch_size": 3}],
+        ["cls", "mean"],
+        ["sdpa", "eager"],  # packed and padded batches
+    ),
+    ids=str,
 )
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])  # packed and padded batches
 def test_a_tokenizer_that_pads_on_the_left_changes_nothing(attention, pooling, settings):
     model, tokenizer = (
         spread_exits(build(attention=attention, exit_pooling=pooling, exit_policy=ENTROPY), TEXTS),
         tiny_tokenizer(),
     )
-    tokenizer.padding_side = "left"
-    alone = [one for text in TEXTS for one in score(model, tokenizer, [text], **settings)]
-    assert_same_results(list(score(model, tokenizer, TEXTS, **settings)), alone)
-    assert_same_results(alone, scored(TEXTS, model, **settings))
+    tokenizer.padding_side, texts = "left", TEXTS[:60]
+    alone = [one for text in texts for one in score(model, tokenizer, [text], **settings)]
+    assert len({one["exit_layer"] for one in alone}) >= (1 if "exit_policy" in settings else 3)
+    assert_same_results(list(score(model, tokenizer, texts, **settings)), alone)
+    assert_same_results(alone, scored(texts, model, **settings))
 
 
 def test_a_tokenizer_without_a_padding_token():

@@ -206,6 +206,7 @@ def test_no_thread_is_left(end):
     assert set(threading.enumerate()) == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_texts():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run(
@@ -216,6 +217,7 @@ def test_memory_does_not_grow_with_the_number_of_texts():
     )  # MB; some hundred where every number of rows had code of its own (packing.py)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_an_endless_stream():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     running = subprocess.Popen(

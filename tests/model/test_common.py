@@ -314,6 +314,7 @@ def test_exits_at_other_layers_than_those_saved_are_still_refused(tmp_path):
 # ---- compilers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "pooling"), [("eager", "cls"), ("aot_eager", "mean")])
 @torch.no_grad()
 def test_full_depth_compiles_as_one_graph(backend, pooling):
@@ -324,6 +325,7 @@ def test_full_depth_compiles_as_one_graph(backend, pooling):
     assert torch.equal(compiled(ids[:9], mask[:9]).exit_logits, model(ids[:9], mask[:9]).exit_logits)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_model_still_lets_rows_leave():
     """Which rows leave is known at run time only, so the graph is cut there; the result is the same."""

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from families import FAMILIES, families, with_attentions
+from families import FAMILIES, families, with_attentions, with_attentions_and_poolings
 from rebatched import run, texts_of
 from rows_alone import LayerLog, assert_same, one_by_one
 from tiny import LAYERS, PAD, ROWS, TOKENS, build, padded_batch
@@ -150,8 +150,7 @@ def test_bfloat16_is_the_stock_model_s(family):
 # ---- early exit
 
 
-@poolings
-@with_attentions
+@with_attentions_and_poolings
 @torch.no_grad()
 def test_batch_equals_rows_one_by_one(family, attention, pooling):
     """Masks, position biases and rotary positions follow the rows that stay, and the padding that is cut."""
@@ -172,8 +171,7 @@ def test_batch_equals_rows_one_by_one(family, attention, pooling):
     torch.testing.assert_close(batch.logits, full, rtol=0, atol=1e-5)
 
 
-@poolings
-@with_attentions
+@with_attentions_and_poolings
 @torch.no_grad()
 def test_padding_on_the_left_is_padding_on_the_right(family, attention, pooling):
     model, (ids, mask) = build(backbone=family.backbone(attention), exit_pooling=pooling), padded_batch()
@@ -197,8 +195,7 @@ def test_padding_on_the_left_is_padding_on_the_right(family, attention, pooling)
         torch.testing.assert_close(early.logits, full, rtol=0, atol=2e-5)
 
 
-@poolings
-@with_attentions
+@with_attentions_and_poolings
 @torch.no_grad()
 def test_rebatching_gives_what_a_batch_gives_packed_where_the_family_allows(family, attention, pooling):
     model, (ids, mask) = build(backbone=family.backbone(attention), exit_pooling=pooling), padded_batch()

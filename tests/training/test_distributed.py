@@ -60,12 +60,14 @@ AGAINST_ONE_PROCESS = {
 }
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
-def two_processes(request, tmp_path_factory):
-    """The folder in which two processes left the steps of all cases."""
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder in which two processes of `torchrun` left the steps of all cases; test_train_glue.py starts
+    two by `accelerate launch`.
+    """
+    folder = tmp_path_factory.mktemp("two")
     (folder / "cases.json").write_text(json.dumps(AGAINST_THE_ORACLE | AGAINST_ONE_PROCESS))
-    command = [sys.executable, "-m", *LAUNCHERS[request.param], DRIVER, str(folder)]
+    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], DRIVER, str(folder)]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
     )
@@ -85,6 +87,7 @@ def read(folder: Path, name: str, model):
     return steps, int(metadata["world_size"]), json.loads(metadata["logs"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGAINST_THE_ORACLE)
 def test_steps_of_two_processes_are_exact(two_processes, name):
     this = AGAINST_THE_ORACLE[name]
@@ -101,6 +104,7 @@ def test_steps_of_two_processes_are_exact(two_processes, name):
         assert [float(entry["projected"]) for entry in logs] == [cosine < 0 for cosine in cosines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGAINST_ONE_PROCESS)
 def test_two_processes_take_the_steps_of_one(two_processes, tmp_path, name):
     this = AGAINST_ONE_PROCESS[name]

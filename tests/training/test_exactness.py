@@ -20,6 +20,7 @@ from explicit import (
     train,
     two_losses,
 )
+from pairs import in_turn, short
 from torch.nn.utils import parametrize
 from transformers import Trainer, TrainingArguments
 
@@ -71,16 +72,18 @@ def test_without_regularization_the_steps_are_the_stock_trainer_s(tmp_path, accu
 # ---- models
 
 
-@pytest.mark.parametrize("protect", PROTECT)
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"layers": 2},
-        {"layers": 13},
-        {"exit_layers": [2, 4]},  # of 5 layers, of which the last always has an exit
-        {"exit_layers": [1, 5]},
-        {"exit_pooling": "cls"},
-    ],
+    ("settings", "protect"),
+    in_turn(
+        [
+            {"layers": 2},
+            {"layers": 13},
+            {"exit_layers": [2, 4]},  # of 5 layers, of which the last always has an exit
+            {"exit_layers": [1, 5]},
+            {"exit_pooling": "cls"},
+        ],
+        PROTECT,
+    ),
     ids=str,
 )
 def test_depths_and_exits(tmp_path, settings, protect):
@@ -101,8 +104,11 @@ def freeze_single_matrices(model):
         layer.output.dense.weight.requires_grad_(False)
 
 
-@pytest.mark.parametrize("protect", PROTECT)
-@pytest.mark.parametrize("freeze", [freeze_embeddings_and_two_layers, freeze_single_matrices])
+@pytest.mark.parametrize(
+    ("freeze", "protect"),
+    in_turn([freeze_embeddings_and_two_layers, freeze_single_matrices], PROTECT),
+    ids=short,
+)
 def test_frozen_weights_take_no_part(tmp_path, freeze, protect):
     model = contrary()
     freeze(model)
@@ -152,9 +158,12 @@ def make_a_weight_a_sum(model):
         )
 
 
-@pytest.mark.parametrize("protect", PROTECT)
 @pytest.mark.parametrize(
-    "tie", [tie_two_shared_layers, tie_a_shared_layer_and_the_last, tie_exits, make_a_weight_a_sum]
+    ("tie", "protect"),
+    in_turn(
+        [tie_two_shared_layers, tie_a_shared_layer_and_the_last, tie_exits, make_a_weight_a_sum], PROTECT
+    ),
+    ids=short,
 )
 def test_tied_weights_count_once(tmp_path, tie, protect):
     model = contrary()
@@ -184,8 +193,7 @@ def test_weights_that_no_term_reaches_get_no_gradient(tmp_path, accumulation):
 # ---- settings of the Trainer
 
 
-@pytest.mark.parametrize("protect", PROTECT)
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("accumulation", "protect"), in_turn([1, 3], PROTECT))
 def test_clipping_comes_after_the_projection(tmp_path, accumulation, protect):
     limit = 0.5
 
@@ -209,8 +217,9 @@ def test_label_smoothing(tmp_path, protect):
     assert conflicts(cosines)
 
 
-@pytest.mark.parametrize("protect", PROTECT)
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    ("checkpointing", "protect"), in_turn([False, True], PROTECT), ids=["plain", "checkpointing"]
+)
 def test_dropout_is_the_same_in_both_passes(tmp_path, checkpointing, protect):
     """Non-reentrant checkpointing runs every layer twice more, in the same state of the generator."""
     settings = checkpointing_arguments(use_reentrant=False) if checkpointing else {}
@@ -223,8 +232,7 @@ def test_dropout_is_the_same_in_both_passes(tmp_path, checkpointing, protect):
 bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
 
 
-@pytest.mark.parametrize("protect", PROTECT)
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(("accumulation", "protect"), in_turn([1, 3], PROTECT))
 def test_bf16_autocast(tmp_path, accumulation, protect):
     """Against the passes of a and of a + b in the same precision; those of a and of b differ by the rounding
     of bf16 (2^-8).
@@ -248,10 +256,12 @@ def test_bf16_autocast(tmp_path, accumulation, protect):
 # ---- GradScaler
 
 
-@pytest.mark.parametrize("protect", PROTECT)
-@pytest.mark.parametrize(("accumulation", "overflows_in"), [(1, {0}), (3, {0}), (3, {2}), (3, {0, 1, 2})])
-def test_a_step_that_overflows_is_skipped_and_the_next_is_exact(accumulation, overflows_in, protect):
+@pytest.mark.parametrize(
+    ("group", "protect"), in_turn([(1, {0}), (3, {0}), (3, {2}), (3, {0, 1, 2})], PROTECT), ids=str
+)
+def test_a_step_that_overflows_is_skipped_and_the_next_is_exact(group, protect):
     """Groups 1 and 3 are sound; in group 2 the scaled loss of some micro-batches is beyond fp32."""
+    accumulation, overflows_in = group
     model, rows = contrary(), rows_of(4 * 3 * accumulation)
     groups = groups_of(rows, 4, accumulation)
     optimizer, scaler = (

@@ -61,7 +61,7 @@ def gradients(model, rows, term) -> dict[str, Tensor]:
 
 
 def projected(family, model, rows) -> tuple[dict[str, Tensor], float]:
-    """The gradient of a step that protects the exits, and the cosine of the two losses' (conflict: below 0)."""
+    """The gradient of a step that protects the exits, and the cosine of the two losses'."""
     b, a = gradients(model, rows, 0), gradients(model, rows, 1)
     in_layers = re.compile(rf"backbone\.{re.escape(family.layers)}\.")
     shared = [

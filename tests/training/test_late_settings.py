@@ -146,6 +146,7 @@ class Trials(list):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -179,6 +180,7 @@ def test_a_trial_trains_with_its_settings(tmp_path, name, values):
     assert taken == set(values)
 
 
+@pytest.mark.slow
 def test_a_search_minimises_the_loss_and_maximises_the_metric_of_the_last_exit(tmp_path):
     space = {"learning_rate": [0.0, 1e-3]}
     lowest = Trials(space).search(trainer_of(tmp_path))
@@ -193,6 +195,7 @@ def test_a_search_minimises_the_loss_and_maximises_the_metric_of_the_last_exit(t
     assert Trials(space).search(with_own).objective == 3.0
 
 
+@pytest.mark.slow
 def test_trials_with_other_losses_are_not_compared_by_them_in_silence(tmp_path, caplog):
     Trials({"learning_rate": [1e-3, 1e-4]}).search(trainer_of(tmp_path))
     assert "minimise different losses" not in caplog.text

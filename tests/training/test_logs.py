@@ -102,6 +102,7 @@ def test_accumulated_micro_batches_have_the_same_say(tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_log_the_means_of_both(tmp_path):
     """4 rows each are the 8 of one process, and either process knows."""
     one = trainer_of(tmp_path, per_device_train_batch_size=8, max_steps=2, logging_steps=2, **STILL)

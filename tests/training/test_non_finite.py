@@ -320,6 +320,7 @@ def test_reads_are_counted():
 # ---- two processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "accumulation", "where"),
     [("romebert", 1, LOGITS), ("romebert", 2, GRADIENT), ("joint", 2, LOGITS), ("last", 1, GRADIENT)],
@@ -341,6 +342,7 @@ def test_processes_skip_together(tmp_path, objective, accumulation, where):
     )
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_all_name_the_exit(tmp_path):
     (error, _, first), (other_error, _, second) = two_processes(
         tmp_path, {1: fault_in(2, layer=3)}, max_steps=3

@@ -359,6 +359,7 @@ def bytes_of(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("protect", PROTECT)
 def test_memory_beyond_the_joint_step(protect, group):

@@ -51,6 +51,7 @@ def assert_same(these, others):
         assert torch.equal(weight, others[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "step", "accumulation"),
     [
@@ -89,6 +90,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path):
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_killed_while_an_older_checkpoint_is_written_over(tmp_path):
     """New weights beside the older state of the trainer would be no checkpoint, and look like one."""
     assert run(tmp_path, num_train_epochs=1) == [0]
@@ -102,6 +104,7 @@ def test_killed_while_an_older_checkpoint_is_written_over(tmp_path):
     assert flaw(tmp_path / "checkpoint-4") == "trainer_state.json, which is written last, is missing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "step"), [(IN_STEP, 2), (IN_CHECKPOINT, 2)])
 def test_two_processes_of_which_one_is_killed(tmp_path, where, step):
     settings = {"objective": "romebert", "max_steps": 3}

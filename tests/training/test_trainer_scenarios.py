@@ -32,7 +32,39 @@ def folders(tmp_path, monkeypatch):
     logging.set_verbosity_warning()
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+# One or two of each kind, at every edit.
+EVERY_EDIT = {
+    "defaults",
+    "each-step",
+    "best metric_for_best_model=accuracy greater_is_better=True save_total_limit=1",
+    "gradient_accumulation_steps=2",
+    "label_names=['absent']",
+    "bf16=True",
+    "metrics-absent",
+    "metrics-by-class",
+    "metrics-return-nothing",
+    "sees-both-by-batch",
+    "by-batch",
+    "ids",
+    "tuples",
+    "without-labels",
+    "states-by-the-config",
+    "two-datasets",
+    "no-rows",
+    "table",
+    "stream",
+    "early-stopping",
+    "model-init",
+    "resume",
+    "resume-from-nothing",
+    "several-labels",
+}
+assert SCENARIOS.keys() >= EVERY_EDIT
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in EVERY_EDIT else pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS]
+)
 def test_ours_does_as_stock_does(folders, name):
     stock, ours = (
         outcome(kind, folder, name) for kind, folder in zip((STOCK, OURS_LIKE_STOCK), folders, strict=True)
@@ -46,6 +78,7 @@ def test_ours_does_as_stock_does(folders, name):
     assert not found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -74,6 +107,7 @@ def test_romebert_objective_tells_the_same_things(folders, name):
     assert not isinstance(stock, str) and not differences(places(stock), places(ours))
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_stock_does(tmp_path):
     """11 and 3 rows in batches of 4 to each: the last batches are filled up, and what fills is dropped."""
     started = [
