@@ -1,6 +1,4 @@
-"""A saved folder is complete and loads where this package is not, from disk or a Hub cache; where it is, its
-code is not run.
-"""
+"""A saved folder is complete, keeps what its user added, and says of which version it is."""
 
 import ast
 import configparser
@@ -18,10 +16,6 @@ from portability_checks import (
     TASK,
     USERS_PIPELINE,
     code_files,
-    expected_from,
-    make_other_version,
-    run_group,
-    same_results,
 )
 from saved_and_loaded import told
 from tiny import build, tiny_rows, tiny_tokenizer
@@ -50,20 +44,7 @@ NOT_CODE = {"config.json", "model.safetensors"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A saved model, whose texts leave at several depths, with its tokenizer."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    build(exit_policy=POLICY).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(folder) -> dict:
-    return expected_from(str(folder))
-
-
-def assert_all_pass(results, *names):
-    assert set(names) <= results.keys()
-    assert results == dict.fromkeys(results, "pass")
+    return check_portability.save_tiny_model(tmp_path_factory.mktemp("saved") / "model")
 
 
 # ---- what is written
@@ -167,114 +148,6 @@ def test_a_config_saved_alone_names_no_model(tmp_path):
         ROOT / "configuration/configuration_romebert.py"
     ).read_text()
     assert type(AutoConfig.from_pretrained(tmp_path)) is RomeBertConfig
-
-
-# ---- where the package is not
-
-
-@pytest.fixture(scope="module")
-def report(folder, expected, tmp_path_factory) -> dict[str, str]:
-    """Every check of examples/check_portability.py, by this interpreter with the package hidden."""
-    assert set(expected["exit_layer"]) == {1, 3, 4}
-    return check_portability.check(sys.executable, folder, tmp_path_factory.mktemp("report"))
-
-
-@pytest.mark.slow
-def test_folder_loads_without_the_package(report):
-    assert_all_pass(
-        report,
-        "the package is not installed",
-        "AutoConfig loads the folder",
-        "AutoModelForSequenceClassification: logits bit-equal, same exits",
-        "AutoModel: hidden states bit-equal",
-        "pipeline: same labels, scores and exits",
-        "pipeline: lists are packed, and nothing is warned of",
-        "a user's own pipeline stays, with its file",
-        "save, load, save, load: bit-equal, all code files",
-        "Pipeline.save_pretrained: same results, all code files",
-        'dtype="bfloat16"',
-        'device_map="auto"',
-        "attn_implementation eager and sdpa",
-        "sharded checkpoint: bit-equal",
-        "another num_labels with ignore_mismatched_sizes",
-    )
-
-
-@pytest.mark.slow
-def test_hub_cache_and_other_versions_load_without_the_package(report):
-    assert_all_pass(
-        report,
-        "two versions of the code do not mix",
-        "Hub cache, pinned revision: logits bit-equal, same exits",
-        "Hub cache, pinned revision: pipeline",
-        "Hub cache: main has its own code beside the pinned one",
-        "Hub cache: saved as a folder, bit-equal, all code files",
-    )
-
-
-@pytest.mark.slow
-def test_checks_fail_on_other_code(folder, expected, tmp_path):
-    """The checks themselves are checked: in a folder of another version, those that exits or code files enter
-    fail.
-    """
-    given = {
-        "folder": make_other_version(folder, tmp_path / "other"),
-        "expected": expected,
-        "closure": code_files(folder),
-    }
-    results = run_group(sys.executable, "without_package", tmp_path / "work", **given)
-    untouched = (
-        "the package is not installed",
-        "AutoConfig loads the folder",
-        "AutoModel: hidden states bit-equal",
-    )
-    assert all(results[name] == "pass" for name in untouched)
-    same_weights = "AutoModelForSequenceClassification: logits bit-equal, same exits"
-    assert results[same_weights].startswith("AssertionError: exit_logits differ")
-    assert results["Pipeline.save_pretrained: same results, all code files"].startswith(
-        "AssertionError: code files differ"
-    )
-    for name in (
-        'dtype="bfloat16"',
-        'device_map="auto"',
-        "attn_implementation eager and sdpa",
-        "sharded checkpoint: bit-equal",
-    ):
-        assert "AssertionError" in results[name]
-
-
-@pytest.mark.slow
-def test_a_process_that_dies_is_a_failure(tmp_path):
-    assert run_group(sys.executable, "nothing", tmp_path) == {
-        "the process of group 'nothing' ends well": "KeyError: 'nothing'"
-    }
-
-
-@pytest.mark.slow
-def test_reference_values_can_come_from_the_folder_itself(folder, expected, tmp_path):
-    assert_all_pass(
-        run_group(sys.executable, "reference", tmp_path, folder=folder), "the folder loads at all"
-    )
-    found = json.loads((tmp_path / "expected.json").read_text())
-    many = ("results", "results_by_policy")
-    assert {name: value for name, value in found.items() if name not in many} == {
-        name: value for name, value in expected.items() if name not in many
-    }
-    for name in many:
-        same_results(found[name], expected[name])
-
-
-# ---- where the package is
-
-
-@pytest.mark.slow
-def test_installed_package_runs_no_code_of_the_folder(folder, expected, tmp_path):
-    trapped = tmp_path / "model"
-    shutil.copytree(folder, trapped)
-    for name in CLOSURE:
-        (trapped / name).write_text("raise SystemExit('code of the folder was run')\n")
-    results = run_group(sys.executable, "with_package", tmp_path / "work", folder=trapped, expected=expected)
-    assert_all_pass(results, "without trust_remote_code", "trust_remote_code=False", "trust_remote_code=True")
 
 
 # ---- what a user adds
