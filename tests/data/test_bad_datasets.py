@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from pairs import others_slow
 from tiny import build, tiny_rows, tiny_tokenizer
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorWithPadding
@@ -154,7 +155,7 @@ def test_one_class_trains_and_is_told(tmp_path, kind, caplog, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", others_slow(*KINDS))
 def test_one_row_is_learned_by_heart(tmp_path, kind, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     rows = KINDS[kind](tiny_rows(1))
@@ -271,7 +272,7 @@ def test_no_whole_batch(tmp_path):
     assert_refused(trainer, message)
 
 
-@pytest.mark.parametrize("batch", [1, 3])  # 3 of 7 rows: one row is left for the last batch
+@pytest.mark.parametrize("batch", others_slow(1, 3))  # 3 of 7 rows: one row is left for the last batch
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_batch_of_one_row(tmp_path, objective, batch):
     """It is a mean over one row; nothing in the loss needs a second."""

@@ -188,20 +188,28 @@ FAMILIES = [
     ),
 ]
 
-families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+# Families whose code is another row's, and variants of a row: not tried at every edit.
+LIKE_ANOTHER = {"xlm-roberta", "camembert", "electra-same-size", "deberta-absolute", "albert-groups"}
+
+
+def rows_of(settings: Callable[[Family], list[tuple]]) -> list:
+    """A row for each of a family's settings, marked as slow where another family's are much the same."""
+    return [
+        pytest.param(family, *more, marks=[pytest.mark.slow] if family.name in LIKE_ANOTHER else [])
+        for family in FAMILIES
+        for more in settings(family)
+    ]
+
+
+families = pytest.mark.parametrize("family", rows_of(lambda family: [()]), ids=short)
 with_attentions = pytest.mark.parametrize(
     ("family", "attention"),
-    [(family, attention) for family in FAMILIES for attention in family.attentions],
-    ids=lambda value: getattr(value, "name", value),
+    rows_of(lambda family: [(attention,) for attention in family.attentions]),
+    ids=short,
 )
-# Every family with every kind of attention and with every pooling; the two take turns, as an exit pools the
-# same states whatever computed them.
+# The two take turns, as an exit pools the same states whatever computed them.
 with_attentions_and_poolings = pytest.mark.parametrize(
     ("family", "attention", "pooling"),
-    [
-        (family, attention, pooling)
-        for family in FAMILIES
-        for attention, pooling in in_turn(list(family.attentions), ["cls", "mean"])
-    ],
+    rows_of(lambda family: in_turn(list(family.attentions), ["cls", "mean"])),
     ids=short,
 )

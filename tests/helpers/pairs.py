@@ -3,6 +3,8 @@
 import itertools
 from typing import Any
 
+import pytest
+
 
 def pairwise(*choices: list) -> list[tuple]:
     """Rows of a value of each list, such that any two values of two lists are together in one of the rows.
@@ -30,6 +32,11 @@ def in_turn(*choices: list) -> list[tuple]:
     """
     longest = max(map(len, choices))
     return [tuple(values[index % len(values)] for values in choices) for index in range(longest)]
+
+
+def others_slow(first: Any, *others: Any) -> list:
+    """The first value at every edit, the others in the slow tests."""
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
 
 
 def short(value: Any) -> str:

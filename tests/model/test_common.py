@@ -350,6 +350,7 @@ class Exits(nn.Module):
         return self.model(ids, mask).exit_logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @torch.no_grad()
 def test_full_depth_exports_for_any_batch_and_length(tmp_path, pooling):

@@ -232,6 +232,7 @@ def test_dropout_is_the_same_in_both_passes(tmp_path, checkpointing, protect):
 bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulation", "protect"), in_turn([1, 3], PROTECT))
 def test_bf16_autocast(tmp_path, accumulation, protect):
     """Against the passes of a and of a + b in the same precision; those of a and of b differ by the rounding
@@ -294,6 +295,7 @@ def test_a_step_that_overflows_is_skipped_and_the_next_is_exact(group, protect):
             assert regularizer.cosine is not None and cosine != 0
 
 
+@pytest.mark.slow
 def test_fp16_autocast_with_a_scale_that_comes_down(tmp_path):
     """The scale starts beyond fp16; each overflow halves it, and the first step taken is exact in that
     precision.

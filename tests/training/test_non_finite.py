@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from faulty_run import GRADIENT, LOGITS, Watch, trainer_of, two_processes
+from pairs import others_slow, pairwise
 from tiny import LAYERS
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,9 +56,10 @@ def assert_skipped(watch, trainer, steps=6):
     assert [entry["skipped_steps"] for entry in logs] == [int(step == BAD) for step in range(1, steps + 1)]
 
 
-@pytest.mark.parametrize("where", [LOGITS, GRADIENT])
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("objective", ["romebert", "joint", "last"])
+@pytest.mark.parametrize(
+    ("objective", "accumulation", "where"),
+    pairwise(["romebert", "joint", "last"], [1, 2], [LOGITS, GRADIENT]),
+)
 def test_step_is_left_out(tmp_path, objective, accumulation, where):
     """With accumulation the whole group, though its second micro-batch is sound."""
     watch, settings = (
@@ -198,7 +200,7 @@ def test_skipped_steps_are_said_aloud(tmp_path, caplog):
         ),
     ],
 )
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", others_slow(1, 2))
 def test_error_names_step_term_and_exit(tmp_path, objective, fault, message, accumulation):
     watch, settings = Watch(), {"objective": objective, "gradient_accumulation_steps": accumulation}
     trainer = trainer_of(tmp_path, fault_in(3, accumulation, **fault), watch, **settings)

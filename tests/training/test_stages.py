@@ -191,6 +191,7 @@ def test_schedule_that_cannot_start_anew(tmp_path):
 # ---- interrupted and resumed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "step"),
     [

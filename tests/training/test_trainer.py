@@ -23,6 +23,7 @@ from one_step import (
     train_plainly,
     two_losses,
 )
+from pairs import others_slow, pairwise
 from tiny import CLASSES, LAYERS, build, padded_batch, tiny_texts, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
 
@@ -44,15 +45,15 @@ def is_good(text):
 # ---- one step is exact
 
 
-@pytest.mark.parametrize(("seed", "conflict"), [(0, True), (7, False)])
-@pytest.mark.parametrize("regularization", ["protect_exits", "protect_last", "off"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_step_takes_the_projected_gradient_of_the_whole_group(
-    tmp_path, accumulation, regularization, seed, conflict
-):
+@pytest.mark.parametrize(
+    ("regularization", "labels", "accumulation"),
+    pairwise(["protect_exits", "protect_last", "off"], [(0, True), (7, False)], [1, 2]),
+)
+def test_step_takes_the_projected_gradient_of_the_whole_group(tmp_path, regularization, labels, accumulation):
     """Rows accumulate in micro-batches of equal size, so the gradient of the group is that of all its rows at
     once.
     """
+    seed, conflict = labels
     before = contrary()
     rows = batch_rows(labels_for(SINGLE, 32, seed))
     gradient, cosine, *_ = expected_gradient(before, rows, regularization)
@@ -298,7 +299,7 @@ def toy_training(folder, model, label, trainer=RomeBertTrainer, kind=RomeBertTra
     return trainer(model, settings, processing_class=tiny_tokenizer(), train_dataset=rows, eval_dataset=rows)
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("objective", others_slow(*sorted(OBJECTIVES, reverse=True)))
 def test_training_learns(tmp_path, objective):
     trainer = toy_training(tmp_path, build(num_labels=2, exit_pooling="mean"), is_good, objective=objective)
     before = trainer.evaluate()
@@ -308,6 +309,7 @@ def test_training_learns(tmp_path, objective):
     assert after["eval_accuracy"] > 0.7  # 34 of 64 texts are not good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem_type", "num_labels", "label"),
     [
@@ -325,6 +327,7 @@ def test_regression_and_multi_label_are_learned(tmp_path, problem_type, num_labe
     assert trainer.evaluate()["eval_loss"] < 0.7 * before["eval_loss"]
 
 
+@pytest.mark.slow
 def test_a_stock_trainer_trains_it(tmp_path):
     model = build(num_labels=2, exit_pooling="mean")
     trainer = toy_training(tmp_path, model, is_good, Trainer, TrainingArguments)
@@ -366,7 +369,7 @@ def test_a_stock_trainer_that_trains_the_last_exit_alone_is_told(tmp_path, smoot
     )
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("objective", others_slow(*sorted(OBJECTIVES, reverse=True)))
 def test_nobody_is_told_who_trains_every_exit_or_means_not_to(tmp_path, objective, caplog):
     rows = batch_rows(labels_for(SINGLE, 32))
     common = {"max_steps": 2, "label_smoothing_factor": 0.1, "gradient_regularization": "protect_last"}
