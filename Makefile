@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-versions lint clean
+.PHONY: quickstart test test-slow test-versions lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart     set up, fine-tune on real reviews, evaluate, calibrate, classify (runs/quickstart)"
-	@echo "make test           set up, run the tests"
+	@echo "make test           set up, run the tests that every edit needs"
+	@echo "make test-slow      the others: compilers, launchers, fresh interpreters, whole runs"
 	@echo "make test-versions  the tests on the oldest and newest versions that setup.cfg allows (docs/versions.md)"
 	@echo "make lint           set up, ruff and mypy"
 	@echo "make clean          remove $(VENV)"
@@ -24,7 +25,10 @@ quickstart: $(BIN)/.installed
 	$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: $(BIN)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 test-versions: $(BIN)/.installed
 	$(BIN)/python tests/versions/run.py $(ARGS)

@@ -58,7 +58,7 @@ def versions(python: str) -> str:
 
 def save_tiny_model(folder: Path) -> Path:
     """A tiny classifier of random weights, with its tokenizer, as this package saves it -> folder."""
-    sys.path.append(str(ROOT / "tests"))
+    sys.path.append(str(ROOT / "tests/helpers"))
     from tiny import build, tiny_tokenizer
 
     build(exit_policy={"name": "entropy", "threshold": 0.7}).save_pretrained(folder)

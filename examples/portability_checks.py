@@ -1,9 +1,11 @@
 """Does a saved folder work where only torch and transformers are? The checks, run in processes of their own.
 
-`check_portability.py` runs them in a clean environment, tests/test_hub.py in this one with the package
-hidden. This file imports nothing of the package:
+`check_portability.py` runs them in a clean environment, tests/hub/test_portability.py in this one with the
+package hidden. This file imports nothing of the package:
 
-    python portability_checks.py GROUP ARGUMENTS.json    # prints RESULT and {check: "pass" or what went wrong} as its last line
+    python portability_checks.py GROUP ARGUMENTS.json [GROUP ARGUMENTS.json ...]
+
+Its last line is RESULT and for each group {check: "pass" or what went wrong}.
 """
 
 import hashlib
@@ -55,22 +57,26 @@ def run_group(python: str, group: str, work: Path, timeout: int = 600, **argumen
     """Run a group of checks by the interpreter `python`, its caches in `work`, offline -> {check: "pass" or
     why not}.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    given = work / f"{group}.json"
-    given.write_text(json.dumps({**arguments, "work": str(work)}, default=str))
+    return run_groups(python, work, (group, arguments), timeout=timeout)[0]
+
+
+def run_groups(
+    python: str, work: Path, *jobs: tuple[str, dict[str, Any]], timeout: int = 600
+) -> list[dict[str, str]]:
+    """The same for several groups and their arguments, one after the other in one process."""
+    command = [python, "-I", str(Path(__file__).resolve())]  # -I: neither this folder nor PYTHONPATH
+    for number, (group, arguments) in enumerate(jobs):
+        of_job = work if len(jobs) == 1 else work / str(number)
+        of_job.mkdir(parents=True, exist_ok=True)
+        given = of_job / f"{group}.json"
+        given.write_text(json.dumps({**arguments, "work": str(of_job)}, default=str))
+        command += [group, str(given)]
     ours = {"HF_HOME": str(work / "hf"), "HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("HF_", "TRANSFORMERS_", "PYTHON"))
     }
-    command = [
-        python,
-        "-I",
-        str(Path(__file__).resolve()),
-        group,
-        str(given),
-    ]  # -I: neither this folder nor PYTHONPATH
     done = subprocess.run(
         command,
         cwd=work,
@@ -82,11 +88,8 @@ def run_group(python: str, group: str, work: Path, timeout: int = 600, **argumen
     )
     last = done.stdout.strip().rpartition("\n")[2]
     if done.returncode or not last.startswith("RESULT "):
-        return {
-            f"the process of group {group!r} ends well": (
-                done.stderr.strip() or "it said nothing"
-            ).splitlines()[-1]
-        }
+        why = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        return [{f"the process of group {group!r} ends well": why} for group, _ in jobs]
     return json.loads(last.removeprefix("RESULT "))
 
 
@@ -506,22 +509,56 @@ def reference(given: Any) -> dict[str, Callable[[], None]]:
     return {"the folder loads at all": write}
 
 
-GROUPS = {group.__name__: group for group in (without_package, from_hub_cache, with_package, reference)}
+def measured(given: Any) -> dict[str, Callable[[], None]]:
+    """Writes what the models of `folders` make of TEXTS without the package to measured.json, by folder."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    hide_package()
+    found: dict[str, Any] = {}
+
+    def write(folder: str) -> Callable[[], None]:
+        def check() -> None:
+            model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+            assert type(model).__module__.startswith("transformers_modules."), type(model)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+            found[folder] = measure(model, tokenizer)
+            Path(given["work"], "measured.json").write_text(json.dumps(found))
+
+        return check
+
+    return {"the package is not installed": package_is_absent} | {
+        folder: write(folder) for folder in given["folders"]
+    }
 
 
-def main(group: str, arguments: str) -> None:
-    checks, given = GROUPS[group], json.loads(Path(arguments).read_text())
-    import torch
+GROUPS = {
+    group.__name__: group for group in (without_package, from_hub_cache, with_package, reference, measured)
+}
 
-    torch.set_num_threads(given.get("expected", {}).get("threads") or torch.get_num_threads())
+
+def results_of(group: str, given: dict[str, Any]) -> dict[str, str]:
+    """Run a group in this process -> {check: "pass" or why not}."""
     results = {}
-    for name, check in checks(given).items():
+    for name, check in GROUPS[group](given).items():
         try:
             check()
         except (Exception, SystemExit) as error:
             results[name] = f"{type(error).__name__}: {error}"
         else:
             results[name] = "pass"
+    return results
+
+
+def main(*arguments: str) -> None:
+    groups = arguments[::2]
+    if unknown := set(groups) - GROUPS.keys():
+        raise KeyError(*unknown)
+    given = [json.loads(Path(path).read_text()) for path in arguments[1::2]]
+    import torch
+
+    threads = [one["expected"]["threads"] for one in given if one.get("expected", {}).get("threads")]
+    torch.set_num_threads(threads[0] if threads else torch.get_num_threads())
+    results = [results_of(group, one) for group, one in zip(groups, given, strict=True)]
     print("\nRESULT", json.dumps(results))  # on a line of its own, whatever was printed before
 
 

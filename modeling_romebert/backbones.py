@@ -10,7 +10,7 @@ How to add a family:
 2. Write an adapter below that says where it differs from `Adapter`, and enter it in `ADAPTERS`. Where layers
    are given more than a mask, or look at positions themselves, `packs` is False.
 3. Enter its model type in `FAMILIES` of configuration/setting_checks.py, in the same place.
-4. Enter one row in `FAMILIES` of tests/families.py and run `python -m pytest tests/test_families*.py`. They
+4. Enter one row in `FAMILIES` of tests/helpers/families.py and run `python -m pytest tests -k families`. They
    hold the family against the stock model layer by layer, and try loading, training with the projection,
    early exit in batches and the Hub.
 

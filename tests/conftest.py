@@ -1,9 +1,11 @@
-"""Fixtures, and the examples as modules: `import train_glue`, `import quickstart`."""
+"""Fixtures. setup.cfg puts `tests/helpers` and `examples` on the path: `import tiny`, `import quickstart`."""
 
+import contextlib
 import gc
+import io
 import json
 import os
-import sys
+import shutil
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; has to be set before torch is imported
@@ -14,7 +16,6 @@ import torch
 from tiny import labelled, tiny_backbone, tiny_tokenizer, write_rows
 from transformers import BertModel
 
-sys.path.append(str(Path(__file__).parents[1] / "examples"))
 # accelerate collects garbage after every training; half a million objects of what was imported need not be
 # looked at each time.
 gc.freeze()
@@ -50,22 +51,38 @@ def run_glue(encoder, here):
     return run
 
 
-@pytest.fixture
-def quick(here, encoder):
-    """The quickstart on 60 own sentences in `own.csv` and a tiny encoder -> its results.json, in the folder
-    `run`.
-    """
+def quickstart_on_own_texts(encoder: str, *more: str) -> dict:
+    """The quickstart on 60 own sentences and a tiny encoder, in the present folder -> its results.json."""
     path = write_rows("own.csv", labelled(60, lambda number: ("dull", "fine")[number % 2]))
 
     import quickstart
 
-    def run(*more: str) -> dict:
-        quickstart.main(
-            ["--model", encoder, "--dataset", path, "--output-dir", "run", "--epochs", "1", *more]
-        )
-        return json.loads(Path("run/results.json").read_text())
+    quickstart.main(["--model", encoder, "--dataset", path, "--output-dir", "run", "--epochs", "1", *more])
+    return json.loads(Path("run/results.json").read_text())
 
-    return run
+
+@pytest.fixture
+def quick(here, encoder):
+    """Runs the quickstart: `own.csv` holds the sentences, the folder `run` what it makes of them."""
+    return lambda *more: quickstart_on_own_texts(encoder, *more)
+
+
+@pytest.fixture(scope="module")
+def quickstart_once(encoder, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a finished quickstart, and what it said."""
+    folder, said = tmp_path_factory.mktemp("quickstart"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(folder)
+        quickstart_on_own_texts(encoder)
+    return folder, said.getvalue()
+
+
+@pytest.fixture
+def quick_done(here, quickstart_once) -> str:
+    """The present folder is that of a finished quickstart, to do with as a test likes -> what it said."""
+    folder, said = quickstart_once
+    shutil.copytree(folder, ".", dirs_exist_ok=True)
+    return said
 
 
 @pytest.fixture
