@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from configuration.configuration_romebert import VERSION, CustomPipelines, RomeBertConfig, is_own, plain
 else:
-    _real = import_module("modeling_romebert.configuration.configuration_romebert")
+    try:
+        _real = import_module("modeling_romebert.configuration.configuration_romebert")
+    except ModuleNotFoundError as error:
+        if error.name != "modeling_romebert.configuration":
+            raise
+        raise ImportError(
+            "modeling_romebert was found in a checkout that is not installed, without its configuration."
+            " Run `pip install -e .` in the folder of the checkout."
+        ) from None
     VERSION, CustomPipelines, RomeBertConfig = _real.VERSION, _real.CustomPipelines, _real.RomeBertConfig
     is_own, plain = _real.is_own, _real.plain
 

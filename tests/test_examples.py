@@ -1,22 +1,17 @@
-"""The quickstart and its helpers on a tiny model and own texts, the README's code and figures, and the
-downloads' refusals.
-"""
+"""The quickstart and its helpers on a tiny model and own texts, and the downloads' refusals."""
 
 import hashlib
 import json
-import re
 import subprocess
 from pathlib import Path
 
-import assets
-import compare_objectives
 import pytest
 import quickstart
-import render_readme
-import reviews
 import torch
-from run_folder import last_checkpoint, open_run_folder
-from tiny import labelled, tiny_texts, write_rows
+from benchmarks import compare_objectives
+from support import assets, reviews
+from support.run_folder import last_checkpoint, open_run_folder
+from tiny import tiny_texts, write_rows
 from transformers import TrainerState
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +32,7 @@ def test_quickstart_leaves_model_curve_and_results(quick, capsys):
     results = quick()
     assert all(
         Path("run", name).stat().st_size > 0
-        for name in ("curve.png", "exits.json", "model/model.safetensors")
+        for name in ("results.svg", "curve.png", "exits.json", "exits.md", "model/model.safetensors")
     )
     assert sum(results["rows"].values()) == 60 and list(results["exits"]) == ["1", "2", "3", "4"]
     assert results["policy"] == json.loads(Path("run/model/config.json").read_text())["exit_policy"]
@@ -47,9 +42,8 @@ def test_quickstart_leaves_model_curve_and_results(quick, capsys):
     )
     assert results["full_depth"]["accuracy"] == results["exits"]["4"]
     said = capsys.readouterr().out
-    assert "| exit after layer | accuracy |" in said and said.count("left after layer") == len(
-        quickstart.SENTENCES
-    )
+    assert said.count("if all texts stop after layer") == 4
+    assert said.count("stopped after layer") == len(quickstart.SENTENCES)
 
 
 def test_second_quickstart_shows_the_first_and_touches_nothing(quick, capsys):
@@ -58,7 +52,8 @@ def test_second_quickstart_shows_the_first_and_touches_nothing(quick, capsys):
     quick()
     said = capsys.readouterr().out
     assert contents("run") == before
-    assert "finished run with these settings" in said and "| mean |" in said and "left after layer" in said
+    assert "finished run with these settings" in said and "| early exit |" in said
+    assert said.count("stopped after layer") == len(quickstart.SENTENCES)
 
 
 def test_quickstart_that_was_stopped_goes_on_and_ends_the_same(quick, capsys):
@@ -226,36 +221,3 @@ def test_comparison_reports_mean_and_spread_over_seeds():
     ]
     one_seed = compare_objectives.table(runs[:1]).splitlines()[2:]
     assert one_seed == ["| RomeBERT, one stage | 70.0 | 80.0 | 75.0 |"]
-
-
-# ---- README
-
-
-def test_readme_figures_are_those_of_the_results_files():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert render_readme.render(text, render_readme.sections()) == text
-
-
-def test_readme_files_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text[text.index("## What is where") : text.index("## Limits")]
-    folder = ROOT
-    for name in re.findall(r"`([\w./*-]+(?:\.py|\.yaml|/))`", table):
-        folder = (ROOT / name).parent if "/" in name else folder
-        assert list(folder.glob(Path(name).name)) or list(ROOT.glob(f"*/{name}")), name
-    assert all((ROOT / path).is_file() for path in re.findall(r"!\[.*?\]\((.*?)\)", text))
-
-
-def test_readme_code_runs(here, encoder, monkeypatch):
-    """In a folder where `bert-base-uncased` is a tiny encoder and the two files hold own texts."""
-    Path("bert-base-uncased").symlink_to(encoder)
-    for name, seed in (("train.csv", 0), ("validation.csv", 1)):
-        write_rows(name, labelled(24, lambda number: number % 2, seed))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    names: dict = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert len(blocks) == 5
-    assert names["results"][0].keys() == {"label", "score", "exit_layer"}
-    assert names["full"].exit_logits.shape == (2, 4, 2) and names["early"].exit_layer.shape == (2,)

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import portability_checks
 import pytest
 import torch
 from families import FAMILIES, families
-from portability_checks import TASK, TEXTS, measure
 from safetensors.torch import load_file
+from support import portability_checks
+from support.portability_checks import TASK, TEXTS, measure
 from test_loading import assert_same_weights, told
 from tiny import CLASSES, LAYERS, build, padded_batch, tiny_texts
 from torch import nn

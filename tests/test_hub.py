@@ -14,7 +14,7 @@ import check_portability
 import pytest
 import torch
 import transformers
-from portability_checks import (
+from support.portability_checks import (
     TASK,
     USERS_PIPELINE,
     code_files,

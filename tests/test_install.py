@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import modeling_romebert
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "modeling_romebert", "configuration"]
 # The build backend itself, in a process of its own: no package index is asked.
@@ -50,11 +52,15 @@ def site(wheel, tmp_path_factory):
     return folder
 
 
+UNINSTALLED = (
+    "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+    f"sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+)
+
+
 def run(code, site):
     """Run code away from the checkout, with the unpacked wheel in front of all that is installed."""
-    # an editable install would bring the checkout back: its finders go
-    clean = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-    clean += f"sys.path[:] = [{str(site)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+    clean = f"{UNINSTALLED}sys.path.insert(0, {str(site)!r})\n"
     command = [sys.executable, "-W", "error::FutureWarning:modeling_romebert", "-c", clean + code]
     done = subprocess.run(command, cwd=site.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -70,7 +76,8 @@ def test_one_top_level_name(names):
 
 
 def test_every_module_is_in_it_and_nothing_else(names):
-    expected = {f"modeling_romebert/{path.name}" for path in (ROOT / "modeling_romebert").glob("*.py")}
+    package = (ROOT / "modeling_romebert").rglob("*.py")
+    expected = {path.relative_to(ROOT).as_posix() for path in package}
     expected |= {
         f"modeling_romebert/configuration/{path.name}" for path in (ROOT / "configuration").glob("*.py")
     }
@@ -97,6 +104,7 @@ def test_license_travels(wheel, names, metadata):
 
 def test_metadata(metadata):
     assert (metadata["Name"], metadata["Requires-Python"]) == ("romebert", ">=3.10")
+    assert metadata["Version"] == modeling_romebert.__version__  # read from the source by setup.cfg
     assert set(metadata.get_all("Provides-Extra")) == {"plot", "lora", "benchmark", "test", "dev"}
     required = [line.replace(" ", "") for line in metadata.get_all("Requires-Dist")]
     of_use = [line for line in required if "extra==" not in line]
@@ -110,14 +118,18 @@ def test_metadata(metadata):
 
 def test_it_imports_and_registers_and_hides_no_configuration_of_the_user_s(site):
     code = """
-import modeling_romebert, modeling_romebert.configuration from transformers import AutoConfig,
-AutoModelForSequenceClassification from transformers.pipelines import PIPELINE_REGISTRY config =
-AutoConfig.for_model("romebert", num_hidden_layers=1, hidden_size=8, num_attention_heads=2,
-intermediate_size=8) model = AutoModelForSequenceClassification.from_config(config) task =
-PIPELINE_REGISTRY.check_task("early-exit-classification")[1]["impl"] assert all(hasattr(modeling_romebert,
-name) for name in modeling_romebert.__all__) print(modeling_romebert.__file__,
-modeling_romebert.configuration.__file__, sep="\\n") print(type(config).__name__, type(model).__name__,
-task.__name__, sep="\\n") try:
+import modeling_romebert, modeling_romebert.configuration
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
+
+sizes = dict(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+config = AutoConfig.for_model("romebert", **sizes)
+model = AutoModelForSequenceClassification.from_config(config)
+task = PIPELINE_REGISTRY.check_task("early-exit-classification")[1]["impl"]
+assert all(hasattr(modeling_romebert, name) for name in modeling_romebert.__all__)
+print(modeling_romebert.__file__, modeling_romebert.configuration.__file__, sep="\\n")
+print(type(config).__name__, type(model).__name__, task.__name__, sep="\\n")
+try:
     import configuration
 except ModuleNotFoundError as error:
     print("no module named", error.name, sep="\\n")
@@ -132,3 +144,31 @@ except ModuleNotFoundError as error:
         "no module named",
         "configuration",
     ]
+
+
+# ---- in a checkout that is not installed
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        (ROOT, "import modeling_romebert", "ImportError: modeling_romebert was found in a checkout"),
+        (ROOT / "examples", "import support.installed", "The examples need the installed package"),
+    ],
+    ids=["the package", "an example"],
+)
+def test_a_sentence_says_what_to_do(path, code, message):
+    clean = f"{UNINSTALLED}sys.path += [{str(path)!r}, {str(ROOT / 'examples')!r}]\n"
+    done = subprocess.run([sys.executable, "-c", clean + code], capture_output=True, text=True)
+    (said,) = done.stderr.splitlines()[-1:]
+    assert done.returncode == 1 and said.startswith(message) and "`pip install -e .`" in said
+
+
+@pytest.mark.parametrize("script", ["quickstart.py", "train_glue.py", "benchmarks/layers.py"])
+def test_an_example_asks_for_the_package_first(script):
+    clean = f"{UNINSTALLED}sys.path.insert(0, {str((ROOT / 'examples' / script).parent)!r})\n"
+    clean += f"import runpy; runpy.run_path({str(ROOT / 'examples' / script)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", clean], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("The examples need the installed package."), (
+        done.stderr
+    )
