@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ def test_quickstart_leaves_model_curve_and_results(quick, capsys):
         for name in ("results.svg", "curve.png", "exits.json", "exits.md", "model/model.safetensors")
     )
     assert sum(results["rows"].values()) == 60 and list(results["exits"]) == ["1", "2", "3", "4"]
+    picture = "".join(ElementTree.parse("run/results.svg").getroot().itertext())
+    assert all(sentence in picture for sentence in quickstart.SENTENCES) and "Where texts stop" in picture
+    assert sum(results["stopped_after"].values()) == results["rows"]["test"]
     assert results["policy"] == json.loads(Path("run/model/config.json").read_text())["exit_policy"]
     assert (
         0.25 <= results["early_exit"]["cost"] <= 1

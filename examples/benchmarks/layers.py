@@ -1,4 +1,4 @@
-"""Does every saved layer show on the clock? Times a fine-tuned model against the stock classifier and against
+"""Does every saved layer save time? Times a fine-tuned model against the stock classifier and against
 itself.
 
     python examples/benchmarks/layers.py --model runs/quickstart/model  # after `make quickstart`

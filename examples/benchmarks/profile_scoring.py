@@ -1,4 +1,4 @@
-"""Where does the time of bulk scoring go, and how much of what exits save can show on the clock at most?
+"""Where does the time of bulk scoring go, and how much time can exits save at most?
 
     python examples/benchmarks/profile_scoring.py --model runs/quickstart/model  # after `make quickstart`
     python examples/benchmarks/profile_scoring.py --texts 500 --rounds 2 --bf16 False

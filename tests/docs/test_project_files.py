@@ -1,4 +1,4 @@
-"""Files that only others run: workflow, citation, hooks of pre-commit, changelog. They are read here, and held
+"""Files that only others run: workflow, citation, hooks, changelog. They are read here, and held
 against setup.cfg.
 """
 
