@@ -148,12 +148,14 @@ class Narrator(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss_last" in (logs or {}):
             done = state.global_step - self.first_step
-            left = (time.perf_counter() - self.start) * (state.max_steps - state.global_step) / max(done, 1)
-            print(
-                f"   step {state.global_step} of {state.max_steps}: the last exit is off by"
-                f" {logs['loss_last']:.2f} (its loss); {left / 60:.1f} minutes left",
-                flush=True,
-            )
+            said = f"   step {state.global_step} of {state.max_steps}"
+            said += f": loss of the last exit {logs['loss_last']:.2f}"
+            if "loss_exits" in logs:
+                said += f", of the others {logs['loss_exits']:.2f}"
+            if done >= 10:
+                seconds = (time.perf_counter() - self.start) / done * (state.max_steps - state.global_step)
+                said += f"; {seconds / 60:.1f} minutes left"
+            print(said, flush=True)
 
 
 def run(arguments: QuickstartArguments, folder: Path) -> None:
@@ -198,6 +200,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         bf16=arguments.bf16,
         use_cpu=arguments.bf16 and not torch.cuda.is_available(),  # else transformers looks for a GPU
         logging_steps=50,
+        logging_first_step=True,
         save_strategy="epoch",
         save_total_limit=1,
         report_to="none",

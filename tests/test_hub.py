@@ -415,7 +415,8 @@ def write_version(folder, version):
 def test_version_is_that_of_setup_cfg():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert setup["metadata"]["version"] == VERSION == RomeBertConfig().romebert_version
+    assert setup["metadata"]["version"] == "attr: configuration.configuration_romebert.VERSION"
+    assert VERSION == RomeBertConfig().romebert_version
 
 
 @pytest.mark.parametrize("version", [None, "0.0.1", VERSION, f"{VERSION.split('.')[0]}.999.0"])
