@@ -62,7 +62,11 @@ def headline(run: dict[str, Any]) -> str:
         f"{run['speedup_time']:.1f} times as fast",
     )
     rows = [names, ["---"] * len(names), values]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", f"{made_with(run)}."])
+    about = (
+        f"Movie reviews; MiniLM of {max(map(int, run['exits']))} layers, fine-tuned for"
+        f" {run['settings']['epochs']:g} epochs; time with tokenising; {made_with(run)}."
+    )
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", about])
 
 
 def families(run: dict[str, Any]) -> str:
