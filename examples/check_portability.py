@@ -1,9 +1,9 @@
 """Does a saved model work for someone who has only transformers? Makes such an environment, tries, and prints
 a table.
 
-    python examples/check_portability.py                      # a tiny model of random weights, saved by this package
-    python examples/check_portability.py --model_dir DIR      # your own
-    python examples/check_portability.py --python PATH        # in an environment that you have, instead of a new one
+    python examples/check_portability.py  # a tiny model of random weights
+    python examples/check_portability.py --model_dir DIR  # your own
+    python examples/check_portability.py --python PATH  # in an environment that you have
 
 The exit code is 0 when every check passes. The checks are in portability_checks.py; they run offline, each
 group in a fresh process whose caches start empty. Values to compare with come from the installed package, or
@@ -21,7 +21,13 @@ import tempfile
 import venv
 from pathlib import Path
 
-from portability_checks import code_files, expected_from, lay_out_as_hub_cache, make_other_version, run_group
+from support.portability_checks import (
+    code_files,
+    expected_from,
+    lay_out_as_hub_cache,
+    make_other_version,
+    run_group,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_PACKAGE = importlib.util.find_spec("modeling_romebert") is not None

@@ -1,6 +1,6 @@
 """Show what of a saved model goes to the Hub, and with --push send exactly that, into a private repository.
 
-    python examples/push_to_hub.py --model_dir runs/quickstart/model --repo_id user/name          # shows, sends nothing
+    python examples/push_to_hub.py --model_dir runs/quickstart/model --repo_id user/name  # sends nothing
     python examples/push_to_hub.py --model_dir runs/quickstart/model --repo_id user/name --push
 
 What only training needs, pickles, hidden files and what lies outside of the folder stay here. The model loads
@@ -120,7 +120,7 @@ def by_name(name: str) -> str | None:
 
 
 def reason(folder: Path, path: Path) -> str | None:
-    """Why a file stays here, by its own name and, for a link, by all names on the way to what it points to."""
+    """Why a file stays here: by its own name and, for a link, by all names on the way to its target."""
     if why := by_name(path.name):
         return why
     if not path.is_file():

@@ -1,30 +1,44 @@
 """From real reviews to a classifier that stops when it is sure, in one run of a few minutes on two cores.
 
-    make quickstart                                                # or: python examples/quickstart.py
+    make quickstart  # or: python examples/quickstart.py
     python examples/quickstart.py --model bert-base-uncased --dataset reviews.csv --output-dir runs/mine
 
-Fine-tunes a 6-layer MiniLM the RomeBERT way on movie-review sentences, prints how good each exit is, picks on
-validation the threshold that loses at most a point, and shows on test what that saves, in layers and on the
-clock. A second run with the same settings continues where the first stopped, or shows what it found.
+Fine-tunes a 6-layer MiniLM the RomeBERT way on movie-review sentences, says how good each exit is, picks on
+validation the threshold that loses at most a point, and shows on test what that saves in layers and in time.
+It says what it does while it does it; results.svg in the folder of the run is a picture of what it found. A
+second run with the same settings continues where the first stopped, or shows what it found.
 `--dataset` takes a CSV, TSV or JSONL file with columns `text` and `label`.
 """
 
+import support.installed  # noqa: F401
+
+# isort: split
 import shutil
 import statistics
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from assets import minilm
-from datasets import Dataset
-from reviews import load_splits
-from run_folder import finished, last_checkpoint, open_run_folder
-from transformers import AutoTokenizer, DataCollatorWithPadding, HfArgumentParser, pipeline, set_seed
+from datasets import Dataset, disable_progress_bars
+from support.assets import minilm
+from support.results_picture import draw
+from support.reviews import load_splits
+from support.run_folder import finished, last_checkpoint, open_run_folder
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    HfArgumentParser,
+    PrinterCallback,
+    TrainerCallback,
+    pipeline,
+    set_seed,
+)
+from transformers.utils import logging
 
 from modeling_romebert import (
-    ExitReport,
     RomeBertForSequenceClassification,
     RomeBertTrainer,
     RomeBertTrainingArguments,
@@ -58,7 +72,8 @@ class QuickstartArguments:
     epochs: float | None = field(
         default=None,
         metadata={
-            "help": "Passes over the training data; for deebert, per stage. Left out, 2 in bfloat16 and 1.75 without."
+            "help": "Passes over the training data; for deebert, per stage."
+            " Left out, 2 in bfloat16 and 1.75 without."
         },
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak of the linear schedule."})
@@ -75,14 +90,15 @@ class QuickstartArguments:
     gradient_regularization: str | None = field(
         default=None,
         metadata={
-            "help": "protect_last, protect_exits or off. Left out, protect_last in bfloat16 and off without, where it would leave"
-            " too few steps for the time: each takes 1.6 times as long with it."
+            "help": "protect_last, protect_exits or off. Left out, protect_last in bfloat16 and off without,"
+            " where it would leave too few steps for the time: each takes 1.6 times as long with it."
         },
     )
     dropout: float | None = field(
         default=None,
         metadata={
-            "help": "While training. Left out, the encoder's own in bfloat16, and none without: it costs a tenth of the time."
+            "help": "While training. Left out, the encoder's own in bfloat16, and none without: it costs a"
+            " tenth of the time."
         },
     )
     bf16: bool | None = field(
@@ -112,7 +128,6 @@ def main(argv: list[str] | None = None) -> None:
     else:
         run(arguments, folder)
     show(folder)
-    classify(folder / "model")
 
 
 def multiplies_bf16() -> bool:
@@ -124,9 +139,32 @@ def multiplies_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+class Narrator(TrainerCallback):
+    """Says in words how far the training is, where the library would print dicts of numbers."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start, self.first_step = time.perf_counter(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss_last" in (logs or {}):
+            done = state.global_step - self.first_step
+            said = f"   step {state.global_step} of {state.max_steps}"
+            said += f": loss of the last exit {logs['loss_last']:.2f}"
+            if "loss_exits" in logs:
+                said += f", of the others {logs['loss_exits']:.2f}"
+            if done >= 10:
+                seconds = (time.perf_counter() - self.start) / done * (state.max_steps - state.global_step)
+                said += f"; {seconds / 60:.1f} minutes left"
+            print(said, flush=True)
+
+
 def run(arguments: QuickstartArguments, folder: Path) -> None:
     """Fine-tune, evaluate, calibrate and time; the folder then holds the model, the results and the curve."""
     # 1. Data: sentences and labels, split by a hash of the sentence, so that the split never moves.
+    step(
+        1,
+        "Reading the texts: some to train on, some to choose a threshold, some to test.",
+    )
     splits, names = load_splits(arguments.dataset)
     source = arguments.model or str(minilm())
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -136,6 +174,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
     }
 
     # 2. Fine-tune: one stage, all exits.
+    step(2, f"Training: every layer of {Path(source).name} gets an exit, and all exits learn together.")
     set_seed(arguments.seed)
     model = RomeBertForSequenceClassification.from_pretrained(
         source,
@@ -161,9 +200,11 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         bf16=arguments.bf16,
         use_cpu=arguments.bf16 and not torch.cuda.is_available(),  # else transformers looks for a GPU
         logging_steps=50,
+        logging_first_step=True,
         save_strategy="epoch",
         save_total_limit=1,
         report_to="none",
+        disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=arguments.seed,
     )
@@ -173,21 +214,30 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         train_dataset=rows["train"],
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
+        callbacks=[Narrator()],
     )
+    trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     seconds = time.perf_counter() - start
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its forward without autocast
 
     # 3. How good is each exit, and what does a threshold cost?
-    report = evaluate_exits(model, rows["test"], tokenizer)
+    step(3, f"Testing each exit on {len(rows['test'])} sentences that the model has not seen.")
+    report = evaluate_exits(model, rows["test"], tokenizer, progress=False)
+    for layer, accuracy in zip(report.exit_layers, report.exits, strict=True):
+        print(f"   if all texts stop after layer {layer}, {accuracy:.1%} of the answers are right")
     report.to_json(folder / "exits.json")
+    (folder / "exits.md").write_text(f"{report.table()}\n", encoding="utf-8")
     report.plot(folder / "curve.png")
 
     # 4. Pick the threshold on validation; it is stored in the model's config.
-    policy = calibrate(model, rows["validation"], tokenizer, max_loss=arguments.max_loss)
+    step(4, f"Choosing how sure an exit has to be, on {len(rows['validation'])} other sentences.")
+    policy = calibrate(model, rows["validation"], tokenizer, max_loss=arguments.max_loss, progress=False)
+    print(f"   {policy.to_dict()} loses at most {arguments.max_loss:g} of accuracy there")
 
     # 5. On test: full depth against exits, in accuracy, layers and time.
+    step(5, "Timing: the test sentences through every layer, and with early exit, in turns.")
     comparison = compare(model, rows["test"], tokenizer)
 
     # 6. Save: weights, config, code, tokenizer, and a card that tells the figures. The results say that the
@@ -215,9 +265,15 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         "area": report.area,
         "policy": policy.to_dict(),
         **comparison,
+        "sentences": classify(folder / "model"),
         **provenance(),
     }
+    (folder / "results.svg").write_text(draw(results), encoding="utf-8")
     write_json(folder / "results.json", results)
+
+
+def step(number: int, what: str) -> None:
+    print(f"\n{number}. {what}", flush=True)
 
 
 def compare(model: Any, dataset: Dataset, tokenizer: Any, turn: int = 500) -> dict[str, Any]:
@@ -244,46 +300,48 @@ def compare(model: Any, dataset: Dataset, tokenizer: Any, turn: int = 500) -> di
             / model.config.num_hidden_layers,
             "seconds": seconds[side],
         }
+    stopped_after = Counter(result["exit_layer"] for result in results["early_exit"])
     return {
         **found,
+        "stopped_after": {str(layer): stopped_after[layer] for layer in model.config.exit_layers},
         "speedup_layers": 1 / found["early_exit"]["cost"],
         "speedup_time": found["full_depth"]["seconds"] / found["early_exit"]["seconds"],
     }
 
 
+def classify(model: Path) -> list[dict[str, Any]]:
+    """A few sentences, with the label of each and the layer after which it stopped."""
+    results = pipeline("early-exit-classification", model=str(model))(list(SENTENCES))
+    return [{"text": text, **result} for text, result in zip(SENTENCES, results, strict=True)]
+
+
 def show(folder: Path) -> None:
     """Print what a finished run found."""
     results = read_json(folder / "results.json")
-    print(
-        f"\n{ExitReport.from_json(folder / 'exits.json').table()}\n\nThe curve is in {folder / 'curve.png'}."
-    )
-    print(
-        f"\nChosen on validation to lose at most {results['settings']['max_loss']:g}: {results['policy']}."
-        " On test, in turns:\n"
-    )
-    print("| | accuracy | cost (layers) | seconds |\n|---|---|---|---|")
+    print("\nWhat was found, on the test sentences:\n")
+    print("| | right answers | layers run | seconds |\n|---|---|---|---|")
     for side in ("full_depth", "early_exit"):
         figures = results[side]
         print(
-            f"| {side.replace('_', ' ')} | {figures['accuracy']:.4f} | {figures['cost']:.3f} |"
+            f"| {side.replace('_', ' ')} | {figures['accuracy']:.1%} | {figures['cost']:.0%} |"
             f" {figures['seconds']:.2f} |"
         )
     print(
-        f"\n{results['speedup_layers']:.2f} times fewer layers, {results['speedup_time']:.2f} times less"
-        " time."
+        f"\nEarly exit runs {results['speedup_layers']:.2f} times fewer layers and takes"
+        f" {results['speedup_time']:.2f} times less time. Four sentences:\n"
+    )
+    for one in results["sentences"]:
+        print(f"stopped after layer {one['exit_layer']}  {one['label']:>8} {one['score']:.2f}  {one['text']}")
+    print(
+        f"\nIn {folder}:"
+        "\n  results.svg   a picture of the results, for your browser"
+        "\n  model/        the model, for pipeline('early-exit-classification', model=...)"
+        "\n  exits.md      every exit and threshold in a table (exits.json, curve.png: the same)"
+        "\n  results.json  every figure, and what it was measured with"
     )
 
 
-def classify(model: Path) -> None:
-    """Classify a few sentences, showing where each left."""
-    results = pipeline("early-exit-classification", model=str(model))(list(SENTENCES))
-    print()
-    for sentence, result in zip(SENTENCES, results, strict=True):
-        print(
-            f"left after layer {result['exit_layer']}  {result['label']:>8} {result['score']:.2f}  {sentence}"
-        )
-    print(f"\nThe model is in {model}.")
-
-
 if __name__ == "__main__":
+    disable_progress_bars()  # words instead
+    logging.disable_progress_bar()
     main()

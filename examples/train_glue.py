@@ -12,6 +12,9 @@ metrics.json, exits.json (cost and metric of an exit policy) and model/, which
 `pipeline("early-exit-classification")` loads.
 """
 
+import support.installed  # noqa: F401
+
+# isort: split
 import hashlib
 import json
 import sys
@@ -23,8 +26,8 @@ from typing import Any, get_args
 import yaml
 from accelerate import PartialState
 from datasets import disable_progress_bars
-from glue_data import TASKS, GlueData, data_files, load_glue
-from run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
+from support.glue_data import TASKS, GlueData, data_files, load_glue
+from support.run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
 from transformers import AutoTokenizer, DataCollatorWithPadding, HfArgumentParser, TrainingArguments, set_seed
 
 from modeling_romebert import (
@@ -88,7 +91,8 @@ class ModelArguments:
     exit_pooling: str | None = field(
         default=None,
         metadata={
-            "help": "cls (default): a pooler per exit, as in the paper; mean: mean of the tokens, for backbones trained that way.",
+            "help": "cls (default): a pooler per exit, as in the paper; mean: mean of the tokens, for"
+            " backbones trained that way.",
             "choices": ["cls", "mean"],
         },
     )
@@ -104,7 +108,8 @@ class DataArguments:
     recipe: str | None = field(
         default=None,
         metadata={
-            "help": "Name of a recipe that comes with romebert, or a YAML file of arguments. The command line wins over it."
+            "help": "Name of a recipe that comes with romebert, or a YAML file of arguments. The command"
+            " line wins over it."
         },
     )
     task_name: str | None = field(
@@ -114,7 +119,8 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "CSV, TSV, JSON, JSONL with text[, text_pair], label. Labels with a decimal point (4.0) make it a regression."
+            "help": "CSV, TSV, JSON, JSONL with text[, text_pair], label. Labels with a decimal point (4.0)"
+            " make it a regression."
         },
     )
     validation_file: str | None = field(
@@ -136,7 +142,8 @@ class DataArguments:
     calibrate_max_loss: float | None = field(
         default=None,
         metadata={
-            "help": "Hold out a tenth of train and choose there the exit policy of least cost that loses at most this much of the"
+            "help": "Hold out a tenth of train and choose there the exit policy of least cost that loses at"
+            " most this much of the"
             " metric (0.01 is one point of accuracy). It is stored in the model's config."
         },
     )
@@ -273,7 +280,8 @@ def recipe_arguments(recipe: str) -> list[str]:
         kind = known_fields[key].type
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise SystemExit(
-                f'--recipe {recipe}: {key} is read as {value}; in YAML, put no, yes, on and off in quotes: "no".'
+                f"--recipe {recipe}: {key} is read as {value}; in YAML, put no, yes, on and off in quotes:"
+                ' "no".'
             )
         if isinstance(value, list):
             arguments += [f"--{key}", *map(str, value)]

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 else:
     # Without transformers, where a bundle of ONNX runs, there are the settings alone.
     _file = "configuration_romebert" if find_spec("transformers") else "settings"
-    _config = import_module(f"modeling_romebert.configuration.{_file}")
+    try:
+        _config = import_module(f"modeling_romebert.configuration.{_file}")
+    except ModuleNotFoundError as error:
+        if error.name != "modeling_romebert.configuration":
+            raise
+        raise ImportError(
+            "modeling_romebert was found in a checkout that is not installed, without its configuration."
+            " Run `pip install -e .` in the folder of the checkout."
+        ) from None
     globals().update({name: getattr(_config, name) for name in _config.__all__})
 
 __all__ = [

@@ -4,11 +4,10 @@ import gc
 import json
 from pathlib import Path
 
-import benchmark
-import benchmark_layers
 import pytest
 import torch
-from benchmark_sides import Predictions, Side, export, logits_of, sorted_batches
+from benchmarks import layers, throughput
+from benchmarks.sides import Predictions, Side, export, logits_of, sorted_batches
 from tiny import tiny_texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -23,7 +22,7 @@ old_exporter = pytest.mark.filterwarnings(
 
 @pytest.mark.slow
 def test_layers_are_timed_against_the_stock_model(quick_done, capsys):
-    benchmark_layers.main(
+    layers.main(
         [
             "--model",
             "run/model",
@@ -50,7 +49,7 @@ def test_layers_are_timed_against_the_stock_model(quick_done, capsys):
         assert row["saving_on_the_clock"] == pytest.approx(
             row["speedup_time"]["median"] / row["speedup_layers"]
         )
-    assert benchmark_layers.table(timed) in capsys.readouterr().out
+    assert layers.table(timed) in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -62,35 +61,33 @@ def test_layers_are_timed_with_texts_of_a_length(quick_done):
         "--rounds=1",
         "--output_file=timed.json",
     ]
-    benchmark_layers.main([*settings, "--tokens", "4", "8"])
+    layers.main([*settings, "--tokens", "4", "8"])
     timed = json.loads(Path("timed.json").read_text())
     assert timed["tokens"] == [4, 8] and 4 <= timed["tokens_per_text"] <= 8
 
 
 def test_every_side_is_first_in_turn():
     sides = ["stock", "full", "early"]
-    assert [benchmark_layers.rotated(sides, turn)[0] for turn in range(4)] == [
+    assert [layers.rotated(sides, turn)[0] for turn in range(4)] == [
         "stock",
         "full",
         "early",
         "stock",
     ]
-    assert benchmark_layers.rotated(sides, 2) == ["early", "stock", "full"]
+    assert layers.rotated(sides, 2) == ["early", "stock", "full"]
 
 
 def test_sides_take_turns_within_a_round(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(
-        benchmark_layers.time, "perf_counter", lambda: next(clock)
+        layers.time, "perf_counter", lambda: next(clock)
     )  # a second from one look to the next
     ran: list[tuple[str, int]] = []
 
     def side(name):
         return lambda batches: ran.extend((name, batch) for batch in batches)
 
-    seconds = benchmark_layers.seconds_of(
-        {"a": side("a"), "b": side("b")}, [0, 1, 2, 3, 4], rounds=2, title="", turn=2
-    )
+    seconds = layers.seconds_of({"a": side("a"), "b": side("b")}, [0, 1, 2, 3, 4], rounds=2, title="", turn=2)
     first = [
         ("a", 0),
         ("a", 1),
@@ -119,7 +116,7 @@ def test_every_side_classifies_the_same_texts(quick_done, encoder, capsys):
         "compile": False,
         "growth": 40,
     }
-    benchmark.main(
+    throughput.main(
         [
             "--model",
             "run/model",
@@ -130,7 +127,7 @@ def test_every_side_classifies_the_same_texts(quick_done, encoder, capsys):
     )
     results = json.loads(Path("speed.json").read_text())
     sides = {row["side"]: row for row in results["throughput"]}
-    assert len(sides) == 15 and sides[benchmark.REFERENCE]["speedup"]["median"] == 1
+    assert len(sides) == 15 and sides[throughput.REFERENCE]["speedup"]["median"] == 1
     for name, row in sides.items():
         assert row["texts_per_second"] == pytest.approx(results["texts"] / row["seconds"][0])
         if (
@@ -146,7 +143,7 @@ def test_every_side_classifies_the_same_texts(quick_done, encoder, capsys):
     assert grown["texts"] == 40 and grown["peak_megabytes"] > 100  # torch alone takes more
     assert Path("speed.png").stat().st_size > 0
     said = capsys.readouterr().out
-    assert len(benchmark.tables(results)) == 3 and all(table in said for table in benchmark.tables(results))
+    assert len(throughput.tables(results)) == 3 and all(table in said for table in throughput.tables(results))
 
 
 @pytest.mark.slow
@@ -167,18 +164,18 @@ def test_stock_models_are_fine_tuned_once(quick_done, encoder, monkeypatch):
         "0.5",
         "--output_file=speed.json",
     ]
-    benchmark.main(settings)
+    throughput.main(settings)
     assert not [
         row for row in json.loads(Path("speed.json").read_text())["throughput"] if "bf16" in row["side"]
     ]
     before = Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns
-    benchmark.main(settings)
+    throughput.main(settings)
     assert Path("runs/benchmark/stock/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
-    names = {benchmark.REFERENCE: "stock", benchmark.SORTED.format("fp32"): "stock"}
-    names |= {benchmark.FULL_DEPTH.format("fp32"): "RomeBERT", "RomeBERT, early, fp32": "RomeBERT"}
+    names = {throughput.REFERENCE: "stock", throughput.SORTED.format("fp32"): "stock"}
+    names |= {throughput.FULL_DEPTH.format("fp32"): "RomeBERT", "RomeBERT, early, fp32": "RomeBERT"}
     sides = [Side(name, group, lambda texts: Predictions([])) for name, group in names.items()]
     stock, full, early = (
         Predictions([0, 1, 1, 0]),
@@ -189,7 +186,7 @@ def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
     seconds = dict(
         zip(names, ([4.0, 8.0, 4.0], [3.0, 3.0, 3.0], [4.0, 4.0, 4.0], [2.0, 2.0, 1.0]), strict=True)
     )
-    row = benchmark.figures(sides[3], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])
+    row = throughput.figures(sides[3], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])
     assert (
         row["speedup"]["median"] == 4
         and row["speedup_sorted"]["median"] == 1.5
@@ -201,7 +198,7 @@ def test_figures_are_ratios_within_rounds_and_shares_of_equal_predictions():
         2 * 0.45
     )  # (4 * 0.25 + 2 * 0.25 + 2 * 0.5 + 2 * 1) / 10
     assert (
-        benchmark.figures(sides[0], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])["saving_on_the_clock"]
+        throughput.figures(sides[0], sides, first, seconds, [0, 0, 0, 1], [4, 2, 2, 2])["saving_on_the_clock"]
         is None
     )
 
@@ -213,8 +210,8 @@ def test_old_objects_are_left_alone_while_sides_are_timed():
 
     gc.unfreeze()  # what conftest.py froze
     frozen: list[int] = []
-    names = (benchmark.REFERENCE, benchmark.SORTED.format("fp32"))
-    for _ in benchmark.throughput(
+    names = (throughput.REFERENCE, throughput.SORTED.format("fp32"))
+    for _ in throughput.throughput(
         [Side(name, "stock", run) for name in names], ["a", "b"], [0, 1], [1, 1], rounds=1
     ):
         pass

@@ -5,10 +5,10 @@ one that goes on.
 import json
 from pathlib import Path
 
-import benchmark_training
 import pytest
 import torch
-from benchmark_training import GradientBytes, parse_shape, peak_bytes, summary
+from benchmarks import training_cost
+from benchmarks.training_cost import GradientBytes, parse_shape, peak_bytes, summary
 from torch.profiler import ProfilerActivity, profile
 
 TINY = [
@@ -23,7 +23,7 @@ TINY = [
     "--output",
     "figures.json",
 ]
-STEPS = list(benchmark_training.NAMES)
+STEPS = list(training_cost.NAMES)
 
 
 # ---- arithmetic
@@ -87,7 +87,7 @@ def test_peak_of_real_allocations():
         del first
         third = second + 1
         del second, third
-    assert peak_bytes(benchmark_training.trace_events(profiler)) == pytest.approx(8_000_000, abs=1000)
+    assert peak_bytes(training_cost.trace_events(profiler)) == pytest.approx(8_000_000, abs=1000)
 
 
 def test_shapes_are_read():
@@ -112,8 +112,8 @@ def test_shape_that_cannot_be_built(shape, message):
 def test_absent_gpu_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="--device cuda: torch sees no GPU here; use --device cpu"):
-        benchmark_training.choose_device("cuda")
-    assert benchmark_training.choose_device("auto") == benchmark_training.choose_device("cpu") == "cpu"
+        training_cost.choose_device("cuda")
+    assert training_cost.choose_device("auto") == training_cost.choose_device("cpu") == "cpu"
 
 
 # ---- steps
@@ -132,9 +132,7 @@ def test_stages_move_what_they_train(tmp_path, monkeypatch):
     """One `train` is one step of each stage: first the backbone and the last exit, then the other exits
     alone.
     """
-    trainer, meter = benchmark_training.make_trainer(
-        {"objective": "deebert"}, 3, 24, 8, 4, "cpu", str(tmp_path)
-    )
+    trainer, meter = training_cost.make_trainer({"objective": "deebert"}, 3, 24, 8, 4, "cpu", str(tmp_path))
     seen = []
     monkeypatch.setattr(meter, "on_step_begin", lambda *_, **__: seen.append(copy_of(trainer.model)))
     monkeypatch.setattr(meter, "on_step_end", lambda *_, **__: seen.append(moved(seen[-1], trainer.model)))
@@ -148,8 +146,8 @@ def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_all_sides_start_from_the_same_weights_and_tokens(tmp_path):
     made = [
-        benchmark_training.make_trainer(side, 2, 24, 8, 4, "cpu", str(tmp_path))[0]
-        for side in benchmark_training.SIDES.values()
+        training_cost.make_trainer(side, 2, 24, 8, 4, "cpu", str(tmp_path))[0]
+        for side in training_cost.SIDES.values()
     ]
     first = made[0]
     for trainer in made[1:]:
@@ -166,7 +164,7 @@ def test_all_sides_start_from_the_same_weights_and_tokens(tmp_path):
 
 @pytest.mark.slow
 def test_figures_of_a_tiny_encoder(here, capsys):
-    benchmark_training.main([*TINY, "--lengths", "8"])
+    training_cost.main([*TINY, "--lengths", "8"])
     results = json.loads(Path("figures.json").read_text())
     (run,) = results["runs"]
     check_structure(run)
@@ -175,7 +173,7 @@ def test_figures_of_a_tiny_encoder(here, capsys):
         and results["device"] == "cpu"
         and {"versions", "machine", "date"} <= results.keys()
     )
-    assert benchmark_training.table(results) in capsys.readouterr().out
+    assert training_cost.table(results) in capsys.readouterr().out
 
 
 def test_run_that_was_stopped_goes_on_and_other_settings_are_refused(here, capsys, monkeypatch):
@@ -188,13 +186,13 @@ def test_run_that_was_stopped_goes_on_and_other_settings_are_refused(here, capsy
             raise KeyboardInterrupt
         return {step: [float(len(measured))] for step in STEPS}, dict.fromkeys(STEPS, 0), GradientBytes(0, 0)
 
-    monkeypatch.setattr(benchmark_training, "measure", measure)
+    monkeypatch.setattr(training_cost, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
-        benchmark_training.main([*TINY, "--lengths", "8", "12"])
+        training_cost.main([*TINY, "--lengths", "8", "12"])
     left = json.loads(Path("figures.json").read_text())
     assert [(run["layers"], run["hidden_size"], run["length"]) for run in left["runs"]] == [(2, 24, 8)]
 
-    benchmark_training.main([*TINY, "--lengths", "12", "8"])
+    training_cost.main([*TINY, "--lengths", "12", "8"])
     results = json.loads(Path("figures.json").read_text())
     assert measured == ["2 x 24, 8 tokens", "2 x 24, 12 tokens", "2 x 24, 12 tokens"]
     assert results["runs"][0] == left["runs"][0] and [run["length"] for run in results["runs"]] == [8, 12]
@@ -202,7 +200,7 @@ def test_run_that_was_stopped_goes_on_and_other_settings_are_refused(here, capsy
 
     before = Path("figures.json").read_bytes()
     with pytest.raises(SystemExit, match=r"rounds: was 1, is 2.*Choose another --output, or delete it"):
-        benchmark_training.main([*TINY, "--lengths", "8", "--rounds", "2"])
+        training_cost.main([*TINY, "--lengths", "8", "--rounds", "2"])
     assert Path("figures.json").read_bytes() == before
 
 
@@ -239,7 +237,7 @@ def test_table_has_a_column_for_each_run():
     run |= summary(
         {step: [0.5] for step in STEPS}, dict.fromkeys(STEPS, 3 * 2**20), GradientBytes(2**21, 2**20)
     )
-    lines = benchmark_training.table({"runs": [run, run | {"length": 16}]}).splitlines()
+    lines = training_cost.table({"runs": [run, run | {"length": 16}]}).splitlines()
     assert lines[0] == "| time of a step / time of a joint step | 2 x 24, 8 tokens | 2 x 24, 16 tokens |"
     assert "| joint, seconds | 0.5 | 0.5 |" in lines and "| DeeBERT, stage 2 | 1.00 | 1.00 |" in lines
     assert "| RomeBERT, no projection | 0.50 | 0.50 |" in lines and "| DeeBERT, stage 2 | 3 | 3 |" in lines

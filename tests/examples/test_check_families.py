@@ -1,4 +1,4 @@
-"""examples/check_families.py finds what deviates and nothing else, and the parts of a real MPNet become one
+"""check_families.py finds what deviates and nothing else, and the parts of a real MPNet become one
 checkpoint.
 """
 
@@ -7,9 +7,9 @@ import json
 import zipfile
 from pathlib import Path
 
-import assets
-import check_families
 import pytest
+from benchmarks import check_families
+from support import assets
 from tiny import tiny_texts, tiny_tokenizer
 from transformers import AutoConfig, AutoModel
 

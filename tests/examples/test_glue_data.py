@@ -1,11 +1,11 @@
-"""examples/glue_data.py: which files and labels make a task, and what is said of those that do not."""
+"""glue_data.py: which files and labels make a task, and what is said of those that do not."""
 
 from pathlib import Path
 
-import glue_data
 import pytest
 import train_glue
 from datasets import Dataset, DatasetDict
+from support import glue_data
 from tiny import color, labelled
 from tiny import train_and_validation_files as files
 

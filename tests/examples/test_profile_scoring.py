@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import profile_scoring
 import pytest
 import torch
-from profile_scoring import Stopwatch
+from benchmarks import profile_scoring
+from benchmarks.profile_scoring import Stopwatch
 from tiny import LAYERS, build, spread_exits, tiny_texts, tiny_tokenizer
 
 from modeling_romebert import EarlyExitPipeline

@@ -3,15 +3,15 @@
 import hashlib
 import json
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import assets
-import compare_objectives
 import pytest
 import quickstart
-import reviews
 import torch
-from run_folder import last_checkpoint, open_run_folder
+from benchmarks import compare_objectives
+from support import assets, reviews
+from support.run_folder import last_checkpoint, open_run_folder
 from tiny import tiny_texts, write_rows
 from transformers import TrainerState
 
@@ -34,17 +34,20 @@ def test_quickstart_leaves_model_curve_and_results(quick_done):
     results = json.loads(Path("run/results.json").read_text())
     assert all(
         Path("run", name).stat().st_size > 0
-        for name in ("curve.png", "exits.json", "model/model.safetensors")
+        for name in ("results.svg", "curve.png", "exits.json", "exits.md", "model/model.safetensors")
     )
     assert sum(results["rows"].values()) == 60 and list(results["exits"]) == ["1", "2", "3", "4"]
+    picture = "".join(ElementTree.parse("run/results.svg").getroot().itertext())
+    assert all(sentence in picture for sentence in quickstart.SENTENCES) and "Where texts stop" in picture
+    assert sum(results["stopped_after"].values()) == results["rows"]["test"]
     assert results["policy"] == json.loads(Path("run/model/config.json").read_text())["exit_policy"]
     assert (
         0.25 <= results["early_exit"]["cost"] <= 1
         and results["speedup_layers"] == 1 / results["early_exit"]["cost"]
     )
     assert results["full_depth"]["accuracy"] == results["exits"]["4"]
-    assert "| exit after layer | accuracy |" in quick_done
-    assert quick_done.count("left after layer") == len(quickstart.SENTENCES)
+    assert quick_done.count("if all texts stop after layer") == 4
+    assert quick_done.count("stopped after layer") == len(quickstart.SENTENCES)
 
 
 @pytest.mark.slow
@@ -53,7 +56,8 @@ def test_second_quickstart_shows_the_first_and_touches_nothing(quick_done, quick
     quick()
     said = capsys.readouterr().out
     assert contents("run") == before
-    assert "finished run with these settings" in said and "| mean |" in said and "left after layer" in said
+    assert "finished run with these settings" in said and "| early exit |" in said
+    assert said.count("stopped after layer") == len(quickstart.SENTENCES)
 
 
 @pytest.mark.slow

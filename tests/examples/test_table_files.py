@@ -1,4 +1,4 @@
-"""examples/table_files.py: files as people have them are read right, or refused with file, row, line and what
+"""table_files.py: files as people have them are read right, or refused with file, row, line and what
 to do.
 """
 
@@ -6,12 +6,11 @@ import csv
 import json
 from pathlib import Path
 
-import glue_data
 import pytest
-import reviews
 import train_glue
 from datasets import Dataset
-from table_files import read_table
+from support import glue_data, reviews
+from support.table_files import read_table
 
 pytestmark = pytest.mark.usefixtures("here")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import train_glue
-from glue_data import TASKS as GLUE_TASKS
 from processes import LAUNCHERS
 from scipy import stats
+from support.glue_data import TASKS as GLUE_TASKS
 from tiny import LAYERS, color, labelled, tiny_tokenizer, write_rows
 from tiny import train_and_validation_files as files
 from transformers import pipeline

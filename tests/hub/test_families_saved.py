@@ -3,9 +3,9 @@
 import pytest
 import torch
 from families import FAMILIES, families
-from portability_checks import TASK
 from safetensors.torch import load_file
 from saved_and_loaded import assert_same_weights, told
+from support.portability_checks import TASK
 from tiny import CLASSES, LAYERS, build, padded_batch, tiny_texts
 from torch import nn
 from transformers import AutoModel, pipeline

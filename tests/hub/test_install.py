@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import modeling_romebert
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -52,11 +54,15 @@ def site(wheel, tmp_path_factory):
     return folder
 
 
+UNINSTALLED = (
+    "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+    f"sys.path[:] = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+)
+
+
 def run(code, site):
     """Run code away from the checkout, with the unpacked wheel in front of all that is installed."""
-    # an editable install would bring the checkout back: its finders go
-    clean = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-    clean += f"sys.path[:] = [{str(site)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r})]\n"
+    clean = f"{UNINSTALLED}sys.path.insert(0, {str(site)!r})\n"
     command = [sys.executable, "-W", "error::FutureWarning:modeling_romebert", "-c", clean + code]
     done = subprocess.run(command, cwd=site.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -99,6 +105,7 @@ def test_license_travels(wheel, names, metadata):
 
 def test_metadata(metadata):
     assert (metadata["Name"], metadata["Requires-Python"]) == ("romebert", ">=3.10")
+    assert metadata["Version"] == modeling_romebert.__version__  # read from the source by setup.cfg
     assert set(metadata.get_all("Provides-Extra")) == {"plot", "lora", "benchmark", "test", "dev"}
     required = [line.replace(" ", "") for line in metadata.get_all("Requires-Dist")]
     of_use = [line for line in required if "extra==" not in line]
@@ -137,3 +144,31 @@ except ModuleNotFoundError as error:
         "no module named",
         "configuration",
     ]
+
+
+# ---- in a checkout that is not installed
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        (ROOT, "import modeling_romebert", "ImportError: modeling_romebert was found in a checkout"),
+        (ROOT / "examples", "import support.installed", "The examples need the installed package"),
+    ],
+    ids=["the package", "an example"],
+)
+def test_a_sentence_says_what_to_do(path, code, message):
+    clean = f"{UNINSTALLED}sys.path += [{str(path)!r}, {str(ROOT / 'examples')!r}]\n"
+    done = subprocess.run([sys.executable, "-c", clean + code], capture_output=True, text=True)
+    (said,) = done.stderr.splitlines()[-1:]
+    assert done.returncode == 1 and said.startswith(message) and "`pip install -e .`" in said
+
+
+@pytest.mark.parametrize("script", ["quickstart.py", "train_glue.py", "benchmarks/layers.py"])
+def test_an_example_asks_for_the_package_first(script):
+    clean = f"{UNINSTALLED}sys.path.insert(0, {str((ROOT / 'examples' / script).parent)!r})\n"
+    clean += f"import runpy; runpy.run_path({str(ROOT / 'examples' / script)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", clean], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("The examples need the installed package."), (
+        done.stderr
+    )

@@ -12,7 +12,7 @@ import check_portability
 import pytest
 import torch
 from families import FAMILIES
-from portability_checks import (
+from support.portability_checks import (
     TEXTS,
     code_files,
     expected_from,

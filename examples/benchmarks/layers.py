@@ -1,10 +1,10 @@
-"""Does every saved layer show on the clock? Times a fine-tuned model against the stock classifier and against
+"""Does every saved layer save time? Times a fine-tuned model against the stock classifier and against
 itself.
 
-    python examples/benchmark_layers.py --model runs/quickstart/model        # after `make quickstart`; a few minutes
-    python examples/benchmark_layers.py --sentences 4                        # the same with longer texts
-    python examples/benchmark_layers.py --tokens 22 30                       # with texts of nearly the same length
-    python examples/benchmark_layers.py --model runs/mine/model --dataset reviews.csv --batch_sizes 1 64 --output_file mine.json
+    python examples/benchmarks/layers.py --model runs/quickstart/model  # after `make quickstart`
+    python examples/benchmarks/layers.py --sentences 4  # the same with longer texts
+    python examples/benchmarks/layers.py --tokens 22 30  # with texts of nearly the same length
+    python examples/benchmarks/layers.py --model runs/mine/model --dataset reviews.csv --output_file mine.json
 
 1. Full depth, every exit computed, against the stock sequence classifier of the same backbone: time ours /
     time stock.
@@ -20,18 +20,24 @@ round, after every hundred texts where nothing is merged; figures are medians ov
 versions and spread are in the JSON.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # examples/
+import support.installed  # noqa: F401
+
+# isort: split
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from reviews import load_splits
+from support.reviews import load_splits
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
@@ -316,8 +322,8 @@ def table(results: dict[str, Any]) -> str:
         f" (quartiles {full['quartile_1']:.3f}, {full['quartile_3']:.3f}; batch"
         f" {results['full_depth']['batch_size']}).",
         "",
-        "| batch | policy | cost | 1 / cost | time full / time early | on the clock | cost by tokens | on"
-        " the clock by tokens |",
+        "| batch | policy | cost | ideal speed-up | realised speed-up | realised / ideal | cost by tokens |"
+        " realised / ideal by tokens |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["early_exit"]:

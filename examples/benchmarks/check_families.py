@@ -1,10 +1,10 @@
 """Does every family compute what its stock model computes? Real weights where there are some, and what rows
 that leave change.
 
-    python examples/check_families.py                                # MiniLM, and random weights for the other families
-    python examples/check_families.py --mpnet                        # and a real MPNet, 404 MB to download once
-    python examples/check_families.py --models my/encoder another    # and encoders of your own, folders or ids
-    python examples/check_families.py --mpnet --output_file examples/results/families.json
+    python examples/benchmarks/check_families.py  # MiniLM; other families: random
+    python examples/benchmarks/check_families.py --mpnet  # and MPNet: 404 MB
+    python examples/benchmarks/check_families.py --models my/encoder another  # and your own
+    python examples/benchmarks/check_families.py --mpnet --output_file docs/results/families.json
 
 For each encoder, on movie-review sentences in one padded batch, with every kind of attention that it has:
 
@@ -18,14 +18,20 @@ What is 0 is equal bit for bit. In 2 and 3 sums are taken in another order, or o
 differs.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # examples/
+import support.installed  # noqa: F401
+
+# isort: split
 import statistics
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import assets
 import torch
+from support import assets
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, HfArgumentParser
 

@@ -1,7 +1,7 @@
 """Is one stage with self-distillation better than two stages, and does the last exit pay for it? The
 quickstart, repeated.
 
-    python examples/compare_objectives.py --seeds 1 2              # 2 objectives x 2 seeds, 20 minutes with bfloat16, else 40
+    python examples/benchmarks/compare_objectives.py --seeds 1 2  # 20 minutes, 40 without bfloat16
 
 Stage one of the two-stage objective is ordinary fine-tuning, so its last exit is what a model without exits
 comes to. Every run is `examples/quickstart.py` with the same data, epochs (per stage) and learning rate; only
@@ -9,8 +9,14 @@ the objective and the seed change. Runs that are finished are not repeated, a ru
 Written after every run: a JSON with all runs, and a plot of the accuracy at each exit.
 """
 
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # examples/
+import support.installed  # noqa: F401
+
+# isort: split
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,7 +44,7 @@ class CompareArguments:
     )
     output_dir: str = field(default="runs/compare", metadata={"help": "Folder of the runs, one folder each."})
     results_file: str = field(
-        default="examples/results/objectives.json", metadata={"help": "JSON to write; the plot lies beside."}
+        default="docs/results/objectives.json", metadata={"help": "JSON to write; the plot lies beside."}
     )
 
 

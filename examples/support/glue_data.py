@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
-from table_files import Table, check_file, read_table
+
+from support.table_files import Table, check_file, read_table
 
 HUB = "nyu-mll/glue"
 SHUFFLE_SEED = 0  # of the samples that --max_train_samples and --max_eval_samples take: the same in every run

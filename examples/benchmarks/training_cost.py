@@ -1,8 +1,8 @@
 """What does a training step cost? Time and peak memory of each objective, as ratios to plain joint training.
 
-    python examples/benchmark_training.py                                     # about ten minutes on two cores
-    python examples/benchmark_training.py --batch_size 32 --device cuda
-    python examples/benchmark_training.py --shapes 6x384 --lengths 32 --rounds 20 --output mine.json
+    python examples/benchmarks/training_cost.py  # about ten minutes on two cores
+    python examples/benchmarks/training_cost.py --batch_size 32 --device cuda
+    python examples/benchmarks/training_cost.py --shapes 6x384 --lengths 32 --rounds 20 --output mine.json
 
 Steps are those of `RomeBertTrainer.train`, from the moment their batch is at hand until the weights have
 moved: loss, backward, clipping, optimizer. BERTs of random weights, rows without padding, an exit after every
@@ -21,6 +21,7 @@ import gc
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -32,12 +33,17 @@ os.environ.setdefault(
     "TORCH_CPP_LOG_LEVEL", "ERROR"
 )  # memory from before its start; read when torch is imported
 
+sys.path.append(str(Path(__file__).parents[1]))  # examples/
+import support.installed  # noqa: F401
+
+# isort: split
+
 import torch
-from benchmark_layers import ratio
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformers import BertConfig, HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
 
+from benchmarks.layers import ratio
 from modeling_romebert import (
     RomeBertConfig,
     RomeBertForSequenceClassification,

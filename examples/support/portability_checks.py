@@ -45,7 +45,8 @@ class ShoutingPipeline(TextClassificationPipeline):
 # Appended to the code of a folder: a version of the code that differs where it shows, in the logits and in
 # the pipeline's results.
 OTHER_VERSION = {
-    "exit_heads.py": "\n_forward = ExitHead.forward\nExitHead.forward = lambda self, *given: _forward(self, *given) + 1.0\n",
+    "exit_heads.py": "\n_forward = ExitHead.forward\n"
+    "ExitHead.forward = lambda self, *given: _forward(self, *given) + 1.0\n",
     "pipeline_romebert.py": "\nEarlyExitPipeline.of_version = 'other'\n",
 }
 
@@ -94,7 +95,7 @@ def run_groups(
 
 
 def hide_package() -> None:
-    """Make modeling_romebert as good as not installed, for this process: no editable install and no checkout."""
+    """Make modeling_romebert as good as not installed in this process: no editable install, no checkout."""
     checkout = Path(__file__).resolve().parents[1]
     sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
     sys.path[:] = [
@@ -121,7 +122,7 @@ def usual_policy(model: Any) -> dict[str, Any]:
 
 
 def measure(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """What a loaded model makes of TEXTS, exactly: every exit at full depth, and rows leaving by its policy."""
+    """What a loaded model makes of TEXTS, exactly: every exit at full depth, and exits by its policy."""
     import torch
 
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")

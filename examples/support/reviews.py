@@ -6,9 +6,10 @@ import hashlib
 from collections import Counter
 from typing import Any
 
-from assets import movie_reviews
 from datasets import Dataset
-from table_files import read_table
+
+from support.assets import movie_reviews
+from support.table_files import read_table
 
 NEUTRAL = 0.5  # sentences rated closer to 0 than this are left out
 

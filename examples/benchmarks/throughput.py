@@ -1,8 +1,8 @@
 """Texts per second, latency and memory against what a user would otherwise run; on real texts, with
 fine-tuned models.
 
-    python examples/benchmark.py                                      # after `make quickstart`; needs the extra `benchmark`
-    python examples/benchmark.py --onnx False --compile False --texts 500 --rounds 2
+    python examples/benchmarks/throughput.py  # after `make quickstart`; needs the extra `benchmark`
+    python examples/benchmarks/throughput.py --onnx False --compile False --texts 500 --rounds 2
 
 1. Throughput: every side (benchmark_sides.py) classifies the same texts, tokenisation included. The sides
    take turns within every round. Speed is told as the ratio to the stock pipeline in fp32, and to the stock
@@ -16,9 +16,16 @@ fine-tuned models.
     the peak of memory.
 
 The stock models are fine-tuned first, on the same sentences for as many epochs, and kept in `--output_dir`.
-Results are written after every round. `examples/benchmark_layers.py` times the layers alone.
+Results are written after every round. `examples/benchmarks/layers.py` times the layers alone.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # examples/
+import support.installed  # noqa: F401
+
+# isort: split
 import gc
 import itertools
 import statistics
@@ -28,19 +35,16 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from assets import minilm
-from benchmark_layers import policies, ratio, rotated
-from benchmark_sides import Predictions, Side, half_depth_side, onnx_sides, our_sides, stock_sides
 from datasets import Dataset
 from matplotlib.figure import Figure
 from quickstart import QuickstartArguments, multiplies_bf16
-from reviews import load_splits
-from run_folder import last_checkpoint
+from support.assets import minilm
+from support.reviews import load_splits
+from support.run_folder import last_checkpoint
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
@@ -53,6 +57,8 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks.layers import policies, ratio, rotated
+from benchmarks.sides import Predictions, Side, half_depth_side, onnx_sides, our_sides, stock_sides
 from modeling_romebert import RomeBertForSequenceClassification
 from modeling_romebert.evaluation.provenance import provenance, write_json
 
@@ -344,7 +350,7 @@ def tables(results: dict[str, Any]) -> list[str]:
     """Throughput, latency and growth as Markdown, as far as they were measured."""
     throughput = [
         "| side | texts per second | times the stock pipeline | times sorted batches, same precision |"
-        " accuracy | cost | on the clock | as at full depth |",
+        " accuracy | cost | realised / ideal (by tokens) | same label as at full depth |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["throughput"]:

