@@ -107,6 +107,8 @@ def onnx_sides(folder: Path, threads: int) -> Iterator[Side]:
     for name, file in files.items():
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that spin while they wait take the time of the other sides, and of their own.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
         def logits(inputs: dict[str, Tensor], session: Any = session) -> Tensor:

@@ -1,0 +1,76 @@
+"""Export a saved model for ONNX Runtime, with its exits: int8 on plain CPUs.
+
+    python examples/export_onnx.py --model_dir runs/mine/model --output_dir runs/mine/onnx --dataset texts.csv
+    python examples/export_onnx.py --model_dir runs/mine/model --output_dir runs/mine/onnx --precision fp32
+
+The file of --dataset (CSV, TSV, JSON or JSONL with a column `text`, and `text_pair` for pairs) holds texts of
+the kind that the bundle will see: int8 is compared with fp32 on them, and layers that change too many labels
+stay in fp32. Needs the extra `onnx`: pip install 'romebert[onnx]'.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support import installed  # noqa: F401
+from support.table_files import read_table
+from transformers import AutoTokenizer, HfArgumentParser
+
+from modeling_romebert import RomeBertForSequenceClassification, export_onnx
+from modeling_romebert.onnx.bundle import Manifest
+
+
+@dataclass
+class ExportArguments:
+    model_dir: str = field(metadata={"help": "Folder of a saved model, or its name on the Hub."})
+    output_dir: str = field(metadata={"help": "Folder of the bundle; one that is a bundle is replaced."})
+    precision: str = field(default="int8", metadata={"help": "Of the layers.", "choices": ["int8", "fp32"]})
+    exits: list[int] | None = field(
+        default=None, metadata={"help": "Layers whose exits the bundle has; all when left out."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "File of texts to compare int8 with fp32 on."}
+    )
+    max_changed: float = field(
+        default=0.01, metadata={"help": "Share of texts whose label a segment in int8 may change."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses(argv)
+    texts = None
+    if arguments.dataset is not None:
+        table = read_table("--dataset", arguments.dataset)
+        texts = [{"text": text} for text in table.texts("text")]
+        if "text_pair" in table.columns:
+            pairs = table.texts("text_pair")
+            texts = [{**row, "text_pair": pair} for row, pair in zip(texts, pairs, strict=True)]
+    model = RomeBertForSequenceClassification.from_pretrained(arguments.model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model_dir)
+    folder = export_onnx(
+        model,
+        tokenizer,
+        arguments.output_dir,
+        precision=arguments.precision,
+        exits=arguments.exits,
+        dataset=texts,
+        max_changed=arguments.max_changed,
+    )
+    print(table_of(folder))
+
+
+def table_of(folder: Path) -> str:
+    """What a bundle holds, as a table: a row for each segment."""
+    manifest = Manifest.load(folder)
+    changed = (manifest.checked or {}).get("labels_changed", [None] * len(manifest.segments))
+    lines = ["| layers | precision | MB | labels changed |", "| --- | --- | --- | --- |"]
+    first = 1
+    for last, segment, share in zip(manifest.exit_layers, manifest.segments, changed, strict=True):
+        size = sum((folder / name).stat().st_size for name in {*segment.files, segment.exit_file} - {None})
+        told = "not compared" if share is None else f"{share:.2%}"
+        lines.append(f"| {first} to {last} | {segment.precision} | {size / 1e6:.1f} | {told} |")
+        first = last + 1
+    return "\n".join([f"{folder}:", "", *lines])
+
+
+if __name__ == "__main__":
+    main()
