@@ -195,18 +195,18 @@ def used(monkeypatch, two_threads):
     hook.remove()
 
 
-@pytest.mark.parametrize("rebatching", [False, True])
 @pytest.mark.parametrize("policy", [ENTROPY, {"name": "patience", "patience": 2}, False], ids=str)
-def test_bulk_scoring_with_workers_is_one_by_one(policy, rebatching, used):
-    expected = list(score(MODEL, tiny_tokenizer(), TEXTS, exit_policy=policy, batch_size=1))
+def test_bulk_scoring_with_workers_is_one_by_one(policy, used):
+    texts = TEXTS[:60]
+    expected = list(score(MODEL, tiny_tokenizer(), texts, exit_policy=policy, batch_size=1))
     assert used == {threading.current_thread().name[:6]}  # a text alone needs no worker
-    used.clear()
-    found = list(
-        score(MODEL, tiny_tokenizer(), TEXTS, exit_policy=policy, rebatching=rebatching, batch_tokens=200)
-    )
-    assert used == {"worker"}
-    for one, other in zip(found, expected, strict=True):
-        assert one == {**other, "score": pytest.approx(other["score"], abs=1e-5)}
+    for rebatching in (False, True):
+        used.clear()
+        settings = {"exit_policy": policy, "rebatching": rebatching, "batch_tokens": 100}
+        found = list(score(MODEL, tiny_tokenizer(), texts, **settings))
+        assert used == {"worker"}
+        for one, other in zip(found, expected, strict=True):
+            assert one == {**other, "score": pytest.approx(other["score"], abs=1e-5)}
 
 
 @pytest.mark.parametrize("rebatching", [False, True])
