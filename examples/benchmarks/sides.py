@@ -13,8 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from benchmarks.layers import policies
+from modeling_romebert import OnnxRomeBertForSequenceClassification, export_onnx
 
 BATCH = 32
 
@@ -153,6 +157,32 @@ def export(folder: Path, names: list[str], file: Path) -> None:
         dynamo=False,
     )
     unfinished.rename(file)
+
+
+def our_onnx_sides(
+    model: Any, tokenizer: Any, folder: Path, validation: Dataset, costs: Sequence[float]
+) -> Iterator[Side]:
+    """RomeBERT on ONNX Runtime, in fp32 and int8: at full depth, and with thresholds of each bundle's own for
+    one point less at most and for costs. Bundles are exported beside the stock models, once.
+    """
+    for precision in ("fp32", "int8"):
+        bundle = folder / f"exits-{precision}"
+        if not (bundle / "manifest.json").is_file():
+            export_onnx(model, tokenizer, bundle, precision=precision, dataset=validation["text"])
+        onnx = OnnxRomeBertForSequenceClassification.from_pretrained(
+            bundle, num_threads=torch.get_num_threads()
+        )
+        classify = pipeline("early-exit-classification", model=onnx, tokenizer=tokenizer)
+        for policy_name, policy in {
+            "full depth": False,
+            **policies(onnx, validation, tokenizer, costs),
+        }.items():
+            yield Side(
+                f"RomeBERT on ONNX Runtime, {policy_name}, {precision}",
+                f"ONNX exits {precision}",
+                pipeline_of(classify, exit_policy=policy),
+                lambda text, c=classify, p=policy: c(text, exit_policy=p),
+            )
 
 
 def our_sides(folder: Path, policies: dict[str, Any], dtypes: Sequence[torch.dtype]) -> Iterator[Side]:

@@ -4,16 +4,16 @@ fine-tuned models.
     python examples/benchmarks/throughput.py  # after `make quickstart`; needs the extra `benchmark`
     python examples/benchmarks/throughput.py --onnx False --compile False --texts 500 --rounds 2
 
-1. Throughput: every side (benchmark_sides.py) classifies the same texts, tokenisation included. The sides
-   take turns within every round. Speed is told as the ratio to the stock pipeline in fp32, and to the stock
-   model fed length-sorted batches in the same
-   precision, within rounds: median and quartiles. On the clock is the share of the layer saving that is time
-   saving: (time at full depth / time) / (1 / cost), both through our pipeline in the same precision; cost
-   counts texts, and in brackets tokens, which time follows.
+1. Throughput: every side (sides.py, alternatives.py) classifies the same texts, tokenisation included. The
+   sides take turns within every round. Speed is told as the ratio to the stock pipeline in fp32, and to the
+   stock model fed length-sorted batches in the same precision (for ONNX Runtime: its own), within rounds:
+   median and quartiles. Realised / ideal is the share of the layer saving that is time saved: (time at full
+   depth / time) / (1 / cost), both through our pipeline in the same precision; cost counts texts, and in
+   brackets tokens, which time follows.
 2. Latency: one text at a time: median, 95th and 99th percentile. A side has some texts at a stretch, then the
-    next.
+   next.
 3. Growth: 1,000 to 200,000 texts through a generator, each number in a process of its own: throughput, and
-    the peak of memory.
+   the peak of memory.
 
 The stock models are fine-tuned first, on the same sentences for as many epochs, and kept in `--output_dir`.
 Results are written after every round. `examples/benchmarks/layers.py` times the layers alone.
@@ -57,14 +57,23 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks.alternatives import alternative_sides
 from benchmarks.layers import policies, ratio, rotated
-from benchmarks.sides import Predictions, Side, half_depth_side, onnx_sides, our_sides, stock_sides
+from benchmarks.sides import (
+    Predictions,
+    Side,
+    half_depth_side,
+    onnx_sides,
+    our_onnx_sides,
+    our_sides,
+    stock_sides,
+)
 from modeling_romebert import RomeBertForSequenceClassification
 from modeling_romebert.evaluation.provenance import provenance, write_json
 
 REFERENCE = "stock pipeline, batch 32, fp32"
 SORTED = "stock model, sorted by length, {}"
-FULL_DEPTH = "RomeBERT, full depth, {}"
+ONNX_SORTED = "ONNX Runtime, sorted by length, {}"
 
 
 @dataclass
@@ -91,6 +100,9 @@ class BenchmarkArguments:
         default=None, metadata={"help": "Also bfloat16, for training too; when left out, where it is fast."}
     )
     onnx: bool = field(default=True, metadata={"help": "Also ONNX Runtime, fp32 and int8."})
+    alternatives: bool = field(
+        default=False, metadata={"help": "Also what needs no encoder; needs the extra `alternatives`."}
+    )
     compile: bool = field(default=True, metadata={"help": "Also torch.compile, which needs a C++ compiler."})
     growth: list[int] = field(
         default_factory=lambda: [1000, 10_000, 200_000], metadata={"help": "Texts to stream; 0 for none."}
@@ -117,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     stock = fine_tuned_stock(Path(arguments.output_dir, "stock"), source, depth, splits, names, arguments)
     half = fine_tuned_stock(Path(arguments.output_dir, "half"), source, depth // 2, splits, names, arguments)
 
-    sides = list(all_sides(arguments, splits["validation"], stock, half, depth))
+    sides = list(all_sides(arguments, splits["train"], splits["validation"], stock, half, depth))
     test = splits["test"].select(range(arguments.texts)) if arguments.texts else splits["test"]
     results: dict[str, Any] = {"model": Path(arguments.model).name, "layers": depth, "texts": len(test)}
     results |= provenance()
@@ -150,7 +162,7 @@ def layers_of(model: str) -> int:
 
 
 def all_sides(
-    arguments: BenchmarkArguments, validation: Dataset, stock: Path, half: Path, depth: int
+    arguments: BenchmarkArguments, train: Dataset, validation: Dataset, stock: Path, half: Path, depth: int
 ) -> Iterator[Side]:
     """Everything that takes part."""
     dtypes = [torch.float32, torch.bfloat16] if arguments.bf16 else [torch.float32]
@@ -164,6 +176,10 @@ def all_sides(
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = validation.map(lambda rows: tokenizer(rows["text"], truncation=True), batched=True)
     yield from our_sides(Path(arguments.model), policies(model, rows, tokenizer, arguments.costs), dtypes)
+    if arguments.onnx:
+        yield from our_onnx_sides(model, tokenizer, Path(arguments.output_dir), rows, arguments.costs)
+    if arguments.alternatives:
+        yield from alternative_sides(train, arguments.encoder or str(minilm()))
 
 
 def fine_tuned_stock(
@@ -264,21 +280,25 @@ def figures(
         first[side.name].cost(),
         first[side.name].cost(lengths),
     )
-    full_depth = next(
-        other for other in sides if other.group == side.group
-    )  # the first of a group is at full depth in fp32
-    precision = "bf16" if side.name.endswith("bf16") else "fp32"
+    full_depth = next(other for other in sides if other.group == side.group)  # the first of a group
+    precision = side.name.rpartition(", ")[2]
+    ours_at_full_depth = [
+        other.name
+        for other in sides
+        if other.group == side.group and other.name.endswith(f"full depth, {precision}")
+    ]
     faster = (
-        ratio(seconds[FULL_DEPTH.format(precision)], seconds[side.name])["median"]
-        if side.group == "RomeBERT"
-        else None
+        ratio(seconds[ours_at_full_depth[0]], seconds[side.name])["median"] if ours_at_full_depth else None
     )
+    rival = ONNX_SORTED if "ONNX" in side.name else SORTED
+    if rival.format(precision) not in seconds:
+        rival, precision = SORTED, "fp32"
     return {
         "side": side.name,
         "seconds": seconds[side.name],
         "texts_per_second": len(labels) / statistics.median(seconds[side.name]),
         "speedup": ratio(seconds[REFERENCE], seconds[side.name]),
-        "speedup_sorted": ratio(seconds[SORTED.format(precision)], seconds[side.name]),
+        "speedup_sorted": ratio(seconds[rival.format(precision)], seconds[side.name]),
         "saving_on_the_clock": None if faster is None else faster * cost,
         "saving_on_the_clock_by_tokens": None if faster is None else faster * by_tokens,
         "accuracy": float((predicted == np.array(labels)).mean()),
