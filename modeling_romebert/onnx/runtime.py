@@ -4,6 +4,7 @@ With torch and transformers installed, an `OnnxRomeBertForSequenceClassification
 goes: the pipeline, `score`, `evaluate_exits`, `calibrate`. Without them it has `classify`.
 """
 
+import ctypes
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -390,6 +391,9 @@ class OnnxRomeBertForSequenceClassification:
         """
         process, sessions = self._opened
         if process != os.getpid():
+            # Those of the parent are never freed here: freeing one waits for threads that this process lacks.
+            for session, *_ in sessions.values():
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
             files = {name: self.folder / name for name in self.manifest.graphs}
             sessions = open_sessions(files, self._options, self._providers)
             self._opened = os.getpid(), sessions

@@ -69,6 +69,7 @@ def test_table_gives_the_worst_figure_of_each_encoder():
     ]
 
 
+@pytest.mark.slow
 def test_script_checks_every_family_once(random_encoders, monkeypatch, tmp_path, capsys):
     """Real weights stand for their family; the others are random. Here the real ones are random too."""
     reviews = [assets.Review(text, 0.0) for text in tiny_texts(9)]

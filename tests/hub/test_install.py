@@ -106,7 +106,15 @@ def test_license_travels(wheel, names, metadata):
 def test_metadata(metadata):
     assert (metadata["Name"], metadata["Requires-Python"]) == ("romebert", ">=3.10")
     assert metadata["Version"] == modeling_romebert.__version__  # read from the source by setup.cfg
-    assert set(metadata.get_all("Provides-Extra")) == {"plot", "lora", "onnx", "benchmark", "alternatives", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "plot",
+        "lora",
+        "onnx",
+        "benchmark",
+        "alternatives",
+        "test",
+        "dev",
+    }
     required = [line.replace(" ", "") for line in metadata.get_all("Requires-Dist")]
     of_use = [line for line in required if "extra==" not in line]
     assert not any(line.startswith(("pytest", "matplotlib", "ruff", "mypy", "hypothesis")) for line in of_use)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
 from transformers import RobertaConfig
 
-from modeling_romebert import score, scoring
+from modeling_romebert import encoder, score
 
 TOKENIZER = tiny_tokenizer()
 MODELS = [
@@ -94,6 +94,6 @@ def alone(model, items, policy) -> list[dict]:
 def test_bulk_scoring_is_one_by_one(model, items, policy, ask, batching, workers):
     if policy is not None and ask > 1:
         policy = {**policy, "ask_every": ask}
-    with patch.object(scoring, "workers_for", lambda device, tokens: workers):
+    with patch.object(encoder, "workers_for", lambda device, tokens: workers):
         found = list(score(model, TOKENIZER, iter(items), exit_policy=policy or False, **batching))
     assert_same_results(found, alone(model, items, policy))

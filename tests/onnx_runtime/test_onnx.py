@@ -72,7 +72,16 @@ def depths(results):
 # ---- the same as torch
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+OFTEN = ("bert", "albert", "modernbert")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=family.name, marks=() if family.name in OFTEN else pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
 def test_every_family(family, tmp_path):
     pooling = ("cls", "mean")[FAMILIES.index(family) % 2]
     config = RomeBertConfig(family.backbone(), exit_pooling=pooling)
@@ -107,7 +116,7 @@ def test_pipeline_evaluation_and_calibration_take_it(model, onnx, capsys):
         pipeline("early-exit-classification", model=one, tokenizer=TOKENIZER) for one in (onnx, model)
     )
     assert_same_results(ours(TEXTS), theirs(TEXTS))
-    assert_same_results([ours(TEXTS[0])], [theirs(TEXTS[0])])
+    assert_same_results(ours(TEXTS[0]), theirs(TEXTS[0]))
     reports = [evaluate_exits(one, rows, TOKENIZER, progress=False) for one in (onnx, model)]
     assert reports[0].exits == reports[1].exits and reports[0].curve == reports[1].curve
     before = dict(onnx.config.exit_policy), dict(model.config.exit_policy)

@@ -77,6 +77,7 @@ def test_killed_in_a_step_and_resumed_is_the_run_that_was_not(tmp_path, objectiv
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(tmp_path):
     """The optimizer's state is written by then: the stock Trainer would resume from it, in part."""
     assert run(tmp_path / "killed", IN_CHECKPOINT, 4) == [-signal.SIGKILL]
