@@ -26,7 +26,7 @@ from modeling_romebert import (
     export_onnx,
     score,
 )
-from modeling_romebert.onnx import bundle, export, runtime
+from modeling_romebert.onnx import bundle, engine, quantise, runtime
 
 ROOT = Path(__file__).parents[2]
 TEXTS, TOKENIZER = tiny_texts(60, seed=3), tiny_tokenizer()
@@ -228,7 +228,7 @@ def test_exits_are_chosen(model, tmp_path):
 def test_int8_keeps_in_fp32_what_changes_labels(model, tmp_path, monkeypatch):
     """The second segment is said to change labels, then no more: it is fp32, the others are int8."""
     shares = iter([[0.0, 0.2, 0.3, 0.0], [0.0, 0.0, 0.005, 0.0]])
-    monkeypatch.setattr(export, "_changed", lambda *_: np.array(next(shares)))
+    monkeypatch.setattr(quantise, "_changed", lambda *_: np.array(next(shares)))
     folder = export_onnx(model, TOKENIZER, tmp_path / "int8", dataset=[{"text": text} for text in TEXTS])
     onnx = OnnxRomeBertForSequenceClassification.from_pretrained(folder)
     assert [segment.precision for segment in onnx.manifest.segments] == ["int8", "fp32", "int8", "int8"]
@@ -242,12 +242,12 @@ def test_int8_keeps_in_fp32_what_changes_labels(model, tmp_path, monkeypatch):
 def test_share_of_changed_labels():
     manifest = type("M", (), {"problem_type": "single_label_classification"})
     reference = np.array([[[0.0, 1.0]], [[1.0, 0.0]]])  # (2, 1, 2)
-    assert export._changed(reference[::-1], reference, manifest).tolist() == [1.0]
+    assert quantise._changed(reference[::-1], reference, manifest).tolist() == [1.0]
     manifest.problem_type = "multi_label_classification"
-    assert export._changed(reference - 0.5, reference, manifest).tolist() == [0.0]
+    assert quantise._changed(reference - 0.5, reference, manifest).tolist() == [0.0]
     manifest.problem_type = "regression"
     moved = reference + np.array([0.0, 0.2])[:, None, None]
-    assert export._changed(moved, reference, manifest).tolist() == [0.5]
+    assert quantise._changed(moved, reference, manifest).tolist() == [0.5]
 
 
 def test_a_folder_of_other_files_is_not_replaced(model, tmp_path):
@@ -356,6 +356,6 @@ def test_providers_and_threads(folder):
         OnnxRomeBertForSequenceClassification.from_pretrained(folder, provider="NoSuchProvider")
     with pytest.raises(ValueError, match="num_threads=2 and session_options are both given"):
         OnnxRomeBertForSequenceClassification.from_pretrained(
-            folder, session_options=runtime.default_options(), num_threads=2
+            folder, session_options=engine.default_options(), num_threads=2
         )
     assert OnnxRomeBertForSequenceClassification.from_pretrained(folder, num_threads=1).classify(TEXTS[:1])
