@@ -4,8 +4,8 @@
     python examples/quickstart.py --model bert-base-uncased --dataset reviews.csv --output-dir runs/mine
 
 Fine-tunes a 6-layer MiniLM the RomeBERT way on movie-review sentences, prints how good each exit is, picks on
-validation the threshold that loses at most a point, and shows on test what that saves, in layers and on the
-clock. A second run with the same settings continues where the first stopped, or shows what it found.
+validation the threshold that is certified to lose at most a point, and shows on test what that saves, in
+layers and on the clock. A second run with the same settings continues where the first stopped, or shows what it found.
 `--dataset` takes a CSV, TSV or JSONL file with columns `text` and `label`.
 """
 
@@ -32,6 +32,7 @@ from modeling_romebert import (
     evaluate_exits,
     score,
 )
+from modeling_romebert.certificate import sentence
 from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
 
 SENTENCES = (
@@ -88,9 +89,10 @@ class QuickstartArguments:
     bf16: bool | None = field(
         default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."}
     )
-    max_loss: float = field(
-        default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose on validation."}
+    max_drop: float = field(
+        default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose, as a share."}
     )
+    confidence: float = field(default=0.9, metadata={"help": "With which that is promised."})
     seed: int = field(
         default=1, metadata={"help": "Of weights, order and dropout. The split of the data is fixed."}
     )
@@ -185,7 +187,13 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
     report.plot(folder / "curve.png")
 
     # 4. Pick the threshold on validation; it is stored in the model's config.
-    policy = calibrate(model, rows["validation"], tokenizer, max_loss=arguments.max_loss)
+    calibration = calibrate(
+        model,
+        rows["validation"],
+        tokenizer,
+        max_drop=arguments.max_drop,
+        confidence=arguments.confidence,
+    )
 
     # 5. On test: full depth against exits, in accuracy, layers and time.
     comparison = compare(model, rows["test"], tokenizer)
@@ -213,7 +221,8 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         "exits": {str(layer): value for layer, value in zip(report.exit_layers, report.exits, strict=True)},
         "mean_over_exits": report.mean,
         "area": report.area,
-        "policy": policy.to_dict(),
+        "policy": calibration.policy.to_dict(),
+        "calibration": calibration.to_dict(),
         **comparison,
         **provenance(),
     }
@@ -258,8 +267,7 @@ def show(folder: Path) -> None:
         f"\n{ExitReport.from_json(folder / 'exits.json').table()}\n\nThe curve is in {folder / 'curve.png'}."
     )
     print(
-        f"\nChosen on validation to lose at most {results['settings']['max_loss']:g}: {results['policy']}."
-        " On test, in turns:\n"
+        f"\nChosen on validation: {results['policy']}. {sentence(results['calibration'])} On test, in turns:\n"
     )
     print("| | accuracy | cost (layers) | seconds |\n|---|---|---|---|")
     for side in ("full_depth", "early_exit"):

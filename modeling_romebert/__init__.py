@@ -16,18 +16,28 @@ from .configuration_romebert import RomeBertConfig
 from .exit_policies import POLICIES, ExitPolicy, make_policy
 from .losses import ExitLoss
 from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
+from .monitor import ExitMonitor
 from .pipeline_romebert import EarlyExitPipeline
 from .scoring import score
 
 if TYPE_CHECKING:
-    from .evaluation import ExitReport, calibrate, compare_precision, evaluate_exits
+    from .evaluation import (
+        Calibration,
+        ExitReport,
+        calibrate,
+        calibrate_from_logits,
+        compare_precision,
+        evaluate_exits,
+    )
     from .training import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments, project
 
 __all__ = [
     "OBJECTIVES",
     "POLICIES",
+    "Calibration",
     "EarlyExitPipeline",
     "ExitLoss",
+    "ExitMonitor",
     "ExitPolicy",
     "ExitReport",
     "RomeBertClassifierOutput",
@@ -38,6 +48,7 @@ __all__ = [
     "RomeBertTrainingArguments",
     "__version__",
     "calibrate",
+    "calibrate_from_logits",
     "compare_precision",
     "evaluate_exits",
     "make_policy",
@@ -46,7 +57,14 @@ __all__ = [
 ]
 
 _IMPORTED_WHEN_USED = {
-    "evaluation": ("ExitReport", "calibrate", "compare_precision", "evaluate_exits"),
+    "evaluation": (
+        "Calibration",
+        "ExitReport",
+        "calibrate",
+        "calibrate_from_logits",
+        "compare_precision",
+        "evaluate_exits",
+    ),
     "training": ("OBJECTIVES", "RomeBertTrainer", "RomeBertTrainingArguments", "project"),
 }
 

@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 CLOSURE = (
     "backbones.py",
     "batch_layout.py",
+    "certificate.py",
     "confidence.py",
     "configuration_romebert.py",
     "cpu.py",
@@ -42,6 +43,7 @@ CLOSURE = (
     "losses.py",
     "model_card.py",
     "modeling_romebert.py",
+    "monitor.py",
     "pipeline_romebert.py",
     "policy_base.py",
     "pretrained.py",
