@@ -167,28 +167,30 @@ class ExitMonitor:
 
     def report(self) -> str:
         """What the texts so far say, in one or two sentences."""
+        return " ".join(filter(None, [self._of_the_promise(), self._of_the_exits()]))
+
+    def _of_the_promise(self) -> str:
         rate = f"{self.differed / self.compared:.2%}" if self.compared else "none"
         seen = f"{rate} of {self.compared:,} answers compared with full depth differ; {self.limit:.2%} may"
         if self.holds:
-            found = f"Nothing speaks against the promise: {seen}."
-        else:
-            found = (
-                f"The promise does not hold for these texts ({self.confidence:.4g} confidence): {seen}."
-                " Calibrate on texts like these, or run every layer (exit_policy=False)."
-            )
-        if (drift := self.drift) is not None and drift > DRIFT:
-            found += (
-                f" Texts leave at other exits than at calibration: {drift:.0%} of them moved, beyond chance."
-            )
-        return found
+            return f"Nothing speaks against the promise: {seen}."
+        return (
+            f"The promise does not hold for these texts ({self.confidence:.4g} confidence): {seen}. Calibrate"
+            " on texts like these, or run every layer (exit_policy=False)."
+        )
+
+    def _of_the_exits(self) -> str | None:
+        if (drift := self.drift) is None or drift <= DRIFT:
+            return None
+        return f"Texts leave at other exits than at calibration: {drift:.0%} of them moved, beyond chance."
 
     def speak(self) -> None:
         """Warn once when the promise is broken, and once when the shares per exit have drifted."""
-        drifted = (self.drift or 0.0) > DRIFT
-        for what, happened in (("broken", not self.holds), ("drifted", drifted)):
-            if happened and what not in self._said:
+        news = {"promise": None if self.holds else self._of_the_promise(), "exits": self._of_the_exits()}
+        for what, sentence in news.items():
+            if sentence and what not in self._said:
                 self._said.add(what)
-                logger.warning(f"After {self.texts:,} texts: {self.report()}")
+                logger.warning(f"After {self.texts:,} texts: {sentence}")
 
 
 def as_monitor(monitor: Any, config: Any) -> ExitMonitor | None:
