@@ -14,9 +14,9 @@ from .configuration_romebert import plain
 logger = logging.get_logger(__name__)
 
 MEANINGS = {
-    "disagreement": "answers that differ from full depth",
-    "harm": "answers that full depth has right and the exits have wrong",
-    "drop": "a drop in the share of right answers",
+    "disagreement": "at most {:.3g} of the answers differ from full depth",
+    "harm": "at most {:.3g} of the answers are wrong where full depth is right",
+    "drop": "the share of right answers drops by at most {:.3g}",
 }
 
 
@@ -50,14 +50,12 @@ def sentence(calibration: dict[str, Any]) -> str:
             f" {100 * calibration['observed']:.2f} points"
             f" ({100 * low:.2f} to {100 * high:.2f} with {calibration['confidence']:.0%} confidence)."
         )
-    promise = f"{calibration['max_drop']:.3g}".rstrip(".")
-    what = MEANINGS[calibration["risk"]]
     if not calibration["certified"]:
         return f"No threshold could be certified, so every text runs every layer: {calibration['reason']}"
+    promise = MEANINGS[calibration["risk"]].format(calibration["max_drop"])
     return (
-        f"Certified on {count} examples with {calibration['confidence']:.4g} confidence: at most {promise} of"
-        f" {what} ({calibration['observed']:.4f} were seen), at a cost of {cost} of the layers, for texts"
-        " like those."
+        f"Certified on {count} examples with {calibration['confidence']:.4g} confidence, for texts like"
+        f" those: {promise} ({calibration['observed']:.4f} there), at a cost of {cost} of the layers."
     )
 
 

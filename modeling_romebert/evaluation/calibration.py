@@ -7,8 +7,9 @@ What may be promised is in risks.py, the tests in risk_bounds.py, their order in
 budget.py, and the sentence that travels in certificate.py.
 """
 
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +29,7 @@ from .exit_logits import read_rows, run_rows
 from .fixed_sequence import Tested, certify_in_order, cheapest, exit_shares
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .risk_bounds import upper_bound
+from .risk_curve import losses_over_cost, plot_risk, risk_curve
 from .risks import NEEDS_LABELS, SIGNED, loss_table, p_value_of
 from .shortfall import why_nothing
 from .sweep import policy_to_sweep
@@ -60,15 +62,24 @@ class Calibration:
     precision: str | None = None
     device: str | None = None
     versions: dict[str, str] | None = None
+    curve: tuple[Tested, ...] = field(default=(), repr=False, compare=False)  # for `plot`; stays here
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain data, for JSON."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        """All fields but `curve` as plain data, for JSON."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "curve"}
         interval = None if self.drop_interval is None else list(self.drop_interval)
         return {**found, "policy": plain(self.policy.to_dict()), "drop_interval": interval}
 
     def __str__(self) -> str:
         return sentence(self.to_dict())
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the risk and its upper bound over cost, and what was chosen.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        plot_risk(risk_curve(self.curve, self.risk, self.confidence), self.to_dict(), path)
 
 
 def calibrate(
@@ -240,6 +251,7 @@ def calibrate_from_logits(
         reason=reason,
         budget=budget,
         drop_interval=interval,
+        curve=losses_over_cost(table, logits, settings, exit_layers, problem_type),
         versions={package: version(package) for package in ("romebert", "torch")},
     )
 

@@ -254,7 +254,10 @@ def test_certificate_is_saved_loaded_and_told(tmp_path):
     loaded = RomeBertForSequenceClassification.from_pretrained(tmp_path)
     assert loaded.config.calibration == json.loads(json.dumps(found.to_dict()))
     card = (tmp_path / "README.md").read_text()
-    assert "Certified on 60 examples with 0.95 confidence: at most 0.3 of answers that differ" in card
+    assert (
+        "Certified on 60 examples with 0.95 confidence, for texts like those: at most 0.3 of the answers"
+        in card
+    )
     assert "Measured with float32, cpu, romebert" in card
     loaded.config.exit_policy = {"name": "entropy", "threshold": 0.01}
     assert "Certified on" not in model_card(loaded.config)
