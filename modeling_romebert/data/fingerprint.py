@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 
 SAMPLE = 256  # hashes that are kept: 4 KB, and about as many hits per 256 rows of the same data
 TOO_MUCH = 0.1  # share of rows that were trained on, above which a calibration is refused
@@ -17,15 +18,17 @@ def row_hashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Rows with `input_ids` -> a hash of the attended ones of each, in 16 hexadecimal digits.
 
     Example:
-        >>> padded = {"input_ids": [2, 7, 3, 0], "attention_mask": [1, 1, 1, 0]}
+        >>> padded = {"input_ids": torch.tensor([2, 7, 3, 0]), "attention_mask": torch.tensor([1, 1, 1, 0])}
         >>> row_hashes([padded]) == row_hashes([{"input_ids": [2, 7, 3]}])
         True
     """
     hashes = []
     for row in rows:
-        ids = row["input_ids"]
-        attended = row.get("attention_mask") or [1] * len(ids)
-        text = ",".join(str(int(one)) for one, on in zip(ids, attended, strict=False) if on)
+        ids = np.asarray(row["input_ids"]).ravel()  # a list, an array or a tensor
+        if row.get("attention_mask") is not None:
+            mask = np.asarray(row["attention_mask"]).ravel()
+            ids = ids[mask.astype(bool)] if len(mask) == len(ids) else ids
+        text = ",".join(map(str, ids.tolist()))
         hashes.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
     return hashes
 

@@ -28,6 +28,7 @@ from .evaluate import judge
 from .exit_logits import read_rows, run_rows
 from .fixed_sequence import Tested, certify_in_order, cheapest, exit_shares
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
+from .reliability import fit_scale, scale_exits
 from .risk_bounds import upper_bound
 from .risk_curve import losses_over_cost, plot_risk, risk_curve
 from .risks import NEEDS_LABELS, SIGNED, loss_table, p_value_of
@@ -95,6 +96,7 @@ def calibrate(
     tolerance: float | None = None,
     cost: float | None = None,
     speedup: float | None = None,
+    temperature: bool = False,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Calibration:
@@ -120,6 +122,10 @@ def calibrate(
             That of the policy when left out.
         cost, speedup: ask for the best share of right answers within a budget instead, as the fraction of
             layers run, or as 1 / that. Nothing is promised then; what it loses is reported with an interval.
+        temperature: first scale every exit's logits to the temperature of least log loss (reliability.py), so
+            that one threshold means the same at all exits. A fifth of the rows goes into that, and is not
+            certified on; the scale goes into the weights of the exits. Answers stay what they are. For a
+            single label.
 
     Returns: What was found. Where nothing can be certified, its `reason` says so, and with how many examples
         it could be; the policy then runs every layer. `model.config.exit_policy` and
@@ -137,10 +143,14 @@ def calibrate(
     rows = read_rows(model, dataset, tokenizer, needs_labels)
     hashes = row_hashes(rows.inputs)
     refuse_training_data(romebert, hashes)
-    exit_logits = run_rows(model, rows.inputs, tokenizer, batch_size, progress)
+    exit_logits, labels = run_rows(model, rows.inputs, tokenizer, batch_size, progress), rows.labels
+    scale = None
+    if temperature:
+        scale, rest = fit_scale(exit_logits, labels, romebert.problem_type)
+        exit_logits, labels = (exit_logits / scale[:, None])[rest], None if labels is None else labels[rest]
     found = calibrate_from_logits(
         exit_logits,
-        rows.labels,
+        labels,
         exit_layers=romebert.config.exit_layers,
         problem_type=romebert.problem_type,
         max_drop=max_drop,
@@ -154,6 +164,8 @@ def calibrate(
     found = replace(
         found, digest=digest(hashes), precision=precision_of(romebert), device=romebert.device.type
     )
+    if scale is not None:
+        scale_exits(romebert, scale)
     romebert.config.exit_policy = found.policy.to_dict()
     romebert.config.calibration = found.to_dict()
     return found

@@ -65,3 +65,12 @@ def test_docs_show_what_their_code_prints():
     said = []
     assert doctest.DocTestRunner(verbose=False).run(test, out=said.append).failed == 0, "".join(said)
     assert len(test.examples) > 10
+
+
+def test_docs_show_the_figures_of_the_results_file(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS.parents[1] / "examples" / "benchmarks")
+    import calibration
+
+    results = json.loads((DOCS.parents[1] / "examples/benchmarks/calibration.json").read_text())
+    assert calibration.markdown(results) in DOCS.read_text(encoding="utf-8")
+    assert results["summary"]["kept_in_every_cell"]

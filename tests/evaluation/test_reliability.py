@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tiny import build, tiny_rows, tiny_tokenizer
 
+from modeling_romebert import calibrate
+from modeling_romebert.evaluation.exit_logits import collect_exit_logits
 from modeling_romebert.evaluation.reliability import (
     aurc,
     fit_temperature,
@@ -29,6 +32,18 @@ def test_temperature_that_made_the_logits_is_found():
     assert found.ece > 0.1 and found.ece_scaled < 0.02
     (scaled,) = reliability(logits[:, None], labels, [4])
     assert scaled.aurc == pytest.approx(found.aurc, abs=0.01)
+
+
+def test_calibrate_scales_the_exits_and_no_answer_changes():
+    model, rows, tokenizer = build(num_labels=2), tiny_rows(100), tiny_tokenizer()
+    before, _, _ = collect_exit_logits(model, rows, tokenizer, progress=False)
+    found = calibrate(model, rows, tokenizer, temperature=True, max_drop=0.3, progress=False)
+    after, _, _ = collect_exit_logits(model, rows, tokenizer, progress=False)
+    ratio = before / after  # (N, E, C)
+    assert found.num_examples == 80 and torch.allclose(ratio, ratio[:1, :, :1].expand_as(ratio), rtol=1e-3)
+    assert not torch.allclose(ratio, torch.ones(()), rtol=0.05)
+    with pytest.raises(ValueError, match="temperature=True needs ten rows or more"):
+        calibrate(model, rows[:5], tokenizer, temperature=True, progress=False)
 
 
 def test_table_and_plot(tmp_path):
