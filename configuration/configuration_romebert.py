@@ -102,6 +102,7 @@ class RomeBertConfig(PreTrainedConfig):
         exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}`
             or `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline;
             written by `calibrate`.
+        calibration: what `calibrate` promised of that policy, on what grounds (`Calibration.to_dict`).
         distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights,
         exit_reduction,
             class_weights: the joint loss that the model returns when it is given labels, see
@@ -136,6 +137,7 @@ class RomeBertConfig(PreTrainedConfig):
         exit_layers: list[int] | None = None,
         exit_pooling: str = "cls",
         exit_policy: dict[str, Any] | None = None,
+        calibration: dict[str, Any] | None = None,
         romebert_version: str = VERSION,
         **kwargs: Any,
     ):
@@ -149,6 +151,7 @@ class RomeBertConfig(PreTrainedConfig):
         self.exit_layers = exit_layers
         self.exit_pooling = exit_pooling
         self.exit_policy = exit_policy
+        self.calibration = calibration
         for name in LOSS_SETTINGS:
             setattr(self, name, kwargs.pop(name, getattr(LossSettings, name)))
         self.romebert_version = romebert_version

@@ -46,6 +46,7 @@ from modeling_romebert import (
     evaluate_exits,
     score,
 )
+from modeling_romebert.certificate import sentence
 from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
 
 SENTENCES = (
@@ -104,9 +105,10 @@ class QuickstartArguments:
     bf16: bool | None = field(
         default=None, metadata={"help": "Train in bfloat16; when left out, where the machine has it."}
     )
-    max_loss: float = field(
-        default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose on validation."}
+    max_drop: float = field(
+        default=0.01, metadata={"help": "Accuracy that the calibrated threshold may lose, as a share."}
     )
+    confidence: float = field(default=0.9, metadata={"help": "With which that is promised."})
     seed: int = field(
         default=1, metadata={"help": "Of weights, order and dropout. The split of the data is fixed."}
     )
@@ -233,8 +235,15 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
 
     # 4. Pick the threshold on validation; it is stored in the model's config.
     step(4, f"Choosing how sure an exit has to be, on {len(rows['validation'])} other sentences.")
-    policy = calibrate(model, rows["validation"], tokenizer, max_loss=arguments.max_loss, progress=False)
-    print(f"   {policy.to_dict()} loses at most {arguments.max_loss:g} of accuracy there")
+    calibration = calibrate(
+        model,
+        rows["validation"],
+        tokenizer,
+        max_drop=arguments.max_drop,
+        confidence=arguments.confidence,
+        progress=False,
+    )
+    print(f"   {calibration}")
 
     # 5. On test: full depth against exits, in accuracy, layers and time.
     step(5, "Timing: the test sentences through every layer, and with early exit, in turns.")
@@ -263,7 +272,8 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         "exits": {str(layer): value for layer, value in zip(report.exit_layers, report.exits, strict=True)},
         "mean_over_exits": report.mean,
         "area": report.area,
-        "policy": policy.to_dict(),
+        "policy": calibration.policy.to_dict(),
+        "calibration": calibration.to_dict(),
         **comparison,
         "sentences": classify(folder / "model"),
         **provenance(),
@@ -318,7 +328,7 @@ def classify(model: Path) -> list[dict[str, Any]]:
 def show(folder: Path) -> None:
     """Print what a finished run found."""
     results = read_json(folder / "results.json")
-    print("\nWhat was found, on the test sentences:\n")
+    print(f"\n{sentence(results['calibration'])}\n\nWhat was found, on the test sentences:\n")
     print("| | right answers | layers run | seconds |\n|---|---|---|---|")
     for side in ("full_depth", "early_exit"):
         figures = results[side]
@@ -326,9 +336,10 @@ def show(folder: Path) -> None:
             f"| {side.replace('_', ' ')} | {figures['accuracy']:.1%} | {figures['cost']:.0%} |"
             f" {figures['seconds']:.2f} |"
         )
+    drop = 100 * (results["full_depth"]["accuracy"] - results["early_exit"]["accuracy"])
     print(
-        f"\nEarly exit runs {results['speedup_layers']:.2f} times fewer layers and takes"
-        f" {results['speedup_time']:.2f} times less time. Four sentences:\n"
+        f"\nEarly exit loses {drop:.1f} points there, runs {results['speedup_layers']:.2f} times fewer layers,"
+        f" and takes {results['speedup_time']:.2f} times less time. Four sentences:\n"
     )
     for one in results["sentences"]:
         print(f"stopped after layer {one['exit_layer']}  {one['label']:>8} {one['score']:.2f}  {one['text']}")

@@ -139,12 +139,12 @@ class DataArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on such a sample of each evaluation set."}
     )
-    calibrate_max_loss: float | None = field(
+    calibrate_max_drop: float | None = field(
         default=None,
         metadata={
-            "help": "Hold out a tenth of train and choose there the exit policy of least cost that loses at"
-            " most this much of the"
-            " metric (0.01 is one point of accuracy). It is stored in the model's config."
+            "help": "Hold out a tenth of train and choose there the exit policy of least cost that is"
+            " certified to lose at most this share of right answers (0.01 is one point of accuracy). It is"
+            " stored in the model's config."
         },
     )
 
@@ -297,7 +297,7 @@ def settings_of(
     files = {
         name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in data_files(data).items()
     }
-    others = ("task_name", "max_length", "max_train_samples", "max_eval_samples", "calibrate_max_loss")
+    others = ("task_name", "max_length", "max_train_samples", "max_eval_samples", "calibrate_max_drop")
     values = training.to_dict()
     return {
         "model": vars(where),
@@ -349,7 +349,7 @@ def judge_policy(
     training: RomeBertTrainingArguments,
     folder: Path,
 ) -> dict[str, Any] | None:
-    """Sweep a policy over every evaluation set, and with --calibrate_max_loss choose one and tell what it
+    """Sweep a policy over every evaluation set, and with --calibrate_max_drop choose one and tell what it
     does there.
 
     Written: exits.json; for mnli exits_matched.json and exits_mismatched.json; for a --test_file
@@ -368,8 +368,8 @@ def judge_policy(
     chosen, at = None, []
     if glue.held_out is not None:
         chosen = calibrate(
-            model, glue.held_out, tokenizer, max_loss=data.calibrate_max_loss, **common
-        ).to_dict()
+            model, glue.held_out, tokenizer, max_drop=data.calibrate_max_drop, **common
+        ).policy.to_dict()
         at = [chosen["patience" if policy["name"] == "patience" else "threshold"]]
     outcome, for_card = {}, None
     for prefix, rows in glue.evaluation.items():

@@ -21,6 +21,7 @@ if TYPE_CHECKING or not _ABSENT:
     from .exit_policies import POLICIES, ExitPolicy, make_policy
     from .losses import ExitLoss
     from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
+    from .monitor import ExitMonitor
     from .pipeline_romebert import EarlyExitPipeline
     from .scoring import score
 
@@ -38,15 +39,24 @@ if TYPE_CHECKING or not _ABSENT:
     del EarlyExitPipeline._registered_impl
 
 if TYPE_CHECKING:
-    from .evaluation import ExitReport, calibrate, compare_precision, evaluate_exits
+    from .evaluation import (
+        Calibration,
+        ExitReport,
+        calibrate,
+        calibrate_from_logits,
+        compare_precision,
+        evaluate_exits,
+    )
     from .onnx import OnnxRomeBertForSequenceClassification, export_onnx
     from .training import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments, project
 
 __all__ = [
     "OBJECTIVES",
     "POLICIES",
+    "Calibration",
     "EarlyExitPipeline",
     "ExitLoss",
+    "ExitMonitor",
     "ExitPolicy",
     "ExitReport",
     "OnnxRomeBertForSequenceClassification",
@@ -58,6 +68,7 @@ __all__ = [
     "RomeBertTrainingArguments",
     "__version__",
     "calibrate",
+    "calibrate_from_logits",
     "compare_precision",
     "evaluate_exits",
     "export_onnx",
@@ -67,7 +78,14 @@ __all__ = [
 ]
 
 _IMPORTED_WHEN_USED = {
-    "evaluation": ("ExitReport", "calibrate", "compare_precision", "evaluate_exits"),
+    "evaluation": (
+        "Calibration",
+        "ExitReport",
+        "calibrate",
+        "calibrate_from_logits",
+        "compare_precision",
+        "evaluate_exits",
+    ),
     "onnx": ("OnnxRomeBertForSequenceClassification", "export_onnx"),
     "training": ("OBJECTIVES", "RomeBertTrainer", "RomeBertTrainingArguments", "project"),
 }

@@ -48,7 +48,7 @@ class ThresholdPolicy(ExitPolicy):
 
     @classmethod
     def grid(cls, num_exits: int, fine: bool = False) -> list[float]:
-        return [1 - share for share in _shares(fine)]
+        return [round(1 - share, 6) for share in _shares(fine)]
 
     def start(
         self, num_exits: int, problem_type: str, exit_layers: Sequence[int] | None = None
@@ -317,8 +317,8 @@ def _checked_patience(policy: str, patience: Any) -> int:
 
 
 def _shares(fine: bool) -> list[float]:
-    """0 to 1: in steps of 0.005, or closer near 0, where policies differ most."""
+    """0 to 1: fine in steps of 0.005, or coarser; closer near 0, where policies differ most."""
     if fine:
-        return [step / 200 for step in range(201)]
+        return [0.0, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, *(step / 200 for step in range(1, 201))]
     percent = (0, 1, 2, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 60, 70, 80, 90, 95, 100)
     return [share / 100 for share in percent]

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from transformers.utils import logging
 
+from .certificate import certificate_of, sentence
 from .configuration_romebert import ProblemType, RomeBertConfig, loss_settings
 
 logger = logging.get_logger(__name__)
@@ -29,7 +30,7 @@ TAGS = ["romebert", "early-exit", "text-classification", "custom_code"]
 EVALUATED = ("metrics", "model-index")
 NEEDED = ("metric", "num_examples", "num_layers", "exit_layers", "exits", "policy", "curve")
 # Entries of `training` that have another place in the card.
-ELSEWHERE = ("license", "datasets", "language", "base_model", "hub_model_id", "provenance")
+ELSEWHERE = ("license", "datasets", "language", "base_model", "hub_model_id", "provenance", "rows_seen")
 LIMITS = """\
 - Early exits know what early layers know: texts that need the last layers exit late, or early and wrong.
 - A threshold holds for texts like those it was chosen on. On other texts, evaluate and calibrate anew.
@@ -396,14 +397,24 @@ def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
             " policy or threshold."
         )
     text = f"The pipeline uses `config.exit_policy`: `{_text(config.exit_policy)}`."
+    if certificate := certificate_of(config):
+        text = f"{text} {_text(sentence(certificate))}{_certified_with(certificate)}"
     calibrated = _calibrated(config, evaluation)
     if evaluation is None or calibrated is None:
-        return f"{text} What it costs has not been measured."
+        return text if certificate else f"{text} What it costs has not been measured."
     metric = _text(evaluation["metric"])
     return (
         f"{text} On the examples above it costs {calibrated['cost']:.3f} of the layers and reaches {metric}"
         f" {calibrated['metric']:.4f}, against {evaluation['exits'][-1]:.4f} at full depth."
     )
+
+
+def _certified_with(certificate: dict[str, Any]) -> str:
+    """Precision, device and versions of a certificate, as a sentence with a space before it."""
+    parts = [certificate.get("precision"), certificate.get("device")]
+    parts += [f"{name} {version}" for name, version in (certificate.get("versions") or {}).items()]
+    known = ", ".join(_text(part) for part in parts if part)
+    return f" Measured with {known}." if known else ""
 
 
 def _training(config: RomeBertConfig, training: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
 from .backbones import check_token_ids
-from .exit_policies import ExitPolicy, as_policy, threshold_settings
+from .exit_policies import ExitPolicy, FullDepth, as_policy, threshold_settings
+from .monitor import ExitMonitor, as_monitor, exit_indices
 from .scoring import ResultFormat, each, policy_for, score
 from .text_batcher import text_and_pair, was_cut, with_truncation
 
@@ -41,8 +42,10 @@ class EarlyExitPipeline(TextClassificationPipeline):
                 the constructor.
         text_pair: the second text of every pair, or a list with one for each text.
         batch_tokens, batch_size, window, on_error, progress, rebatching: of bulk scoring, see `score`.
-            `num_workers` has no
-            effect there: one thread tokenises ahead of the model.
+            `num_workers` has no effect there: one thread tokenises ahead of the model.
+        monitor: share of the texts, such as 0.01, to run to full depth as well, or an `ExitMonitor`: says
+            once when what was promised at calibration no longer holds, or texts leave at other exits.
+            Results stay what they are. `classify.monitor` is the constructor's.
 
     Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False`
     makes it an error.
@@ -82,11 +85,13 @@ class EarlyExitPipeline(TextClassificationPipeline):
         on_error: str | None = None,
         progress: bool | None = None,
         rebatching: bool | None = None,
+        monitor: Any = None,
         **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        bulk = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
+        bulk: dict[str, Any] = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
         bulk.update(progress=progress, rebatching=rebatching)
+        bulk["monitor"] = as_monitor(monitor, self.model.config)
         forward.update({name: value for name, value in bulk.items() if value is not None})
         exits = {
             "exit_policy": exit_policy,
@@ -158,11 +163,28 @@ class EarlyExitPipeline(TextClassificationPipeline):
         check_token_ids(self.model, encoded["input_ids"])
         return encoded
 
-    def _forward(self, model_inputs: Any, exit_policy: Any = None, **_of_bulk_scoring: Any) -> Any:
+    @property
+    def monitor(self) -> ExitMonitor | None:
+        """What the constructor was given as `monitor` made."""
+        return self._forward_params.get("monitor")
+
+    def _forward(
+        self, model_inputs: Any, exit_policy: Any = None, monitor: Any = None, **_of_bulk_scoring: Any
+    ) -> Any:
         if self.model.training:  # as for a list, whatever was done to the model since the pipeline was made
             self.model.eval()
         outputs = self.model(**model_inputs, exit_policy=policy_for(self.model, exit_policy))
+        if monitor is not None:
+            self._watch(monitor, model_inputs, outputs)
         return {"logits": outputs.logits, "exit_layer": outputs.exit_layer}
+
+    def _watch(self, monitor: ExitMonitor, model_inputs: Any, outputs: Any) -> None:
+        """Tell a monitor where a text left, and by chance its answer at full depth."""
+        monitor.count_exits(exit_indices(outputs.exit_layer, self.model.exit_layers))
+        if monitor.choose(1):
+            deep = self.model(**model_inputs, exit_policy=FullDepth())
+            monitor.compare(outputs.logits, deep.logits, self.model.problem_type)
+        monitor.speak()
 
     def postprocess(
         self, model_outputs: Any, function_to_apply: Any = None, top_k: Any = 1, _legacy: bool = True

@@ -19,10 +19,12 @@ from transformers.pipelines.text_classification import ClassificationFunction, s
 from transformers.utils import logging
 
 from .backbones import vocabulary_size
+from .certificate import say_if_precision_differs
 from .configuration_romebert import ProblemType
 from .cpu import keep_freed_memory, open_workers, take_number_of_threads
 from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .exit_policies import ExitPolicy, FullDepth, as_policy
+from .monitor import ExitMonitor, as_monitor, exit_indices
 from .rebatching import Scheduler, batches_of
 from .text_batcher import TextBatcher, Window, one_ahead, windows
 
@@ -54,6 +56,7 @@ def score(
     on_error: str = "raise",
     progress: bool = False,
     rebatching: bool | None = None,
+    monitor: ExitMonitor | float | None = None,
     **tokenizer_settings: Any,
 ) -> "Results":
     """Classify many texts, each as deep as it needs. What the pipeline does with lists, datasets and
@@ -87,6 +90,8 @@ def score(
         progress: show a progress bar.
         rebatching: let survivors of several batches at the same depth share one (rebatching.py). Left out, it
             is done on a CPU, where it was measured to pay; on a GPU nobody has measured it yet.
+        monitor: share of the texts to run to full depth as well, to see whether what was promised at
+            calibration still holds, or an `ExitMonitor`. Results stay what they are.
         **tokenizer_settings: truncation, max_length and what else the tokenizer takes; those for padding have
             no effect.
 
@@ -126,18 +131,16 @@ def score(
         )
     window = 1 if batch_size == 1 else window
     policy = policy_for(model, exit_policy)
+    watch = as_monitor(monitor, model.config)
     as_results = ResultFormat(model.config, function_to_apply, top_k)
     if rebatching is None:
         rebatching = model.device.type in REBATCHING_PAYS
-    scorer = _Scorer(
-        model,
-        tokenizer.pad_token_id,
-        policy,
-        batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"]),
-        batch_size,
-        rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch(),  # of an `ExitPolicy`
-        on_error == "skip",
-    )
+    tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+    # Only an `ExitPolicy` can say that it may be rebatched.
+    rebatching = rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch()
+    skips = on_error == "skip"
+    scorer = _Scorer(model, tokenizer.pad_token_id, policy, tokens, batch_size, rebatching, skips)
+    full_depth = _Scorer(model, tokenizer.pad_token_id, FullDepth(), tokens, batch_size, False, skips)
     batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
     length = len(texts) if isinstance(texts, Sized) else None
 
@@ -151,7 +154,10 @@ def score(
         )
         with closing(tokenised), shown as bar:
             for here in tokenised:
-                yield from as_results.of_window(here, *scorer(here, bar))
+                logits, exit_layer = scorer(here, bar)
+                if watch is not None:
+                    _compare_some(watch, here, logits, exit_layer, full_depth)
+                yield from as_results.of_window(here, logits, exit_layer)
                 seen, cut, failed = seen + here.size, cut + here.cut, failed + len(here.errors)
         if cut:
             logger.warning(
@@ -164,6 +170,24 @@ def score(
             )
 
     return Results(results(), length)
+
+
+def _compare_some(
+    monitor: ExitMonitor, window: Window, logits: Tensor, exit_layer: Tensor, full_depth: "_Scorer"
+) -> None:
+    """Of a classified window: tell a monitor where rows left, and for some the answers at full depth.
+
+    Args:
+        logits, exit_layer: (N, C) and (N,) of the window's rows.
+    """
+    rows = sorted(window.features.keys() - window.errors.keys())
+    monitor.count_exits(exit_indices(exit_layer[rows], full_depth.model.exit_layers))
+    chosen = [rows[index] for index in monitor.choose(len(rows))]
+    if chosen:
+        deep, _ = full_depth(window, logging.EmptyTqdm(), chosen)
+        chosen = [row for row in chosen if row not in window.errors]
+        monitor.compare(logits[chosen], deep[chosen], full_depth.model.problem_type)
+    monitor.speak()
 
 
 class Results(Iterator[Any]):
@@ -200,6 +224,8 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
                 "The model has no calibrated exit policy, so every text runs every layer. Call"
                 " modeling_romebert.calibrate and save the model, or pass exit_threshold."
             )
+        else:
+            say_if_precision_differs(model)
     policy = FullDepth() if exit_policy is None or exit_policy is False else as_policy(exit_policy)
     # Or it would fail for every text.
     policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
@@ -308,8 +334,8 @@ class _Scorer:
         self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
         self.rebatching, self.skips = rebatching, skips
 
-    def __call__(self, window: Window, bar: Any) -> tuple[Tensor, Tensor]:
-        """-> logits (N, C) and exit_layer (N,), zeros for the rows with an error.
+    def __call__(self, window: Window, bar: Any, rows: Iterable[int] | None = None) -> tuple[Tensor, Tensor]:
+        """-> logits (N, C) and exit_layer (N,), zeros for the rows with an error and those not among `rows`.
 
         Raises:
             TypeError, ValueError: what is wrong with a text, unless such texts are skipped.
@@ -320,6 +346,8 @@ class _Scorer:
         bar.update(len(window.errors))
         self._raise_unless_skipped(window)
         left = dict(zip(window.features, window.lengths, strict=True))  # rows to classify, and their tokens
+        if rows is not None:
+            left = {row: left[row] for row in rows}
         while left:
             try:
                 for exited in self._run(window, left):

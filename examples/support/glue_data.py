@@ -112,7 +112,7 @@ def load_glue(data: Any) -> GlueData:
     }
     label_range = 0.0 if names else max(encoded["label"]) - min(encoded["label"])
     rows, held_out = _sample(encoded, data.max_train_samples), None
-    if data.calibrate_max_loss is not None:
+    if data.calibrate_max_drop is not None:
         rows, held_out = _hold_out(rows)
     return GlueData(rows, held_out, evaluation, names, metrics, label_range)
 
@@ -244,6 +244,6 @@ def _hold_out(rows: Dataset) -> tuple[Dataset, Dataset]:
     rest = sorted(set(range(len(rows))) - set(held_out))
     if not held_out or not rest:
         raise SystemExit(
-            f"{len(rows)} training rows are too few to hold out a tenth for --calibrate_max_loss."
+            f"{len(rows)} training rows are too few to hold out a tenth for --calibrate_max_drop."
         )
     return rows.select(rest), rows.select(held_out)

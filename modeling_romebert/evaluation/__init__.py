@@ -1,8 +1,15 @@
 """Evaluation: the metric at every exit, what a policy saves, and thresholds that are chosen on data."""
 
-from .calibration import calibrate
+from .calibration import Calibration, calibrate, calibrate_from_logits
 from .evaluate import evaluate_exits
 from .precision import compare_precision
 from .report import ExitReport
 
-__all__ = ["ExitReport", "calibrate", "compare_precision", "evaluate_exits"]
+__all__ = [
+    "Calibration",
+    "ExitReport",
+    "calibrate",
+    "calibrate_from_logits",
+    "compare_precision",
+    "evaluate_exits",
+]

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..backbones import check_token_ids
 from ..configuration_romebert import ProblemType
 from ..data.checks import check_length
-from ..data.labels import LabelReader, say_ignored, take_class_names
+from ..data.labels import LABEL_COLUMNS, LabelReader, say_ignored, take_class_names
 from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
 from ..scoring import each
@@ -33,7 +33,14 @@ class ExitLogits(NamedTuple):
     ignored: int  # rows that were left out: their label is -100
 
 
-@torch.no_grad()
+class Rows(NamedTuple):
+    """A dataset's rows as the model takes them."""
+
+    inputs: list[dict[str, Any]]  # N of them, each with input_ids and what else the tokenizer gives
+    labels: np.ndarray | None  # (N,) class ids or numbers, (N, C) targets; None where a row has none
+    ignored: int  # rows that were left out: their label is -100
+
+
 def collect_exit_logits(
     model: Any, dataset: Iterable[dict[str, Any]], tokenizer: Any, batch_size: int = 64, progress: bool = True
 ) -> ExitLogits:
@@ -42,10 +49,30 @@ def collect_exit_logits(
     Args:
         model: a `RomeBertForSequenceClassification`; it is put in evaluation mode. Where it has no names for
             its classes it takes those of a `ClassLabel` column.
+        dataset: see `read_rows`.
+        tokenizer: pads, and tokenises where that is needed.
+
+    Raises:
+        ValueError, TypeError: see `read_rows`.
+    """
+    rows = read_rows(model, dataset, tokenizer)
+    assert rows.labels is not None  # or it had raised
+    return ExitLogits(
+        run_rows(model, rows.inputs, tokenizer, batch_size, progress), rows.labels, rows.ignored
+    )
+
+
+def read_rows(
+    model: Any, dataset: Iterable[dict[str, Any]], tokenizer: Any, needs_labels: bool = True
+) -> Rows:
+    """Read, and tokenise where needed, a dataset; its labels may settle the problem type of the model.
+
+    Args:
         dataset: rows with `labels` (or `label`), read as in training (labels.py), and either `input_ids` (and
             what else the tokenizer gives) or `text` (and `text_pair`), which is tokenised, and cut to the
             positions of the model as in `score`.
-        tokenizer: pads, and tokenises where that is needed.
+        needs_labels: whether rows must have labels. Where they need none, those labelled -100 count too, and
+            one row without a label leaves all without.
 
     Raises:
         ValueError: no rows, or rows without labels or inputs, or with labels or inputs that the model cannot
@@ -60,33 +87,36 @@ def collect_exit_logits(
     romebert = inner_model(model)
     take_class_names(romebert.config, dataset, "the dataset")
     read, tokenize = LabelReader(romebert.config), _Tokenizer(tokenizer, romebert.max_tokens)
-    inputs, labels, rows = [], [], 0
+    inputs, labels, rows, all_labelled = [], [], 0, True
     for index, row in enumerate(each(dataset)):
         if not isinstance(row, Mapping):
             raise ValueError(
                 f"row {index} is a {type(row).__name__}; give dicts with labels, and input_ids or text."
             )
         rows += 1
-        _, label = read.of_row(row, f"row {index}")
-        if read.problem_type == ProblemType.SINGLE_LABEL and label == IGNORED_LABEL:
-            continue
+        if needs_labels or any(row.get(name) is not None for name in LABEL_COLUMNS):
+            _, label = read.of_row(row, f"row {index}")
+            if read.problem_type == ProblemType.SINGLE_LABEL and label == IGNORED_LABEL:
+                if needs_labels:
+                    continue
+                all_labelled = False
+            labels.append(label)
+        else:
+            all_labelled = False
         inputs.append(tokenize(row, f"row {index}"))
-        labels.append(label)
     if not inputs:
         found = f"in every row the label is {IGNORED_LABEL}" if rows else "the dataset has no rows"
         raise ValueError(f"{found}, so there is nothing to evaluate.")
-    say_ignored(rows - len(labels), rows, "the dataset")
+    say_ignored(rows - len(inputs), rows, "the dataset")
     if tokenize.cut:
         logger.warning(
-            f"{tokenize.cut} of {len(labels)} texts were longer than {tokenize.settings['max_length']}"
+            f"{tokenize.cut} of {len(inputs)} texts were longer than {tokenize.settings['max_length']}"
             " tokens and were cut."
         )
-    # It was left open, and the labels settle it, as in training.
-    if read.problem_type != romebert.problem_type:
+    if labels and read.problem_type != romebert.problem_type:
+        # it was left open, and the labels settle it, as in training
         romebert.config.problem_type = read.problem_type
-    return ExitLogits(
-        _run(model, inputs, tokenizer, batch_size, progress), np.asarray(labels), rows - len(labels)
-    )
+    return Rows(inputs, np.asarray(labels) if all_labelled else None, rows - len(inputs))
 
 
 class _Tokenizer:
@@ -125,7 +155,10 @@ class _Tokenizer:
         return {name: encoded[name][0] for name in self.tokenizer.model_input_names if name in encoded}
 
 
-def _run(model: Any, inputs: list[dict[str, Any]], tokenizer: Any, batch_size: int, progress: bool) -> Tensor:
+@torch.no_grad()
+def run_rows(
+    model: Any, inputs: list[dict[str, Any]], tokenizer: Any, batch_size: int, progress: bool
+) -> Tensor:
     """What the model takes of each row -> exit_logits (N, E, C), in their order."""
     model.eval()
     collate = DataCollatorWithPadding(tokenizer)

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 from transformers.utils import logging
 
+from ..data.fingerprint import sample_of
 from ..losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
 from .arguments import RomeBertTrainingArguments
 from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
@@ -238,6 +239,8 @@ class RomeBertTrainer(ExitTrainer):
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
         model.exit_loss = self._run.exit_loss
         model.evaluation, model.training_settings = None, self._settings_for_card()
+        if (seen := sample_of(self.train_dataset)) is not None:
+            model.training_settings["rows_seen"] = seen  # which no calibration may use
 
     def _settle_unused_weights(self) -> None:
         """Tell DDP of weights that the objective leaves without a gradient, where the objective is another

@@ -34,11 +34,11 @@ def make_all(folder: Path) -> None:
     classifier().save_pretrained(folder / "runs/quickstart/model")
     tokenizer().save_pretrained(folder / "runs/quickstart/model")
     write_texts(folder / "train.csv", 24)
-    write_texts(folder / "validation.csv", 24)
+    write_texts(folder / "validation.csv", 24, "a film was")
     write_texts(folder / "test.csv", 10)
 
 
-def write_texts(path: Path, count: int) -> None:
+def write_texts(path: Path, count: int, begin: str = "the film was") -> None:
     """Rows with the label of their decisive word; every sixth has a word that only the last exit knows."""
     easy = ["delight", "dull", "lovely", "boring"]
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -46,7 +46,7 @@ def write_texts(path: Path, count: int) -> None:
         rows.writerow(["text", "label"])
         for number in range(count):
             word = "hoped" if number % 6 == 5 else easy[number % 4]
-            rows.writerow([f"the film was {word}{' and long' * (number % 3)}", DECISIVE[word][0]])
+            rows.writerow([f"{begin} {word}{' and long' * (number % 3)}", DECISIVE[word][0]])
 
 
 @torch.no_grad()

@@ -1,6 +1,4 @@
-"""Replayed policies are the walk, reported figures are those counted by hand, and calibration finds the
-cheapest point.
-"""
+"""Replayed policies are the walk, and reported figures are those counted by hand."""
 
 import dataclasses
 import logging
@@ -14,8 +12,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from tiny import LAYERS, build, padded_batch, tiny_tokenizer
 
-from modeling_romebert import POLICIES, ExitReport, calibrate, evaluate_exits, make_policy, score
-from modeling_romebert.evaluation.calibration import cheapest
+from modeling_romebert import POLICIES, ExitReport, calibrate, evaluate_exits, score
 from modeling_romebert.evaluation.exit_logits import collect_exit_logits
 from modeling_romebert.evaluation.provenance import read_json, write_json
 from modeling_romebert.evaluation.report import CurvePoint, area_under_curve
@@ -248,71 +245,6 @@ def test_regression_of_several_numbers():
     )
 
 
-# ---- calibration
-
-
-def brute_force(exit_logits, labels, thresholds, policy):
-    """Cost and accuracy of every threshold, row by row."""
-    found = []
-    for threshold in thresholds:
-        layers, right = 0, 0
-        for row, label in zip(exit_logits, labels, strict=True):
-            left_at = replay({**policy, "threshold": threshold}, row[None], SINGLE).item()
-            layers += left_at + 1
-            right += row[left_at].argmax() == label
-        found.append((layers / (len(labels) * exit_logits.shape[1]), float(right) / len(labels)))
-    return found
-
-
-@pytest.mark.parametrize("policy", SWEPT, ids=NAMES)
-def test_calibrated_policy_is_the_cheapest_that_loses_at_most_max_loss(policy):
-    model, rows = model_and_rows(count=12)
-    exit_logits, labels = alone(model, rows), torch.tensor([row["label"] for row in rows])
-    highest = 4 if policy["name"] == "vote" else 1
-    thresholds = (
-        [1, 2, 3, 4] if policy["name"] == "patience" else [highest * step / 200 for step in range(201)]
-    )
-    by_hand = brute_force(exit_logits, labels, thresholds, policy)
-    full = (exit_logits[:, -1].argmax(-1) == labels).float().mean().item()
-    for max_loss in (0.0, 0.1, 1.0):
-        calibrated = calibrate(model, rows, policy=policy, max_loss=max_loss, **QUIET)
-        left_at = replay(calibrated, exit_logits, SINGLE)
-        least = full - max_loss - 1e-6
-        cost = (left_at + 1).float().mean().item() / 4
-        assert cost == pytest.approx(min(cost for cost, accuracy in by_hand if accuracy >= least))
-        predicted = exit_logits[torch.arange(12), left_at].argmax(-1)
-        assert (predicted == labels).float().mean().item() >= least
-        assert calibrated.name == policy["name"]
-        assert model.config.exit_policy == calibrated.to_dict()
-        assert {**policy, **calibrated.to_dict()} == calibrated.to_dict()
-
-
-def test_calibrated_policy_travels_with_the_config(tmp_path):
-    model, rows = model_and_rows()
-    calibrated = calibrate(model, rows, **QUIET)
-    model.config.save_pretrained(tmp_path)
-    stored = type(model.config).from_pretrained(tmp_path).exit_policy
-    assert make_policy(**stored).to_dict() == calibrated.to_dict()
-
-
-def test_calibration_of_regression():
-    model, rows = model_and_rows(REGRESSION)
-    policy = {"name": "patience", "tolerance": 2.0}
-    calibrated = calibrate(model, rows, policy=policy, max_loss=2.0, **QUIET)
-    assert calibrated.to_dict() == {"name": "patience", "patience": 1, "tolerance": 2.0}
-
-
-def points(*costs_and_metrics):
-    return [CurvePoint(0.5, cost, metric, 1.0, [1.0]) for cost, metric in costs_and_metrics]
-
-
-def test_cheapest_by_hand():
-    curve = points((0.25, 0.5), (0.5, 0.7), (0.75, 0.9), (1.0, 0.8))
-    assert [cheapest(curve, loss).cost for loss in (0.0, 0.05, 0.2, 0.5)] == [0.75, 0.75, 0.5, 0.25]
-    assert cheapest(curve, 0.1).cost == 0.5  # 0.8 - 0.7 is exactly what may be lost, if not to the last bit
-    assert cheapest(points((1.0, 0.8)), 0.0).cost == 1.0
-
-
 # ---- errors
 
 
@@ -408,12 +340,6 @@ def test_entropy_is_refused_for_regression(function):
     model, rows = model_and_rows(REGRESSION, count=3)
     with pytest.raises(ValueError, match="'entropy' needs class probabilities"):
         function(model, rows, **QUIET)
-
-
-@pytest.mark.parametrize("max_loss", [-0.01, float("nan")])
-def test_max_loss_must_not_be_negative(max_loss):
-    with pytest.raises(ValueError, match=f"max_loss={max_loss} is not 0 or more"):
-        calibrate(build(), [], max_loss=max_loss, **QUIET)
 
 
 # ---- files

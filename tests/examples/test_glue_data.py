@@ -163,6 +163,6 @@ def test_files_that_cannot_be_used(run_glue, task, train, validation, message):
 
 def test_too_few_rows_to_hold_out():
     with pytest.raises(
-        SystemExit, match="2 training rows are too few to hold out a tenth for --calibrate_max_loss"
+        SystemExit, match="2 training rows are too few to hold out a tenth for --calibrate_max_drop"
     ):
-        load(*files([X, Y], [X]), "--calibrate_max_loss", "0.1")
+        load(*files([X, Y], [X]), "--calibrate_max_drop", "0.1")

@@ -204,7 +204,7 @@ def test_stsb_is_regression_and_calibrates_patience(run_glue):
     columns = ("sentence1", "sentence2")
     rows = labelled(24, score, 1, columns)
     found = run_glue(
-        "--recipe", "stsb", *files(labelled(60, score, 0, columns), rows), "--calibrate_max_loss", 0.1
+        "--recipe", "stsb", *files(labelled(60, score, 0, columns), rows), "--calibrate_max_drop", 0.1
     )
     config, report = read("model/config.json"), read("exits.json")
     assert (config["problem_type"], len(config["id2label"])) == ("regression", 1)
@@ -248,7 +248,7 @@ def test_mnli_keeps_matched_and_mismatched_apart(run_glue):
 
 
 def test_calibration_is_on_rows_held_out_of_train(run_glue, own_files, capsys):
-    found = run_glue(*own_files, "--calibrate_max_loss", 0.05)
+    found = run_glue(*own_files, "--calibrate_max_drop", 0.05)
     policy, config = found["policy"], read("model/config.json")
     assert policy["held_out_samples"] > 0 and policy["held_out_samples"] + found["train"]["samples"] == 48
     assert config["exit_policy"] == policy["settings"] and policy["settings"]["name"] == "entropy"
@@ -349,7 +349,7 @@ def test_failure_before_training_leaves_no_folder(run_glue, own_files):
 
 @pytest.mark.slow
 def test_two_processes_are_one_run(run_glue, own_files, encoder):
-    settings = [*own_files, "--objective", "joint", "--save_strategy", "epoch", "--calibrate_max_loss", "0.1"]
+    settings = [*own_files, "--objective", "joint", "--save_strategy", "epoch", "--calibrate_max_drop", "0.1"]
     common = [
         "--model_name_or_path",
         encoder,

@@ -267,7 +267,7 @@ def test_report_says_of_which_weights_it_is(tmp_path):
 def test_figures_of_a_policy_are_those_of_that_policy(tmp_path):
     model, report = evaluated()
     rows = [{"text": text, "label": number % 2} for number, text in enumerate(tiny_texts(20))]
-    calibrate(model, rows, tiny_tokenizer(), progress=False, max_loss=1.0)
+    calibrate(model, rows, tiny_tokenizer(), progress=False, max_drop=0.9)
     model.evaluation |= {"calibrated": {"cost": 0.4321, "metric": 0.8765}}
     model.save_pretrained(tmp_path)
     assert "0.8765" in card(tmp_path)

@@ -105,11 +105,12 @@ def test_evaluate_and_calibrate_take_it():
         tiny_tokenizer(),
         policy={"name": "entropy", "ask_exits": [2]},
         progress=False,
-        max_loss=1,
-    )
+        risk="disagreement",
+        max_drop=0.99,
+    ).policy
     assert policy.ask_exits == [2] and model.config.exit_policy == {
         "name": "entropy",
-        "threshold": 1.0,
+        "threshold": 0.995,
         "ask_exits": [2],
     }
 

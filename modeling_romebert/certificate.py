@@ -1,0 +1,80 @@
+"""What a calibration promised, as it travels in `config.calibration`: whether it is of the present policy, a
+sentence for people, and a word when the model runs in another precision.
+
+Calibrating is in evaluation/calibration.py; this file travels with the model.
+"""
+
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .configuration_romebert import plain
+
+logger = logging.get_logger(__name__)
+
+MEANINGS = {
+    "disagreement": "at most {:.3g} of the answers differ from full depth",
+    "harm": "at most {:.3g} of the answers are wrong where full depth is right",
+    "drop": "the share of right answers drops by at most {:.3g}",
+}
+
+
+def certificate_of(config: Any) -> dict[str, Any] | None:
+    """The certificate in a config, where it is of the exit policy that the config has now.
+
+    Example:
+        >>> from modeling_romebert import RomeBertConfig
+        >>> policy = {"name": "entropy", "threshold": 0.2}
+        >>> config = RomeBertConfig(exit_policy=policy, calibration={"policy": policy, "certified": True})
+        >>> certificate_of(config)["certified"]
+        True
+        >>> config.exit_policy = {"name": "entropy", "threshold": 0.3}
+        >>> certificate_of(config) is None
+        True
+    """
+    calibration = getattr(config, "calibration", None)
+    if not calibration or calibration.get("policy") != plain(config.exit_policy):
+        return None
+    return dict(calibration)
+
+
+def sentence(calibration: dict[str, Any]) -> str:
+    """A certificate -> what it promises, on what grounds, in plain words."""
+    count, cost = f"{calibration['num_examples']:,}", f"{calibration['cost']:.3f}"
+    if calibration.get("budget") is not None:
+        low, high = calibration["drop_interval"]
+        return (
+            f"Chosen on {count} examples to run at most {calibration['budget']:g} of the layers (it ran"
+            f" {cost}); nothing was promised. Cross-fitted, the drop in the share of right answers is"
+            f" {100 * calibration['observed']:.2f} points"
+            f" ({100 * low:.2f} to {100 * high:.2f} with {calibration['confidence']:.0%} confidence)."
+        )
+    if not calibration["certified"]:
+        return f"No threshold could be certified, so every text runs every layer: {calibration['reason']}"
+    promise = MEANINGS[calibration["risk"]].format(calibration["max_drop"])
+    return (
+        f"Certified on {count} examples with {calibration['confidence']:.4g} confidence, for texts like"
+        f" those: {promise} ({calibration['observed']:.4f} there), at a cost of {cost} of the layers."
+    )
+
+
+def precision_of(model: Any) -> str:
+    """The type that a model computes in: that of an autocast around the call, or of its weights."""
+    if torch.is_autocast_enabled(model.device.type):
+        return str(torch.get_autocast_dtype(model.device.type)).removeprefix("torch.")
+    return str(model.dtype).removeprefix("torch.")
+
+
+def say_if_precision_differs(model: Any) -> None:
+    """Say once that a model runs in another precision than the one in which its policy was certified."""
+    certificate = certificate_of(model.config)
+    if certificate is None or not certificate.get("precision"):
+        return
+    if (now := precision_of(model)) != certificate["precision"]:
+        logger.warning_once(
+            f"The exit policy was certified in {certificate['precision']}, and the model runs in {now}, which"
+            " moves some texts to other exits: the certificate is not of this. Calibrate in the precision"
+            " that you use, or load the model with"
+            f" dtype=torch.{certificate['precision']}. This is said once."
+        )
