@@ -337,9 +337,10 @@ def show(folder: Path) -> None:
             f" {figures['seconds']:.2f} |"
         )
     drop = 100 * (results["full_depth"]["accuracy"] - results["early_exit"]["accuracy"])
+    layers, time_saved = results["speedup_layers"], results["speedup_time"]
     print(
-        f"\nEarly exit loses {drop:.1f} points there, runs {results['speedup_layers']:.2f} times fewer layers,"
-        f" and takes {results['speedup_time']:.2f} times less time. Four sentences:\n"
+        f"\nEarly exit loses {drop:.1f} points there, runs {layers:.2f} times fewer layers, and takes"
+        f" {time_saved:.2f} times less time. Four sentences:\n"
     )
     for one in results["sentences"]:
         print(f"stopped after layer {one['exit_layer']}  {one['label']:>8} {one['score']:.2f}  {one['text']}")

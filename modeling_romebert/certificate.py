@@ -60,7 +60,11 @@ def sentence(calibration: dict[str, Any]) -> str:
 
 
 def precision_of(model: Any) -> str:
-    """The type that a model computes in: that of an autocast around the call, or of its weights."""
+    """The type that a model computes in: that of an autocast around the call, or of its weights; of a bundle
+    of ONNX what it was exported in.
+    """
+    if not isinstance(model, torch.nn.Module) and hasattr(model, "precision"):
+        return model.precision
     if torch.is_autocast_enabled(model.device.type):
         return str(torch.get_autocast_dtype(model.device.type)).removeprefix("torch.")
     return str(model.dtype).removeprefix("torch.")

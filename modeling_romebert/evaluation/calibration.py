@@ -139,6 +139,11 @@ def calibrate(
     budget = checked_arguments(max_drop, confidence, risk, policy, cost, speedup)
     romebert = inner_model(model)
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
+    if temperature and not isinstance(romebert, torch.nn.Module):
+        raise ValueError(
+            "temperature=True scales the weights of the exits, and those of a bundle are fixed: calibrate the"
+            " torch model with it, and export that."
+        )
     needs_labels = risk in NEEDS_LABELS or budget is not None
     rows = read_rows(model, dataset, tokenizer, needs_labels)
     hashes = row_hashes(rows.inputs)

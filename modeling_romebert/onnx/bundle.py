@@ -47,6 +47,7 @@ class Manifest:
     precision: str = "fp32"  # that was asked for
     exit_policy: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    rows_seen: dict[str, Any] | None = None  # a sample of hashes of the rows that the model was trained on
     processor: dict[str, Any] = field(default_factory=dict)  # that an int8 bundle was made for
     checked: dict[str, Any] | None = None  # int8 against fp32, on texts
     opset: int = 0
@@ -56,8 +57,11 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write the manifest, with the digests of the files that are in the folder now."""
-        self.files = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        names = self.files or [path.name for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+        self.files = {name: digest(folder / name) for name in names}
+        unfinished = folder / f".{MANIFEST}"
+        unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(folder / MANIFEST)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..batch_layout import PaddedBatch
+from ..certificate import certificate_of
 from ..encoder import TorchEncoder
+from ..evaluation.calibration import calibrate
+from ..exit_policies import threshold_settings
 from ..pretrained import inner_model
 from ..scoring import each
 from ..text_batcher import TextBatcher, Window
 from .bundle import MANIFEST, Manifest, Segment
 from .quantise import quantised
+from .runtime import OnnxRomeBertForSequenceClassification
 
 logger = logging.get_logger(__name__)
 
@@ -110,7 +114,9 @@ def export_onnx(
         exits: layers whose exits the bundle has, a part of the model's; all when left out. The last one
             stays.
         dataset: texts, or rows with `text` (and `text_pair`), of the kind that the bundle will see. int8 is
-            compared with fp32 on them, segment by segment.
+            compared with fp32 on them, segment by segment. A certificate of the exit policy holds in the
+            precision that it was made in; with labels (or for a risk that needs none) the bundle is certified
+            again on these rows, else the policy travels without one.
         max_changed: share of the texts whose label a segment in int8 may change at its exit; one that changes
             more stays in fp32.
 
@@ -127,12 +133,13 @@ def export_onnx(
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ValueError(f"folder={str(folder)!r} holds other files than a bundle's; name a new one.")
     romebert = _for_export(inner_model(model), exits)
-    texts = None if dataset is None else _tokenised(romebert, tokenizer, dataset)
+    rows = None if dataset is None else list(each(dataset))
+    texts = None if rows is None else _tokenised(romebert, tokenizer, rows)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         graphs, bundle = Path(work, "graphs"), Path(work, "bundle")
         graphs.mkdir()
-        manifest = _export_segments(romebert, tokenizer, graphs)
+        manifest = _export_segments(romebert, tokenizer, graphs, in_int8=precision == "int8")
         chosen = {name: graphs / name for name in manifest.graphs}
         if precision == "int8":
             chosen |= quantised(graphs, manifest, texts, max_changed)
@@ -146,6 +153,9 @@ def export_onnx(
         if folder.exists():
             shutil.rmtree(folder)
         bundle.rename(folder)
+    certificate = certificate_of(romebert.config)
+    if certificate is not None and precision == "int8":
+        _certify_again(folder, tokenizer, rows, certificate)
     return folder
 
 
@@ -171,7 +181,37 @@ def _for_export(model: Any, exits: Sequence[int] | None) -> Any:
     return model
 
 
-def _export_segments(model: Any, tokenizer: Any, folder: Path) -> Manifest:
+def _certify_again(folder: Path, tokenizer: Any, rows: list[Any] | None, certificate: dict[str, Any]) -> None:
+    """A certificate is of the precision that it was made in: calibrate the bundle on the rows, as asked for
+    then.
+    """
+    onnx = OnnxRomeBertForSequenceClassification.from_pretrained(folder)
+    texts = [dict(row) if isinstance(row, Mapping) else {"text": row} for row in rows or ()]
+    labelled = all("label" in row or "labels" in row for row in texts)
+    budget = certificate.get("budget")
+    if not texts or not (labelled or (certificate["risk"] == "disagreement" and budget is None)):
+        logger.warning(
+            f"The exit policy was certified in {certificate['precision']}. The bundle in int8 has the"
+            " policy without the certificate; give a dataset with labels, or calibrate the bundle and save"
+            " it."
+        )
+        return
+    policy = certificate["policy"]
+    dropped = threshold_settings(policy["name"])
+    asked: dict[str, Any] = {
+        "confidence": certificate["confidence"],
+        "tolerance": certificate.get("tolerance"),
+    }
+    asked["policy"] = {name: value for name, value in policy.items() if name not in dropped}
+    if budget is None:
+        asked |= {"risk": certificate["risk"], "max_drop": certificate["max_drop"]}
+    else:
+        asked |= {"cost": budget}
+    calibrate(onnx, texts, tokenizer, progress=False, **asked)
+    onnx.save_pretrained(folder)
+
+
+def _export_segments(model: Any, tokenizer: Any, folder: Path, in_int8: bool) -> Manifest:
     """Write the graphs in fp32 -> the manifest, without digests."""
     layers, mask_is_made = model.layers, model.adapter.packs
     repeated = len(set(map(id, layers))) < len(layers)  # ALBERT: graphs of single layers, which run again
@@ -209,6 +249,8 @@ def _export_segments(model: Any, tokenizer: Any, folder: Path) -> Manifest:
         inputs=inputs,
         segments=segments,
         exit_policy=config.exit_policy,
+        calibration=None if in_int8 else certificate_of(config),
+        rows_seen=(model.training_settings or model._record.get("training") or {}).get("rows_seen"),
         opset=OPSET,
         versions={
             name: version(name) for name in ("romebert", "torch", "transformers", "onnx", "onnxruntime")

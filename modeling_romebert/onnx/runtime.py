@@ -6,6 +6,7 @@ goes: the pipeline, `score`, `evaluate_exits`, `calibrate`. Without them it has 
 
 import ctypes
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,10 @@ class OnnxRomeBertForSequenceClassification:
         self._opened: tuple[int, dict[str, Any]] = (-1, {})
         self.exit_layers, self.num_labels = manifest.exit_layers, manifest.num_labels
         self.max_tokens, self.problem_type = manifest.max_tokens, manifest.problem_type
+        self.precision = {"fp32": "float32"}.get(manifest.precision, manifest.precision)
         self.config = self._config()
         self.evaluation: dict[str, Any] | None = None
+        self.training_settings = {"rows_seen": manifest.rows_seen}
         self._sessions()
 
     @classmethod
@@ -107,6 +110,21 @@ class OnnxRomeBertForSequenceClassification:
                 " session_options.intra_op_num_threads."
             )
         return cls(path, manifest, wanted, options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the bundle into a folder, with the exit policy and the certificate that the config has now:
+        what `calibrate` found on the bundle is kept so. The bundle's own folder will do.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.manifest.files:
+            if (self.folder / name).resolve() != (folder / name).resolve():
+                shutil.copyfile(self.folder / name, folder / name)
+        self.manifest.exit_policy, self.manifest.calibration = (
+            self.config.exit_policy,
+            self.config.calibration,
+        )
+        self.manifest.save(folder)
 
     # ---- what bulk scoring and evaluation ask of a model
 
@@ -308,10 +326,14 @@ class OnnxRomeBertForSequenceClassification:
             from ..configuration.configuration_romebert import RomeBertConfig
         except ModuleNotFoundError:
             return SimpleNamespace(
-                exit_policy=manifest.exit_policy, id2label=manifest.id2label, num_labels=manifest.num_labels
+                exit_policy=manifest.exit_policy,
+                calibration=manifest.calibration,
+                id2label=manifest.id2label,
+                num_labels=manifest.num_labels,
             )
         config = RomeBertConfig.from_pretrained(self.folder)
         config.exit_policy, config.problem_type = manifest.exit_policy, manifest.problem_type
+        config.calibration = manifest.calibration
         return config
 
 

@@ -120,9 +120,10 @@ def test_pipeline_evaluation_and_calibration_take_it(model, onnx, capsys):
     reports = [evaluate_exits(one, rows, TOKENIZER, progress=False) for one in (onnx, model)]
     assert reports[0].exits == reports[1].exits and reports[0].curve == reports[1].curve
     before = dict(onnx.config.exit_policy), dict(model.config.exit_policy)
-    found = [calibrate(one, rows, TOKENIZER, progress=False) for one in (onnx, model)]
+    found = [calibrate(one, rows, TOKENIZER, max_drop=0.3, progress=False) for one in (onnx, model)]
     onnx.config.exit_policy, model.config.exit_policy = before
-    assert str(found[0]) == str(found[1])
+    onnx.config.calibration = model.config.calibration = None
+    assert str(found[0]) == str(found[1]) and found[0].precision == "float32"
 
 
 def test_a_call_takes_arrays_and_tensors(model, onnx):
@@ -237,6 +238,51 @@ def test_int8_keeps_in_fp32_what_changes_labels(model, tmp_path, monkeypatch):
     assert sizes[2] == sizes[3] < sizes[1]
     found, expected = list(score(onnx, TOKENIZER, TEXTS)), list(score(model, TOKENIZER, TEXTS))
     assert sum(one["label"] == other["label"] for one, other in zip(found, expected, strict=True)) > 50
+
+
+@pytest.fixture(scope="module")
+def certified(model):
+    """The model with a certificate, and rows that it holds on."""
+    rows = [{"text": text, "label": 0} for text in TEXTS]
+    before = model.config.exit_policy
+    found = calibrate(model, rows, TOKENIZER, max_drop=0.2, confidence=0.8, progress=False)
+    assert found.certified and model.config.calibration["precision"] == "float32"
+    yield model, rows
+    model.config.exit_policy, model.config.calibration = before, None
+
+
+def opened(*arguments, **settings):
+    return OnnxRomeBertForSequenceClassification.from_pretrained(export_onnx(*arguments, **settings))
+
+
+def test_a_certificate_holds_in_its_precision(certified, tmp_path, caplog):
+    """fp32 keeps it, int8 without labels loses it with a word, int8 with labels is certified anew."""
+    model, rows = certified
+    fp32 = opened(model, TOKENIZER, tmp_path / "fp32", precision="fp32")
+    assert (
+        fp32.config.calibration == model.config.calibration and "without the certificate" not in caplog.text
+    )
+    without = opened(model, TOKENIZER, tmp_path / "without", dataset=TEXTS)
+    assert without.config.calibration is None and without.config.exit_policy == model.config.exit_policy
+    assert "certified in float32. The bundle in int8 has the policy without" in caplog.text
+    again = opened(model, TOKENIZER, tmp_path / "again", dataset=rows)
+    promise = again.config.calibration
+    assert (promise["precision"], promise["max_drop"], promise["confidence"]) == ("int8", 0.2, 0.8)
+    assert promise["policy"] == again.config.exit_policy
+
+
+def test_what_is_calibrated_on_a_bundle_is_saved_with_it(folder, tmp_path):
+    rows = [{"text": text} for text in TEXTS]
+    onnx = OnnxRomeBertForSequenceClassification.from_pretrained(shutil.copytree(folder, tmp_path / "copied"))
+    settings = {"risk": "disagreement", "max_drop": 0.3, "confidence": 0.8, "progress": False}
+    calibrate(onnx, rows, TOKENIZER, **settings)
+    for target in ("copied", "other"):
+        onnx.save_pretrained(tmp_path / target)
+        loaded = OnnxRomeBertForSequenceClassification.from_pretrained(tmp_path / target)
+        assert loaded.config.exit_policy == onnx.config.exit_policy
+        assert loaded.config.calibration == json.loads(json.dumps(onnx.config.calibration))
+    with pytest.raises(ValueError, match="those of a bundle are fixed: calibrate the torch model"):
+        calibrate(onnx, [row | {"label": 0} for row in rows], TOKENIZER, temperature=True)
 
 
 def test_share_of_changed_labels():
