@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from table_files import Table, read_table
+from support import installed  # noqa: F401
+from support.table_files import Table, read_table
 from transformers import AutoTokenizer, HfArgumentParser
 
 from modeling_romebert import Calibration, RomeBertForSequenceClassification, calibrate

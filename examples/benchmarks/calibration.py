@@ -11,7 +11,7 @@
 3. Thresholds per exit against one threshold at equal cost, fitted on 1,000 rows and judged on the others.
 4. A monitor made on the first data set meets the others: after how many texts does it speak?
 
-Logits are collected once per model (corpora.py) and kept beside it. The results are data: calibration.json.
+Logits are collected once per model (corpora.py) and kept beside it. The results are data: docs/results/calibration.json.
 """
 
 import argparse
@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from corpora import OTHERS, collect
+import support.installed  # noqa: F401
 
+# isort: split
+from benchmarks.corpora import OTHERS, collect
 from modeling_romebert import POLICIES, ExitMonitor, calibrate_from_logits, make_policy
 from modeling_romebert.configuration_romebert import ProblemType
 from modeling_romebert.evaluation.budget import Problem, _best_joint, _best_single, _levels
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--logits_folder", help="files NAME.npz with logits (N, E, C) and labels (N,)")
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=974, help="examples of a calibration")
-    parser.add_argument("--output_file", default=str(Path(__file__).with_name("calibration.json")))
+    parser.add_argument("--output_file", default="docs/results/calibration.json")
     arguments = parser.parse_args()
     if not arguments.model and not arguments.logits_folder:
         parser.error("give --model or --logits_folder")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from assets import VADER, cache_folder, fetch
-from reviews import NEUTRAL, load_reviews
+from support.assets import VADER, cache_folder, fetch
+from support.reviews import NEUTRAL, load_reviews
 from transformers import AutoTokenizer
 
 from modeling_romebert import RomeBertForSequenceClassification

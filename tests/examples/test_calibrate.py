@@ -7,9 +7,11 @@ from pathlib import Path
 
 import calibrate as example
 import pytest
+from benchmarks import calibration
 from tiny import build, tiny_texts, tiny_tokenizer, write_rows
 
-DOCS = Path(__file__).parents[2] / "docs" / "calibration.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "calibration.md"
 
 
 @pytest.fixture
@@ -60,17 +62,14 @@ def test_what_is_wrong_is_told_without_a_traceback(saved, arguments, message):
 
 
 def test_docs_show_what_their_code_prints():
-    code = "\n".join(re.findall(r"```pycon\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL))
+    code = "\n".join(re.findall(r"```pycon\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL))
     test = doctest.DocTestParser().get_doctest(code, {}, "calibration.md", None, 0)
     said = []
     assert doctest.DocTestRunner(verbose=False).run(test, out=said.append).failed == 0, "".join(said)
     assert len(test.examples) > 10
 
 
-def test_docs_show_the_figures_of_the_results_file(monkeypatch):
-    monkeypatch.syspath_prepend(DOCS.parents[1] / "examples" / "benchmarks")
-    import calibration
-
-    results = json.loads((DOCS.parents[1] / "examples/benchmarks/calibration.json").read_text())
-    assert calibration.markdown(results) in DOCS.read_text(encoding="utf-8")
+def test_docs_show_the_figures_of_the_results_file():
+    results = json.loads((DOCS / "results/calibration.json").read_text())
+    assert calibration.markdown(results) in PAGE.read_text(encoding="utf-8")
     assert results["summary"]["kept_in_every_cell"]
