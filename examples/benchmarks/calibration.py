@@ -11,7 +11,8 @@
 3. Thresholds per exit against one threshold at equal cost, fitted on 1,000 rows and judged on the others.
 4. A monitor made on the first data set meets the others: after how many texts does it speak?
 
-Logits are collected once per model (corpora.py) and kept beside it. The results are data: docs/results/calibration.json.
+Logits are collected once per model (corpora.py) and kept beside it. Results are data, in
+docs/results/calibration.json.
 """
 
 import argparse
