@@ -31,7 +31,7 @@ class ExportArguments:
         default=None, metadata={"help": "File of texts to compare int8 with fp32 on."}
     )
     max_changed: float = field(
-        default=0.01, metadata={"help": "Share of texts whose label a segment in int8 may change."}
+        default=0.02, metadata={"help": "Share of texts whose label a segment in int8 may change."}
     )
 
 

@@ -101,7 +101,7 @@ def export_onnx(
     precision: str = "int8",
     exits: Sequence[int] | None = None,
     dataset: Iterable[Any] | None = None,
-    max_changed: float = 0.01,
+    max_changed: float = 0.02,
 ) -> Path:
     """Write a bundle that ONNX Runtime runs, with exits, in bulk and for one text at a time.
 

@@ -2,6 +2,7 @@
 left out.
 """
 
+import itertools
 import logging as std_logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,9 @@ import numpy as np
 from transformers.utils import logging
 
 from ..configuration_romebert import ProblemType
-from ..early_exit import all_exits
 from ..text_batcher import Window
 from .bundle import Manifest, multiplies_int8
-from .engine import CPU, OnnxEncoder, default_options, open_sessions
+from .engine import CPU, OnnxBatch, OnnxEncoder, default_options, open_sessions
 
 logger = logging.get_logger(__name__)
 
@@ -50,43 +50,56 @@ def quantised(graphs: Path, manifest: Manifest, texts: Window | None, max_change
 def _leave_out_what_changes_labels(
     in_int8: dict[str, Path], graphs: Path, manifest: Manifest, texts: Window, max_changed: float
 ) -> None:
-    """From the first segment on, drop int8 where it changes more labels at the exit than is allowed."""
-    in_fp32 = {name: graphs / name for name in manifest.graphs}
-    reference = _exit_logits(manifest, in_fp32, texts)  # (N, E, C)
-    while True:
-        changed = _changed(_exit_logits(manifest, in_fp32 | in_int8, texts), reference, manifest)  # (E,)
-        over = [
-            segment
-            for segment, share in zip(manifest.segments, changed, strict=True)
-            if share > max_changed and not in_int8.keys().isdisjoint(segment.files)
-        ]
-        if not over:
-            break
-        for name in over[0].files:
-            in_int8.pop(name, None)
-    manifest.checked = {"texts": len(texts.features), "labels_changed": changed.round(6).tolist()}
-    layers = [0, *manifest.exit_layers]
-    if back := [
-        f"{layers[index] + 1} to {layers[index + 1]}"
-        for index, segment in enumerate(manifest.segments)
-        if not in_int8.keys() >= set(segment.files)
-    ]:
+    """From the first segment on, drop int8 where it changes more labels at the segment's exit than is
+    allowed.
+
+    What a segment changes is told apart from what those before it have changed: it runs in both precisions on
+    the same states.
+    """
+    features = list(texts.features.values())
+    sessions = {True: open_sessions(in_int8, default_options(), [CPU])}
+    sessions[False] = open_sessions(
+        {name: graphs / name for name in manifest.graphs}, default_options(), [CPU]
+    )
+    fp32 = OnnxEncoder(manifest, sessions[False])
+    whole = [fp32.embed_texts(features[start : start + 32]) for start in range(0, len(features), 32)]
+    chosen = [batch.select(range(len(batch))) for batch in whole]  # what the bundle will compute
+    changed, kept = [], []
+    for first, last in itertools.pairwise([0, *manifest.exit_layers]):
+        names = manifest.segments[manifest.exit_layers.index(last)].files
+        reference = _run(fp32, whole, first, last)  # (N, C)
+        states = [batch.hidden for batch in chosen]
+        in_both = [_run(fp32, chosen, first, last)]
+        after = [batch.hidden for batch in chosen]
+        for batch, before in zip(chosen, states, strict=True):
+            batch.hidden = before
+        here = {name: sessions[True][name] for name in names if name in in_int8}
+        in_both.append(_run(OnnxEncoder(manifest, sessions[False] | here), chosen, first, last))
+        if here and _changed(in_both[1], in_both[0], manifest) > max_changed:
+            kept.append(f"{first + 1} to {last}")
+            for name in names:
+                in_int8.pop(name, None)
+            for batch, state in zip(chosen, after, strict=True):
+                batch.hidden = state
+            in_both.pop()
+        changed.append(_changed(in_both[-1], reference, manifest))
+    manifest.checked = {"texts": len(features), "labels_changed": [round(share, 6) for share in changed]}
+    if kept:
         logger.warning(
-            f"Layers {', '.join(back)} stay in fp32: in int8 they change the label of more than"
-            f" {max_changed:.1%} of {len(texts.features)} texts."
+            f"Layers {', '.join(kept)} stay in fp32: in int8 they change the label of more than"
+            f" {max_changed:.1%} of {len(features)} texts."
         )
 
 
-def _exit_logits(manifest: Manifest, files: dict[str, Path], texts: Window) -> np.ndarray:
-    """Tokenised texts -> (N, E, C): logits of every exit."""
-    encoder = OnnxEncoder(manifest, open_sessions(files, default_options(), [CPU]))
-    features = list(texts.features.values())
-    batches = [encoder.embed_texts(features[start : start + 32]) for start in range(0, len(features), 32)]
-    return np.concatenate([all_exits(encoder, batch) for batch in batches])  # type: ignore[arg-type]
+def _run(encoder: OnnxEncoder, batches: list[OnnxBatch], first: int, last: int) -> np.ndarray:
+    """Run a segment on batches, in place -> (N, C): logits of its exit."""
+    for batch in batches:
+        encoder.run(batch, first, last)
+    return np.concatenate([encoder.exit_logits(batch, last) for batch in batches])
 
 
-def _changed(logits: np.ndarray, reference: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """(N, E, C) twice -> (E,): share of rows with another label.
+def _changed(logits: np.ndarray, reference: np.ndarray, manifest: Manifest) -> float:
+    """(N, C) twice -> share of rows with another label.
 
     Of a regression, with a number that moved by more than a tenth of their standard deviation.
     """
@@ -95,8 +108,8 @@ def _changed(logits: np.ndarray, reference: np.ndarray, manifest: Manifest) -> n
     elif manifest.problem_type == ProblemType.MULTI_LABEL:
         moved = (logits > 0) != (reference > 0)
     else:
-        moved = (logits.argmax(axis=-1) != reference.argmax(axis=-1))[..., None]
-    return moved.any(axis=-1).mean(axis=0)
+        moved = (logits.argmax(axis=-1) != reference.argmax(axis=-1))[:, None]
+    return float(moved.any(axis=-1).mean())
 
 
 @contextmanager
