@@ -141,6 +141,7 @@ def test_stream_that_can_be_read_once_loses_no_row(tmp_path):
 
 
 @pytest.mark.parametrize("kind", READ_WHOLE)
+@pytest.mark.slow
 def test_one_class_trains_and_is_told(tmp_path, kind, caplog, monkeypatch):
     """As one does to check a loop; or by mistake, with the first rows of a sorted dataset."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
@@ -195,6 +196,7 @@ def test_rows_that_do_not_fit_the_model(tmp_path, kind, ids, message):
         (2, [torch.tensor(0), torch.tensor(1)] * 4, "single_label_classification"),
     ],
 )
+@pytest.mark.slow
 def test_labels_that_are_fine(tmp_path, num_labels, labels, problem_type):
     trainer = trainer_of(tmp_path, relabelled(tiny_rows(8), labels), num_labels=num_labels)
     trainer.train()
@@ -274,6 +276,7 @@ def test_no_whole_batch(tmp_path):
 
 @pytest.mark.parametrize("batch", others_slow(1, 3))  # 3 of 7 rows: one row is left for the last batch
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.slow
 def test_batch_of_one_row(tmp_path, objective, batch):
     """It is a mean over one row; nothing in the loss needs a second."""
     rows = tiny_rows(7)
@@ -297,6 +300,7 @@ def test_batch_of_one_row(tmp_path, objective, batch):
 @pytest.mark.parametrize(
     ("problem_type", "num_labels", "label"), [(REGRESSION, 1, 0.5), (MULTI, 2, [0.0, 1.0])]
 )
+@pytest.mark.slow
 def test_batch_of_one_row_of_other_problems(tmp_path, problem_type, num_labels, label):
     rows = relabelled(tiny_rows(3), [label] * 3)
     trainer = trainer_of(
@@ -322,6 +326,7 @@ def test_batch_of_one_row_of_other_problems(tmp_path, problem_type, num_labels, 
         ),
     ],
 )
+@pytest.mark.slow
 def test_evaluation_that_would_fail_later(tmp_path, evaluated, message):
     assert_refused(trainer_of(tmp_path, tiny_rows(8), evaluated, eval_strategy="steps"), message)
 

@@ -196,6 +196,7 @@ def test_trainer_evaluates_the_rows_that_have_a_label(tmp_path):
 @pytest.mark.parametrize(
     "kind", [list, Dataset.from_list, lambda rows: Dataset.from_list(rows).to_iterable_dataset()]
 )
+@pytest.mark.slow
 def test_names_train_evaluate_and_predict_as_their_ids_do(kind, column, tmp_path):
     ids = [0, 1, 2, 1, 0, 2]
     found = []

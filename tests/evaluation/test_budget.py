@@ -58,6 +58,7 @@ def test_a_budget_is_kept_and_reported(policy):
     assert full_budget.with_exits >= full_budget.full_depth
 
 
+@pytest.mark.slow
 def test_interval_holds_the_mean():
     """200 draws of losses whose mean is known: outside in at most a tenth."""
     generator, outside = np.random.default_rng(0), 0

@@ -82,6 +82,7 @@ def test_rows_may_be_text_pairs_or_tokens_and_the_dataset_a_generator():
 @pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
 @pytest.mark.parametrize("policy", SWEPT, ids=NAMES)
 @torch.no_grad()
+@pytest.mark.slow
 def test_replay_is_the_walk(policy, problem_type, exit_layers):
     model, (ids, mask) = build(problem_type=problem_type, exit_layers=exit_layers), padded_batch()
     exit_logits = model(ids, mask).exit_logits

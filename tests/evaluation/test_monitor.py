@@ -47,6 +47,7 @@ def test_pipeline_takes_a_share_for_lists_and_single_texts():
     assert classify.monitor.limit == 0.2
 
 
+@pytest.mark.slow
 def test_a_shift_is_caught(caplog, monkeypatch):
     """Words in another order of frequency, on which exits disagree: said once, and shares have moved."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)

@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModel
 
 from modeling_romebert.backbones import ADAPTERS, MPNetAdapter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def random_encoders(tmp_path_factory) -> dict[str, str]:

@@ -79,6 +79,7 @@ def test_figures_of_a_policy():
     assert row["saving_on_the_clock"] == row["at_most"] == 1
 
 
+@pytest.mark.slow
 def test_profile_of_a_model(quick, capsys):
     quick()
     threads = torch.get_num_threads()

@@ -189,7 +189,10 @@ FAMILIES = [
 ]
 
 # Families whose code is another row's, and variants of a row: not tried at every edit.
-LIKE_ANOTHER = {"xlm-roberta", "camembert", "electra-same-size", "deberta-absolute", "albert-groups"}
+LIKE_ANOTHER = (
+    *("roberta", "xlm-roberta", "camembert", "electra", "electra-same-size", "distilbert", "mpnet"),
+    *("deberta-absolute", "albert-groups"),
+)
 
 
 def rows_of(settings: Callable[[Family], list[tuple]]) -> list:

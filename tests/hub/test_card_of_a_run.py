@@ -145,6 +145,7 @@ CHANGES = [train_by_stock, train_by_hand, change_data, round_weights]
 
 @pytest.mark.parametrize("reload", [False, True], ids=["at-hand", "loaded"])
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
 def test_other_weights_do_not_get_the_figures(tmp_path, change, reload):
     """Saved over the folder of the weights that the figures are of, and elsewhere."""
     model, _ = evaluated()
@@ -186,6 +187,7 @@ def save_a_copy(model, folder):
 @pytest.mark.parametrize(
     "save", [save_elsewhere, save_shards, save_as_trainer, save_as_pipeline, save_a_copy]
 )
+@pytest.mark.slow
 def test_the_same_weights_keep_figures_and_training(tmp_path, save):
     model, report = evaluated()
     run = trainer(tmp_path, model)

@@ -12,6 +12,8 @@ from transformers import AutoModel, pipeline
 
 from modeling_romebert import RomeBertForSequenceClassification, RomeBertModel, evaluate_exits
 
+pytestmark = pytest.mark.slow
+
 POLICY = {"name": "entropy", "threshold": 0.6}
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification")
 

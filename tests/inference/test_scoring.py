@@ -112,6 +112,7 @@ def test_padding_to_max_length_and_to_a_multiple_change_nothing():
     ),
     ids=str,
 )
+@pytest.mark.slow
 def test_a_tokenizer_that_pads_on_the_left_changes_nothing(attention, pooling, settings):
     model, tokenizer = (
         spread_exits(build(attention=attention, exit_pooling=pooling, exit_policy=ENTROPY), TEXTS),

@@ -81,7 +81,7 @@ def alone(model, items, policy) -> list[dict]:
     return results
 
 
-@settings(derandomize=True, deadline=None, max_examples=150, database=None)
+@settings(derandomize=True, deadline=None, max_examples=60, database=None)
 @given(
     model=st.sampled_from(MODELS),
     items=items,

@@ -104,6 +104,7 @@ def test_each_worker_has_its_share_of_the_threads_and_nobody_else_less(two_threa
     torch.set_num_threads(2)
 
 
+@pytest.mark.slow
 def test_concurrent_passes_leave_the_number_of_threads_as_it_was(two_threads, monkeypatch):
     monkeypatch.setattr(cpu_module, "WORKER_TOKENS", 1)
     found, expected = [], list(score(MODEL, tiny_tokenizer(), TEXTS))

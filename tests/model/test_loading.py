@@ -99,6 +99,7 @@ def test_plain_checkpoint(tmp_path, stock, family, prefix, has_pooler, verbosity
 
 
 @plain
+@pytest.mark.slow
 def test_plain_checkpoint_computes_what_the_stock_model_does(tmp_path, stock, family, prefix, has_pooler):
     folder, _ = save_plain(tmp_path, stock, family)
     ids, mask = padded_batch()

@@ -241,6 +241,7 @@ def test_int8_keeps_in_fp32_what_changes_labels(model, tmp_path, monkeypatch, ca
     assert sum(one["label"] == other["label"] for one, other in zip(found, expected, strict=True)) > 50
 
 
+@pytest.mark.slow
 def test_shares_of_changed_labels_are_those_of_the_bundle(model, tmp_path):
     """What the manifest tells is what the bundle does, all of it in int8, and none of it."""
     inputs = TOKENIZER(TEXTS, padding=True, return_tensors="np")
@@ -267,6 +268,7 @@ def opened(*arguments, **settings):
     return OnnxRomeBertForSequenceClassification.from_pretrained(export_onnx(*arguments, **settings))
 
 
+@pytest.mark.slow
 def test_a_certificate_holds_in_its_precision(certified, tmp_path, caplog):
     """fp32 keeps it, int8 without labels loses it with a word, int8 with labels is certified anew."""
     model, rows = certified

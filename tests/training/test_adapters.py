@@ -25,6 +25,7 @@ def exit_logits(model, batch):
 @pytest.mark.parametrize(
     ("pooling", "targets"), [("mean", ["query", "value"]), ("cls", ["query", "key", "value", "dense"])]
 )
+@pytest.mark.slow
 def test_the_adapters_are_what_is_projected(tmp_path, pooling, targets, protect):
     model = adapted(contrary(exit_pooling=pooling), target_modules=targets)
     names = shared_names(model)
@@ -76,6 +77,7 @@ def test_evaluation_and_early_exit(tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["romebert", "deebert"])
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint(tmp_path, objective):
     """Two steps of three, or of six in two stages, and then from the checkpoint of the first or fourth."""
     settings = {"objective": objective, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -119,6 +121,7 @@ def test_where_there_is_none_it_is_said(other):
 
 
 @pytest.mark.parametrize("policy", ["entropy", None])
+@pytest.mark.slow
 def test_a_merged_model_s_card_tells_its_training_and_its_own_figures(tmp_path, policy):
     base = contrary()
     rows = rows_of(12)

@@ -60,6 +60,7 @@ def test_accumulation_with_a_ragged_last_group_and_batch(tmp_path, accumulation,
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.slow
 def test_without_regularization_the_steps_are_the_stock_trainer_s(tmp_path, accumulation):
     settings = {"gradient_accumulation_steps": accumulation}
     ours, _ = train(contrary(), rows_of(RAGGED), tmp_path, gradient_regularization="off", **settings)
@@ -86,6 +87,7 @@ def test_without_regularization_the_steps_are_the_stock_trainer_s(tmp_path, accu
     ),
     ids=str,
 )
+@pytest.mark.slow
 def test_depths_and_exits(tmp_path, settings, protect):
     model = contrary(**settings)
     _, cosines = assert_steps_exact(model, tmp_path, accumulation=3, protect=protect)
@@ -109,6 +111,7 @@ def freeze_single_matrices(model):
     in_turn([freeze_embeddings_and_two_layers, freeze_single_matrices], PROTECT),
     ids=short,
 )
+@pytest.mark.slow
 def test_frozen_weights_take_no_part(tmp_path, freeze, protect):
     model = contrary()
     freeze(model)
@@ -165,6 +168,7 @@ def make_a_weight_a_sum(model):
     ),
     ids=short,
 )
+@pytest.mark.slow
 def test_tied_weights_count_once(tmp_path, tie, protect):
     model = contrary()
     tie(model)
@@ -173,6 +177,7 @@ def test_tied_weights_count_once(tmp_path, tie, protect):
 
 
 @pytest.mark.parametrize("protect", PROTECT)
+@pytest.mark.slow
 def test_shared_weights_without_a_gradient_from_one_term(tmp_path, protect):
     """The deepest early exit reads detached states, so that layer 4 hears from the last exit alone."""
     model = contrary()
@@ -182,6 +187,7 @@ def test_shared_weights_without_a_gradient_from_one_term(tmp_path, protect):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.slow
 def test_weights_that_no_term_reaches_get_no_gradient(tmp_path, accumulation):
     """As in stock training: a gradient of zeros would give them weight decay."""
     model = contrary()
@@ -194,6 +200,7 @@ def test_weights_that_no_term_reaches_get_no_gradient(tmp_path, accumulation):
 
 
 @pytest.mark.parametrize(("accumulation", "protect"), in_turn([1, 3], PROTECT))
+@pytest.mark.slow
 def test_clipping_comes_after_the_projection(tmp_path, accumulation, protect):
     limit = 0.5
 
@@ -209,6 +216,7 @@ def test_clipping_comes_after_the_projection(tmp_path, accumulation, protect):
 
 
 @pytest.mark.parametrize("protect", PROTECT)
+@pytest.mark.slow
 def test_label_smoothing(tmp_path, protect):
     how = {"losses": partial(two_losses, label_smoothing=0.2)}
     _, cosines = assert_steps_exact(
@@ -220,6 +228,7 @@ def test_label_smoothing(tmp_path, protect):
 @pytest.mark.parametrize(
     ("checkpointing", "protect"), in_turn([False, True], PROTECT), ids=["plain", "checkpointing"]
 )
+@pytest.mark.slow
 def test_dropout_is_the_same_in_both_passes(tmp_path, checkpointing, protect):
     """Non-reentrant checkpointing runs every layer twice more, in the same state of the generator."""
     settings = checkpointing_arguments(use_reentrant=False) if checkpointing else {}
@@ -260,6 +269,7 @@ def test_bf16_autocast(tmp_path, accumulation, protect):
 @pytest.mark.parametrize(
     ("group", "protect"), in_turn([(1, {0}), (3, {0}), (3, {2}), (3, {0, 1, 2})], PROTECT), ids=str
 )
+@pytest.mark.slow
 def test_a_step_that_overflows_is_skipped_and_the_next_is_exact(group, protect):
     """Groups 1 and 3 are sound; in group 2 the scaled loss of some micro-batches is beyond fp32."""
     accumulation, overflows_in = group

@@ -3,6 +3,7 @@
 import copy
 import re
 
+import pytest
 import torch
 import torch.nn.functional as F
 from by_version import enable_checkpointing
@@ -12,6 +13,8 @@ from tiny import CLASSES, ROWS, build, padded_batch
 from torch import Tensor
 
 from modeling_romebert import RomeBertForSequenceClassification, RomeBertTrainer, RomeBertTrainingArguments
+
+pytestmark = pytest.mark.slow
 
 
 def without_dropout(model):

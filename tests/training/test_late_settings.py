@@ -52,6 +52,7 @@ def change(args, **settings):
 @pytest.mark.parametrize(
     "settings", [{}, {"gradient_regularization": "off"}, {"gradient_regularization": "protect_last"}]
 )
+@pytest.mark.slow
 def test_a_model_made_by_model_init_is_trained_as_the_arguments_now_say(tmp_path, settings):
     trainer = trainer_of(tmp_path, objective="joint")
     first = trainer.model
@@ -93,6 +94,7 @@ def test_evaluation_goes_by_the_arguments_as_they_are(tmp_path):
     ],
 )
 @pytest.mark.parametrize("start", ["train", "evaluate"])
+@pytest.mark.slow
 def test_what_means_nothing_is_refused_when_it_starts(tmp_path, settings, message, start):
     trainer = trainer_of(tmp_path)
     change(trainer.args, **settings)

@@ -12,6 +12,8 @@ from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments, backbo
 from modeling_romebert.backbones import TESTED_TRANSFORMERS
 from modeling_romebert.training.library_hooks import HOOKS
 
+pytestmark = pytest.mark.slow
+
 
 def trainer_of(folder, trainer_class=RomeBertTrainer, **settings):
     settings = {

@@ -87,6 +87,7 @@ def test_loss_of_each_exit_is_its_cross_entropy(tmp_path):
 MEASURED = ("loss", "loss_last", "loss_exits", "gradient_cosine", "projected", *EXITS)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_have_the_same_say(tmp_path):
     """Two micro-batches of 4 rows are a batch of 8."""
     found = []
@@ -114,6 +115,7 @@ def test_two_processes_log_the_means_of_both(tmp_path):
         ), name
 
 
+@pytest.mark.slow
 def test_second_training_starts_its_means_anew(tmp_path):
     """The first one ends before a log."""
     trainer = trainer_of(tmp_path, rows=8, max_steps=1, logging_steps=2, **STILL)
@@ -126,6 +128,7 @@ def test_second_training_starts_its_means_anew(tmp_path):
     assert logs_of(trainer)[0]["loss_exits"] == pytest.approx(logs_of(fresh)[0]["loss_exits"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_them(tmp_path, monkeypatch):
     """Through the callback of transformers, read back from its event file."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))

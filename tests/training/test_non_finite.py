@@ -60,6 +60,7 @@ def assert_skipped(watch, trainer, steps=6):
     ("objective", "accumulation", "where"),
     pairwise(["romebert", "joint", "last"], [1, 2], [LOGITS, GRADIENT]),
 )
+@pytest.mark.slow
 def test_step_is_left_out(tmp_path, objective, accumulation, where):
     """With accumulation the whole group, though its second micro-batch is sound."""
     watch, settings = (
@@ -103,6 +104,7 @@ def test_first_step_may_be_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch", "adafactor"])
+@pytest.mark.slow
 def test_any_optimizer_leaves_it_out(tmp_path, optim):
     watch = Watch()
     trainer_of(tmp_path, fault_in(BAD), watch, optim=optim, non_finite="skip").train()
@@ -295,6 +297,7 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.slow
 def test_nothing_is_read_off_the_device_between_logs(tmp_path, told_on_device, monkeypatch, objective):
     """Means, loss and verdict of every step; what they note is read once, at the log."""
     reads = []

@@ -22,6 +22,8 @@ from modeling_romebert.training.resume import (
     last_checkpoint,
 )
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5  # of an epoch: 20 rows in batches of 4
 
 

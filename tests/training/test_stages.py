@@ -90,6 +90,7 @@ def test_deebert_trains_the_last_exit_and_then_the_others(tmp_path, exit_layers,
     assert [watch.moved(step, exit_layers) for step in range(stage + 1, 2 * stage + 1)] == [{EARLY}] * stage
 
 
+@pytest.mark.slow
 def test_deebert_trains_every_weight_of_a_stage(tmp_path):
     _, watch = watched(tmp_path, objective="deebert", learning_rate=1e-2)
     first, middle, last = watch.weights[0], watch.weights[2 * STEPS], watch.weights[-1]
@@ -100,6 +101,7 @@ def test_deebert_trains_every_weight_of_a_stage(tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.slow
 def test_alternating_trains_the_last_exit_in_odd_steps_and_all_in_even_ones(tmp_path, accumulation):
     _, watch = watched(tmp_path, objective="alternating", gradient_accumulation_steps=accumulation)
     steps = 2 * STEPS // accumulation
@@ -113,12 +115,14 @@ def test_last_trains_the_last_exit_only(tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["romebert", "joint"])
+@pytest.mark.slow
 def test_one_stage_trains_everything_in_every_step(tmp_path, objective):
     trainer, watch = watched(tmp_path, objective=objective)
     assert trainer.state.max_steps == 2 * STEPS
     assert [watch.moved(step) for step in range(1, 2 * STEPS + 1)] == [{LAST, EARLY}] * (2 * STEPS)
 
 
+@pytest.mark.slow
 def test_stage_one_of_deebert_is_fine_tuning_of_the_last_exit(tmp_path):
     _, two_stages = watched(tmp_path, objective="deebert")
     _, alone = watched(tmp_path, objective="last")
@@ -127,6 +131,7 @@ def test_stage_one_of_deebert_is_fine_tuning_of_the_last_exit(tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["deebert", "alternating", "last"])
+@pytest.mark.slow
 def test_what_may_be_trained_is_as_it_was_after_training(tmp_path, objective):
     model = build(num_labels=2)
     model.backbone.embeddings.requires_grad_(False)
@@ -139,6 +144,7 @@ def test_what_may_be_trained_is_as_it_was_after_training(tmp_path, objective):
             assert torch.equal(watch.weights[0][name], watch.weights[-1][name]), name
 
 
+@pytest.mark.slow
 def test_what_may_be_trained_is_as_it_was_after_an_error(tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **rest):
@@ -161,6 +167,7 @@ def test_max_steps_are_those_of_a_stage(tmp_path):
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
+@pytest.mark.slow
 def test_learning_rate_starts_anew_at_stage_two(tmp_path, warmup):
     trainer, watch = watched(tmp_path, objective="deebert", warmup_steps=warmup)
     steps = 2 * STEPS
@@ -173,6 +180,7 @@ def test_learning_rate_starts_anew_at_stage_two(tmp_path, warmup):
     )
 
 
+@pytest.mark.slow
 def test_cosine_starts_anew_too(tmp_path):
     _, watch = watched(tmp_path, objective="deebert", lr_scheduler_type="cosine")
     assert watch.rates[: 2 * STEPS] == pytest.approx(watch.rates[2 * STEPS :])
@@ -300,6 +308,7 @@ def test_stage_without_anything_to_train(tmp_path):
         trainer_of(tmp_path, model=build(exit_layers=[LAYERS]), objective="deebert")
 
 
+@pytest.mark.slow
 def test_config_remembers_the_loss(tmp_path):
     settings = {
         "distillation_weight": 0.5,

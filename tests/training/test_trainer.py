@@ -71,6 +71,7 @@ def test_step_takes_the_projected_gradient_of_the_whole_group(tmp_path, regulari
 @pytest.mark.parametrize(
     ("objective", "terms"), [("joint", (1, 1)), ("last", (1, 0)), ("alternating", (1, 0))]
 )
+@pytest.mark.slow
 def test_step_of_other_objectives(tmp_path, objective, terms, accumulation):
     before = contrary()
     rows = batch_rows(labels_for(SINGLE, 32))

@@ -80,6 +80,7 @@ def test_the_step_after_out_of_memory_is_that_of_a_fresh_trainer(tmp_path):
 @pytest.mark.parametrize(
     "how", [KeyboardInterrupt(), ValueError("of a callback"), "should_training_stop"], ids=repr
 )
+@pytest.mark.slow
 def test_the_next_training_starts_afresh(tmp_path, how):
     trainer = trainer_of(tmp_path, contrary(), callbacks=[Ending(how)])
     with pytest.raises(type(how)) if isinstance(how, BaseException) else nullcontext():
@@ -90,6 +91,7 @@ def test_the_next_training_starts_afresh(tmp_path, how):
 
 
 @pytest.mark.parametrize("protect", ["protect_exits", "protect_last", "off"])
+@pytest.mark.slow
 def test_the_next_epoch_starts_afresh(tmp_path, protect):
     """The first of two epochs of two steps ends in its first step."""
     settings = {"gradient_regularization": protect}
@@ -117,6 +119,7 @@ def test_what_a_stage_froze_is_free_after_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("regularization", ["protect_exits", "protect_last", "off"])
+@pytest.mark.slow
 def test_a_micro_batch_without_labels_adds_nothing_to_its_group(tmp_path, regularization):
     """A group of a labelled and an unlabelled micro-batch of equal size takes half the step of the labelled
     one alone.
