@@ -89,14 +89,14 @@ class OnnxEncoder:
 
     packs = False  # graphs take padded rows
 
-    def __init__(self, manifest: Manifest, sessions: Mapping[str, Any]):
+    def __init__(self, manifest: Manifest, sessions: Mapping[str, Any], workers: int = 1):
         self.exit_layers, self.num_labels = manifest.exit_layers, manifest.num_labels
-        self._manifest, self._sessions = manifest, sessions
+        self._manifest, self._sessions, self._workers = manifest, sessions, workers
         self._layers = [0, *manifest.exit_layers]
 
     def workers(self, tokens: int) -> int:
-        """One: a session shares out each product among its own threads."""
-        return 1
+        """How many batches of a pass to run at once: so many that the sessions were opened for."""
+        return self._workers
 
     def embed_texts(self, texts: Sequence[Mapping[str, Sequence[int]]]) -> OnnxBatch:
         lengths = [len(text["input_ids"]) for text in texts]
@@ -136,13 +136,17 @@ class OnnxEncoder:
         return batch.mask if name == "mask" else batch.inputs[name]
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_options(num_threads: int | None = None) -> Any:
     """Options of a session: threads (all cores when left out) that do not spin when they wait, as those of
     chained sessions would take each other's time.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads or cores
+    options.intra_op_num_threads = num_threads or cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

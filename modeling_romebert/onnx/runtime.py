@@ -22,7 +22,7 @@ from ..configuration_romebert import ProblemType
 from ..early_exit import ActiveBatch, all_exits, classify, run_to_the_end
 from ..exit_policies import ExitPolicy, FullDepth, as_policy
 from .bundle import Manifest, multiplies_int8
-from .engine import CPU, OnnxBatch, OnnxEncoder, default_options, onnxruntime, open_sessions
+from .engine import CPU, OnnxBatch, OnnxEncoder, cores, default_options, onnxruntime, open_sessions
 
 BATCH_TOKENS = 2048  # of a full batch of `classify`, padding included
 
@@ -51,10 +51,17 @@ class OnnxRomeBertForSequenceClassification:
     watches_exits = False
     hf_device_map = None
 
-    def __init__(self, folder: Path, manifest: Manifest, providers: Sequence[Any], options: Any):
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        providers: Sequence[Any],
+        options: Any = None,
+        threads: int | None = None,
+    ):
         self.folder, self.manifest = folder, manifest
-        self._providers, self._options = providers, options
-        self._opened: tuple[int, dict[str, Any]] = (-1, {})
+        self._providers, self._options, self._threads = providers, options, threads or cores()
+        self._opened: tuple[int, dict[int, dict[str, Any]]] = (-1, {})  # process, and sessions by workers
         self.exit_layers, self.num_labels = manifest.exit_layers, manifest.num_labels
         self.max_tokens, self.problem_type = manifest.max_tokens, manifest.problem_type
         self.precision = {"fp32": "float32"}.get(manifest.precision, manifest.precision)
@@ -83,7 +90,7 @@ class OnnxRomeBertForSequenceClassification:
             providers: several, the first that can comes first, with their options; in place of `provider`.
             session_options: `onnxruntime.SessionOptions`; left out, threads of a session do not spin when
                 they wait, as chained sessions would take each other's time.
-            num_threads: of every session; all cores when left out.
+            num_threads: that a batch runs on, or batches side by side share; all cores when left out.
             revision, token: of a repository.
 
         Raises:
@@ -103,13 +110,12 @@ class OnnxRomeBertForSequenceClassification:
             )
         manifest = Manifest.load(path)
         _warn_of_processor(manifest)
-        options = session_options or default_options(num_threads)
         if session_options is not None and num_threads is not None:
             raise ValueError(
                 f"num_threads={num_threads} and session_options are both given; set"
                 " session_options.intra_op_num_threads."
             )
-        return cls(path, manifest, wanted, options)
+        return cls(path, manifest, wanted, session_options, num_threads)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the bundle into a folder, with the exit policy and the certificate that the config has now:
@@ -156,7 +162,13 @@ class OnnxRomeBertForSequenceClassification:
         return {name: self.manifest.files[name] for name in sorted(self.manifest.graphs)}
 
     def encoder(self, pad_token_id: int | None = None, for_tokens: int = 0) -> OnnxEncoder:
-        return OnnxEncoder(self.manifest, self._sessions())
+        """The graphs for one pass; over many tokens, several batches run at once (cpu.py)."""
+        workers = 1
+        if for_tokens and self._options is None and self._providers[0] == CPU:
+            from ..cpu import workers_for
+
+            workers = min(self._threads, workers_for(self.device, for_tokens))
+        return OnnxEncoder(self.manifest, self._sessions(workers), workers)
 
     def forward(
         self,
@@ -281,19 +293,23 @@ class OnnxRomeBertForSequenceClassification:
     def _started(self, policy: Any) -> ExitPolicy:
         return as_policy(policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
 
-    def _sessions(self) -> dict[str, Any]:
-        """Name of a graph -> its session and the names of its inputs and outputs. Made anew after a fork, in
-        which a session has lost its threads.
+    def _sessions(self, workers: int = 1) -> dict[str, Any]:
+        """Name of a graph -> its session and the names of its inputs and outputs, for batches that run side
+        by side on a share of the threads each. Made anew after a fork, in which a session has lost its
+        threads.
         """
-        process, sessions = self._opened
+        process, opened = self._opened
         if process != os.getpid():
             # Those of the parent are never freed here: freeing one waits for threads that this process lacks.
-            for session, *_ in sessions.values():
+            for session, *_ in (one for sessions in opened.values() for one in sessions.values()):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+            opened = {}
+            self._opened = os.getpid(), opened
+        if workers not in opened:
             files = {name: self.folder / name for name in self.manifest.graphs}
-            sessions = open_sessions(files, self._options, self._providers)
-            self._opened = os.getpid(), sessions
-        return sessions
+            options = self._options or default_options(max(1, self._threads // workers))
+            opened[workers] = open_sessions(files, options, self._providers)
+        return opened[workers]
 
     def _batch(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> OnnxBatch:
         ids = np.asarray(input_ids, dtype=np.int64)

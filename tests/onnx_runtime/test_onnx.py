@@ -22,6 +22,7 @@ from modeling_romebert import (
     RomeBertConfig,
     RomeBertForSequenceClassification,
     calibrate,
+    cpu,
     evaluate_exits,
     export_onnx,
     score,
@@ -253,15 +254,14 @@ def test_shares_of_changed_labels_are_those_of_the_bundle(model, tmp_path):
         assert onnx.manifest.checked["labels_changed"] == pytest.approx(changed, abs=0.035)  # padding rounds
 
 
-@pytest.fixture(scope="module")
-def certified(model):
-    """The model with a certificate, and rows that it holds on."""
+@pytest.fixture
+def certified():
+    """A model with a certificate, and rows that it holds on."""
+    model = spread_exits(build(exit_policy=POLICY), TEXTS)
     rows = [{"text": text, "label": 0} for text in TEXTS]
-    before = model.config.exit_policy
     found = calibrate(model, rows, TOKENIZER, max_drop=0.2, confidence=0.8, progress=False)
     assert found.certified and model.config.calibration["precision"] == "float32"
-    yield model, rows
-    model.config.exit_policy, model.config.calibration = before, None
+    return model, rows
 
 
 def opened(*arguments, **settings):
@@ -418,3 +418,21 @@ def test_providers_and_threads(folder):
             folder, session_options=engine.default_options(), num_threads=2
         )
     assert OnnxRomeBertForSequenceClassification.from_pretrained(folder, num_threads=1).classify(TEXTS[:1])
+
+
+def test_bulk_runs_batches_side_by_side(folder, model, monkeypatch):
+    """Two workers share two threads; a single text has both."""
+    monkeypatch.setattr(cpu, "WORKER_TOKENS", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        onnx = OnnxRomeBertForSequenceClassification.from_pretrained(folder, num_threads=2)
+        found = list(score(onnx, TOKENIZER, TEXTS, batch_tokens=100))
+        assert onnx.encoder(for_tokens=10**6).workers(10**6) == 2 and onnx.encoder().workers(5) == 1
+    finally:
+        torch.set_num_threads(before)
+    assert_same_results(found, list(score(model, TOKENIZER, TEXTS)))
+    own = OnnxRomeBertForSequenceClassification.from_pretrained(
+        folder, session_options=engine.default_options(2)
+    )
+    assert own.encoder(for_tokens=10**6).workers(10**6) == 1  # whose threads are somebody else's business
