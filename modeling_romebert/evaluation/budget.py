@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..exit_policies import make_policy
-from .fixed_sequence import Tested
-from .risk_bounds import upper_bound
-from .risks import p_value_of
-from .sweep import replay
+from .fixed_sequence import Tested, tried
+from .risks import risk_bound
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -106,7 +104,7 @@ def within_budget(
     if way == "joint":
         thresholds = [float(grid[index]) for index in indices]
     left_at = whole.left_at(indices)
-    chosen = Tested(float(grid[indices[0]]), whole.judge(indices)[1], left_at, table[rows, left_at], 1.0)
+    chosen = Tested(float(grid[indices[0]]), whole.judge(indices)[1], left_at, table[rows, left_at])
     losses = held_out[way]
     return Fitted(chosen, thresholds, float(losses.mean()), drop_interval(losses, confidence))
 
@@ -120,9 +118,7 @@ def drop_interval(losses: NDArray[Any], confidence: float) -> tuple[float, float
         [0.009, 0.032]
     """
     side = 1 - (1 - confidence) / 2
-    high = upper_bound(p_value_of("drop", losses, side), side, -1.0)
-    low = -upper_bound(p_value_of("drop", -losses, side), side, -1.0)
-    return low, high
+    return -risk_bound("drop", -losses, side), risk_bound("drop", losses, side)
 
 
 def _levels(
@@ -216,11 +212,7 @@ def _one_threshold(
     confidence: float,
 ) -> Fitted:
     """For policies with memory: the best single threshold of the grid; its drop is that on the rows."""
-    layers = np.asarray(exit_layers) / exit_layers[-1]
-    rows, points = np.arange(len(table)), []
-    for threshold in grid:
-        left_at = replay(make_policy(**policy, threshold=threshold), exit_logits, kind, exit_layers).numpy()
-        points.append(Tested(threshold, float(layers[left_at].mean()), left_at, table[rows, left_at], 1.0))
+    points = [tried(table, exit_logits, policy, threshold, exit_layers, kind) for threshold in grid]
     allowed = [point for point in points if point.cost <= budget + 1e-12]
     if not allowed:
         raise ValueError(_too_small(budget, min(point.cost for point in points)))

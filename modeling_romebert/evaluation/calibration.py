@@ -29,9 +29,8 @@ from .exit_logits import read_rows, run_rows
 from .fixed_sequence import Tested, certify_in_order, cheapest, exit_shares
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .reliability import fit_scale, scale_exits
-from .risk_bounds import upper_bound
 from .risk_curve import losses_over_cost, plot_risk, risk_curve
-from .risks import NEEDS_LABELS, SIGNED, loss_table, p_value_of
+from .risks import NEEDS_LABELS, loss_table, risk_bound
 from .shortfall import why_nothing
 from .sweep import policy_to_sweep
 
@@ -237,8 +236,7 @@ def calibrate_from_logits(
         if best is None:
             reason = why_nothing(failed, **promise)
         else:
-            low = -1.0 if risk in SIGNED else 0.0
-            bound = upper_bound(p_value_of(risk, chosen.losses, confidence), confidence, low)
+            bound = risk_bound(risk, chosen.losses, confidence)
 
     differs = loss_table("disagreement", logits, None, problem_type, tolerance)[
         np.arange(len(logits)), chosen.left_at
@@ -263,7 +261,7 @@ def calibrate_from_logits(
         with_exits=with_exits,
         exit_shares=exit_shares(chosen.left_at, len(exit_layers)),
         disagreement=float(differs.mean()),
-        disagreement_bound=upper_bound(p_value_of("disagreement", differs, confidence), confidence, 0.0),
+        disagreement_bound=risk_bound("disagreement", differs, confidence),
         tolerance=tolerance,
         reason=reason,
         budget=budget,

@@ -25,11 +25,32 @@ class Tested(NamedTuple):
     cost: float
     left_at: NDArray[np.int64]  # (N,): index of the exit of each row
     losses: NDArray[Any]  # (N,)
-    p_value: float
+    p_value: float = 1.0  # of the promise, where it was tested
 
     @property
     def observed(self) -> float:
         return float(self.losses.mean())
+
+
+def tried(
+    table: NDArray[Any],
+    exit_logits: Tensor,
+    policy: dict[str, Any],
+    threshold: float,
+    exit_layers: Sequence[int],
+    problem_type: str,
+) -> Tested:
+    """What a policy does at one threshold: where rows leave, what it costs, what they lose. Tests nothing.
+
+    Args:
+        table: (N, E), the loss of each row at each exit (risks.py).
+        exit_logits: (N, E, C).
+        policy: its settings, without the threshold.
+    """
+    rule, layers = make_policy(**policy, threshold=threshold), np.asarray(exit_layers)
+    left_at = replay(rule, exit_logits, problem_type, exit_layers).numpy()  # (N,)
+    cost = float(layers[left_at].mean() / layers[-1])
+    return Tested(threshold, cost, left_at, table[np.arange(len(table)), left_at])
 
 
 def certify_in_order(
@@ -52,20 +73,17 @@ def certify_in_order(
         policy: its settings, without the threshold.
         thresholds: the safest first; fixed before data are seen.
 
-    Returns: Those that are certified, and the one that is not, or `None` where all are.
+    Returns:
+        Those that are certified, and the one that is not, or `None` where all are.
     """
-    layers, certified = np.asarray(exit_layers), list[Tested]()
+    certified: list[Tested] = []
     for threshold in thresholds:
-        left_at = replay(
-            make_policy(**policy, threshold=threshold), exit_logits, problem_type, exit_layers
-        ).numpy()
-        losses = table[np.arange(len(table)), left_at]
-        cost = float(layers[left_at].mean() / layers[-1])
-        if certified and np.array_equal(left_at, certified[-1].left_at):
+        tested = tried(table, exit_logits, policy, threshold, exit_layers, problem_type)
+        if certified and np.array_equal(tested.left_at, certified[-1].left_at):
             p_value = certified[-1].p_value  # the same rows, the same test
         else:
-            p_value = p_value_of(risk, losses, confidence)(max_drop)
-        tested = Tested(threshold, cost, left_at, losses, p_value)
+            p_value = p_value_of(risk, tested.losses, confidence)(max_drop)
+        tested = tested._replace(p_value=p_value)
         if p_value > 1 - confidence:
             return certified, tested
         certified.append(tested)

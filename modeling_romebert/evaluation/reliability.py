@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..configuration_romebert import ProblemType
+from .drawing import new_figure
 
 BINS = 10
 
@@ -154,12 +155,7 @@ def plot_reliability(found: Sequence[ExitReliability], path: Any) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'romebert[plot]'") from error
-    figure = Figure(figsize=(5, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(5, 5)
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
     for one in found:
         confidence, accuracy, _ = zip(*one.bins, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .drawing import new_figure
 from .provenance import provenance, read_json, write_json
 
 
@@ -108,12 +109,7 @@ class ExitReport:
         Raises:
             ImportError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("drawing needs matplotlib: pip install 'romebert[plot]'") from error
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = new_figure(6, 4)
         costs = [layer / self.num_layers for layer in self.exit_layers]
         axes.plot(costs, self.exits, "o--", color="0.6", label="every row at one exit")
         points = sorted(self.curve, key=lambda point: point.cost)

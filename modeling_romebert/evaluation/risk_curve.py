@@ -4,15 +4,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..exit_policies import POLICIES, make_policy
-from .fixed_sequence import Tested
-from .risk_bounds import upper_bound
-from .risks import SIGNED, p_value_of
-from .sweep import replay
+from ..exit_policies import POLICIES
+from .drawing import new_figure
+from .fixed_sequence import Tested, tried
+from .risks import risk_bound
 
 
 class RiskPoint(NamedTuple):
@@ -32,25 +30,16 @@ def losses_over_cost(
     problem_type: str,
 ) -> tuple[Tested, ...]:
     """The losses at each threshold of the coarse grid; nothing is tested."""
-    rows, layers = np.arange(len(table)), np.asarray(exit_layers) / exit_layers[-1]
-    points = []
-    for threshold in POLICIES[policy["name"]].grid(len(exit_layers)):
-        rule = make_policy(**policy, threshold=threshold)
-        left_at = replay(rule, exit_logits, problem_type, exit_layers).numpy()
-        points.append(Tested(threshold, float(layers[left_at].mean()), left_at, table[rows, left_at], 1.0))
-    return tuple(points)
+    return tuple(
+        tried(table, exit_logits, policy, threshold, exit_layers, problem_type)
+        for threshold in POLICIES[policy["name"]].grid(len(exit_layers))
+    )
 
 
 def risk_curve(points: Sequence[Tested], risk: str, confidence: float) -> list[RiskPoint]:
     """Losses at some thresholds -> what was seen and what it bounds."""
-    low = -1.0 if risk in SIGNED else 0.0
     return [
-        RiskPoint(
-            point.threshold,
-            point.cost,
-            point.observed,
-            upper_bound(p_value_of(risk, point.losses, confidence), confidence, low),
-        )
+        RiskPoint(point.threshold, point.cost, point.observed, risk_bound(risk, point.losses, confidence))
         for point in points
     ]
 
@@ -61,12 +50,7 @@ def plot_risk(points: Sequence[RiskPoint], calibration: dict[str, Any], path: st
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'romebert[plot]'") from error
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(6, 4)
     ordered = sorted(points, key=lambda point: point.cost)
     costs, seen, bounds = (
         [getattr(point, name) for point in ordered] for name in ("cost", "observed", "bound")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..configuration_romebert import ProblemType
-from .risk_bounds import betting_p_value, binomial_p_value, signed_p_value
+from .risk_bounds import betting_p_value, binomial_p_value, signed_p_value, upper_bound
 
 Bools = NDArray[np.bool_]
 RISKS = ("disagreement", "harm", "drop")
@@ -49,7 +49,7 @@ def loss_table(
         [[-1, 0]]
     """
     if risk == "disagreement":
-        agree = _agrees(exit_logits, problem_type, tolerance)  # (N, E, D)
+        agree = agrees(exit_logits, problem_type, tolerance)  # (N, E, D)
         return _averaged(~agree)
     assert labels is not None
     right = _is_right(exit_logits, labels, problem_type, tolerance)  # (N, E, D)
@@ -67,7 +67,11 @@ def _answers(exit_logits: Tensor, problem_type: str) -> NDArray[Any]:
     return logits > 0 if problem_type == ProblemType.MULTI_LABEL else logits
 
 
-def _agrees(exit_logits: Tensor, problem_type: str, tolerance: float | None) -> Bools:
+def agrees(exit_logits: Tensor, problem_type: str, tolerance: Any) -> Bools:
+    """(N, E, C) -> (N, E, D): whether each exit answers as the last one does.
+
+    tolerance: of a regression, for all its D numbers or for each of them.
+    """
     answers = _answers(exit_logits, problem_type)
     if problem_type == ProblemType.REGRESSION:
         return np.asarray(np.abs(answers - answers[:, -1:]) <= tolerance)
@@ -94,11 +98,20 @@ def p_value_of(risk: str, losses: NDArray[Any], confidence: float) -> Callable[[
 
     Which test it is depends on the risk and the problem type, never on the losses.
     """
-    count = len(losses)
+    count, low = len(losses), _least(risk)
     if not np.issubdtype(losses.dtype, np.integer):
-        low = -1.0 if risk in SIGNED else 0.0
         return lambda target: float(betting_p_value(losses, target, confidence, low))
     worse, better = int((losses > 0).sum()), int((losses < 0).sum())
     if risk in SIGNED:
         return lambda target: float(signed_p_value(worse, better, count, target, confidence))
     return lambda target: float(binomial_p_value(worse, count, target))
+
+
+def risk_bound(risk: str, losses: NDArray[Any], confidence: float) -> float:
+    """Losses (N,) of one policy -> the upper bound of its risk at this confidence."""
+    return upper_bound(p_value_of(risk, losses, confidence), confidence, _least(risk))
+
+
+def _least(risk: str) -> float:
+    """The smallest value that a risk can have."""
+    return -1.0 if risk in SIGNED else 0.0

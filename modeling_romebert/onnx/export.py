@@ -25,7 +25,7 @@ from ..evaluation.calibration import calibrate
 from ..exit_policies import threshold_settings
 from ..pretrained import inner_model
 from ..scoring import each
-from ..text_batcher import TextBatcher, Window
+from ..text_batcher import TextBatcher, Window, with_truncation
 from .bundle import MANIFEST, Manifest, Segment
 from .quantise import quantised
 from .runtime import OnnxRomeBertForSequenceClassification
@@ -150,12 +150,12 @@ def export_onnx(
         for name, path in chosen.items():
             shutil.copyfile(path, bundle / name)
         manifest.save(bundle)
+        certificate = certificate_of(romebert.config)
+        if certificate is not None and precision == "int8":
+            _certify_again(bundle, tokenizer, rows, certificate)
         if folder.exists():
             shutil.rmtree(folder)
         bundle.rename(folder)
-    certificate = certificate_of(romebert.config)
-    if certificate is not None and precision == "int8":
-        _certify_again(folder, tokenizer, rows, certificate)
     return folder
 
 
@@ -234,7 +234,6 @@ def _export_segments(model: Any, tokenizer: Any, folder: Path, in_int8: bool) ->
             _export(_Exit(model, last), folder / exit_file)
             segments.append(Segment(files, exit_file))
         first = last
-    inputs = [name for name in _Layers(model, 0, 1, False, False).names]
     config = model.config
     return Manifest(
         exit_layers=list(model.exit_layers),
@@ -242,11 +241,11 @@ def _export_segments(model: Any, tokenizer: Any, folder: Path, in_int8: bool) ->
         num_labels=model.num_labels,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        max_tokens=_max_tokens(model, tokenizer),
+        max_tokens=with_truncation(tokenizer, model.max_tokens, {})["max_length"],
         pad_token_id=tokenizer.pad_token_id or 0,
         problem_type=model.problem_type,
         id2label=dict(config.id2label),
-        inputs=inputs,
+        inputs=_Layers(model, 0, 1, False, mask_is_made=False).names,
         segments=segments,
         exit_policy=config.exit_policy,
         calibration=None if in_int8 else certificate_of(config),
@@ -256,12 +255,6 @@ def _export_segments(model: Any, tokenizer: Any, folder: Path, in_int8: bool) ->
             name: version(name) for name in ("romebert", "torch", "transformers", "onnx", "onnxruntime")
         },
     )
-
-
-def _max_tokens(model: Any, tokenizer: Any) -> int | None:
-    """Longest text that model and tokenizer take."""
-    limits = [limit for limit in (model.max_tokens, tokenizer.model_max_length) if limit and limit < 10**6]
-    return min(limits, default=None)
 
 
 def _export(module: Any, path: Path) -> None:
@@ -292,15 +285,13 @@ def _export(module: Any, path: Path) -> None:
         )
 
 
-def _tokenised(model: Any, tokenizer: Any, dataset: Iterable[Any]) -> Window:
+def _tokenised(model: Any, tokenizer: Any, rows: list[Any]) -> Window:
     """Texts, or rows with a text -> tokenised, at most `CHECKED_TEXTS` of them."""
-    texts = []
-    for item in each(dataset):
-        if isinstance(item, dict):
-            item = {name: item[name] for name in ("text", "text_pair") if item.get(name) is not None}
-        texts.append(item)
-        if len(texts) == CHECKED_TEXTS:
-            break
+    parts = ("text", "text_pair")
+    texts = [
+        {name: row[name] for name in parts if row.get(name) is not None} if isinstance(row, Mapping) else row
+        for row in rows[:CHECKED_TEXTS]
+    ]
     if not texts:
         raise ValueError("dataset has no rows, so there is nothing to compare int8 with fp32 on.")
     window = TextBatcher(tokenizer, model.max_tokens, model.config.vocab_size, {})(0, texts)

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers.utils import logging
 
-from ..configuration_romebert import ProblemType
+from ..evaluation.risks import agrees
 from ..text_batcher import Window
 from .bundle import Manifest, multiplies_int8
 from .engine import CPU, OnnxBatch, OnnxEncoder, default_options, open_sessions
@@ -103,13 +104,9 @@ def _changed(logits: np.ndarray, reference: np.ndarray, manifest: Manifest) -> f
 
     Of a regression, with a number that moved by more than a tenth of their standard deviation.
     """
-    if manifest.problem_type == ProblemType.REGRESSION:
-        moved = np.abs(logits - reference) > reference.std(axis=0) / 10
-    elif manifest.problem_type == ProblemType.MULTI_LABEL:
-        moved = (logits > 0) != (reference > 0)
-    else:
-        moved = (logits.argmax(axis=-1) != reference.argmax(axis=-1))[:, None]
-    return float(moved.any(axis=-1).mean())
+    pairs = torch.from_numpy(np.stack([logits, reference], axis=1))  # (N, 2, C)
+    agree = agrees(pairs, manifest.problem_type, reference.std(axis=0) / 10)[:, 0]  # (N, D)
+    return float((~agree).any(axis=-1).mean())
 
 
 @contextmanager
