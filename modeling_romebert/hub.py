@@ -49,6 +49,7 @@ CLOSURE = (
     "model_card.py",
     "modeling_romebert.py",
     "monitor.py",
+    "own_code.py",
     "pipeline_romebert.py",
     "policy_base.py",
     "pretrained.py",
@@ -61,7 +62,7 @@ CLOSURE = (
 )
 
 # Those that lie beside the config.
-OF_CONFIG = ("configuration_romebert.py", "setting_checks.py", "settings.py")
+OF_CONFIG = ("configuration_romebert.py", "own_code.py", "setting_checks.py", "settings.py")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_romebert.RomeBertConfig",
