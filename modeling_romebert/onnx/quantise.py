@@ -69,19 +69,19 @@ def _leave_out_what_changes_labels(
     for first, last in itertools.pairwise([0, *manifest.exit_layers]):
         names = manifest.segments[manifest.exit_layers.index(last)].files
         reference = _run(fp32, whole, first, last)  # (N, C)
-        states = [batch.hidden for batch in chosen]
+        before = [(batch.hidden, batch.pooled) for batch in chosen]
         in_both = [_run(fp32, chosen, first, last)]
-        after = [batch.hidden for batch in chosen]
-        for batch, before in zip(chosen, states, strict=True):
-            batch.hidden = before
+        after = [(batch.hidden, batch.pooled) for batch in chosen]
+        for batch, states in zip(chosen, before, strict=True):
+            batch.hidden, batch.pooled = states
         here = {name: sessions[True][name] for name in names if name in in_int8}
         in_both.append(_run(OnnxEncoder(manifest, sessions[False] | here), chosen, first, last))
         if here and _changed(in_both[1], in_both[0], manifest) > max_changed:
             kept.append(f"{first + 1} to {last}")
             for name in names:
                 in_int8.pop(name, None)
-            for batch, state in zip(chosen, after, strict=True):
-                batch.hidden = state
+            for batch, states in zip(chosen, after, strict=True):
+                batch.hidden, batch.pooled = states
             in_both.pop()
         changed.append(_changed(in_both[-1], reference, manifest))
     manifest.checked = {"texts": len(features), "labels_changed": [round(share, 6) for share in changed]}
