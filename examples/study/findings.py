@@ -49,12 +49,12 @@ def at_cost(run: Run, cost: float, rule: str | None = None) -> float | None:
     Of a model without exits it is its one point, if that costs no more; else there is none.
 
     Args:
-        rule: another than the first of the run's policies.
+        rule: another than that of the run's curve.
     """
     kept = run["arguments"].get("keep_layers", 1.0)
-    points = run["policies"].get(rule, []) if rule else run["curve"]
+    points = run["policies"].get(rule, []) if rule not in (None, run["policy"]) else run["curve"]
     if not points:
-        return exits_of(run)[-1] if kept <= cost and not run["policies"] else None
+        return exits_of(run)[-1] if kept <= cost and run["policy"] is None else None
     layers = [int(layer) for layer in run["exits"]]
     exits = exits_of(run)
     ends = [(min(layers) / run["num_layers"], exits[0]), (1.0, exits[-1])]

@@ -39,8 +39,9 @@ from modeling_romebert.configuration_romebert import ProblemType
 from modeling_romebert.evaluation.evaluate import report_of
 from modeling_romebert.evaluation.exit_logits import ExitLogits, collect_exit_logits
 from modeling_romebert.evaluation.metrics import predictions_of
-from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
+from modeling_romebert.evaluation.provenance import provenance, read_json
 from modeling_romebert.evaluation.report import ExitReport
+from modeling_romebert.model_card import write_whole
 
 CELL = "cell.json"
 # The rules of leaving that are compared on each model; the first one's curve is the run's own.
@@ -100,7 +101,9 @@ class Clock(TrainerCallback, ExportableState):
 def main(folder: Path) -> None:
     cell = read_json(folder / CELL)
     with alone(folder):
-        write_json(cell["result"], run(cell, folder))
+        found = run(cell, folder)
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in found.items())
+        write_whole(Path(cell["result"]), f"{{\n{lines}\n}}\n".encode())
 
 
 @contextmanager
@@ -167,7 +170,8 @@ def parse(cell: dict[str, Any], folder: Path) -> Any:
 
 
 def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) -> dict[str, Any]:
-    """The metric at every exit that was trained, and what each rule of leaving costs and scores.
+    """The metric at every exit that was trained, and what each rule of leaving costs and scores: the first
+    one as `policy` and `curve`, the others as `policies`.
 
     `predictions` are those of each exit, a character for each row; of numbers there are none.
     """
@@ -181,9 +185,10 @@ def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) ->
         "num_layers": model.config.num_hidden_layers,
         "exits": exits,
         "mean_over_exits": float(np.mean(list(exits.values()))),
+        "policy": reports[0].policy["name"] if trains_exits else None,
         "curve": points(reports[0]) if trains_exits else [],
         "area": reports[0].area if trains_exits else None,
-        "policies": {report.policy["name"]: points(report) for report in reports} if trains_exits else {},
+        "policies": {report.policy["name"]: points(report) for report in reports[1:]},
     }
     if model.problem_type == ProblemType.SINGLE_LABEL and model.num_labels <= len(DIGITS):
         predicted = predictions_of(found.exit_logits.numpy(), model.problem_type)  # (N, E)

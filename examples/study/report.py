@@ -227,8 +227,8 @@ def rules(groups: Groups) -> str:
     """Exit rules on the same models: the metric at two costs, averaged over all runs that have exits."""
     rows = []
     for (task, backbone), recipes in groups.items():
-        runs = [run for runs in recipes.values() for run in runs if len(run["policies"]) > 1]
-        for rule in runs[0]["policies"] if runs else ():
+        runs = [run for runs in recipes.values() for run in runs if run["policies"]]
+        for rule in [runs[0]["policy"], *runs[0]["policies"]] if runs else ():
             at = [mean_of([at_cost(run, cost, rule) for run in runs]) for cost in COSTS]
             rows.append([task, backbone, str(len(runs)), f"`{rule}`", *map(points, at)])
     head = ["task", "backbone", "models", "rule", *(f"at {cost}" for cost in COSTS)]

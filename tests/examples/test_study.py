@@ -146,14 +146,13 @@ def test_a_run_says_all_that_there_is_to_say(a_run):
     assert list(found["exits"]) == ["1", "2", "3", "4"] and found["metric"] == "accuracy"
     assert found["mean_over_exits"] == pytest.approx(np.mean(list(found["exits"].values())))
     assert list(found["policies"]) == [
-        "entropy",
         "confidence",
         "margin",
         "patience",
         "patient_confidence",
         "vote",
     ]
-    assert found["curve"] == found["policies"]["entropy"] and 0 < found["curve"][0]["cost"] <= 1
+    assert found["policy"] == "entropy" and 0 < found["curve"][0]["cost"] <= 1
     for layer, predicted in found["predictions"].items():
         right = [one == other for one, other in zip(predicted, found["labels"], strict=True)]
         assert np.mean(right) == pytest.approx(found["exits"][layer])

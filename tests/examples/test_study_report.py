@@ -32,7 +32,8 @@ def a_result(seed, predictions, labels, metric="accuracy", **more) -> dict:
         "predictions": {str(layer): one for layer, one in enumerate(predictions, start=1)},
         "labels": labels,
         "curve": [{"threshold": 0.5, "cost": 0.6, "metric": 0.9}],
-        "policies": {"entropy": [{"threshold": 0.5, "cost": 0.6, "metric": 0.9}]},
+        "policy": "entropy",
+        "policies": {"patience": [{"threshold": 2, "cost": 0.75, "metric": 0.8}]},
         "area": 0.8,
         "arguments": {"objective": "joint", "num_train_epochs": 2},
         "training_seconds": 60.0,
@@ -115,6 +116,7 @@ def test_the_metric_at_a_cost_lies_between_the_points_of_the_curve():
     assert findings.at_cost(one, 0.55) == pytest.approx(0.7)
     assert findings.at_cost(one, 0.8) == pytest.approx(0.95)
     assert findings.at_cost(one, 0.5, "entropy") == 0.5
+    assert findings.at_cost(one, 0.625, "patience") == pytest.approx(0.65)
 
 
 def write_results(folder, **recipes):
