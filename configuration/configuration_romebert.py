@@ -18,6 +18,7 @@ if int(transformers.__version__.partition(".")[0]) < 5:  # before anything is im
     )
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .own_code import INSTALLED, CustomPipelines, is_own, leave_to_what_is_installed, name_siblings
 from .setting_checks import (
@@ -35,7 +36,7 @@ from .setting_checks import (
     take_misplaced,
     with_labels,
 )
-from .settings import LOSS_SETTINGS, LossSettings, ProblemType, loss_settings, plain
+from .settings import LOSS_SETTINGS, LossSettings, ProblemType, loss_settings, plain, scale_of_reduction
 
 # What the model's files take from here; settings.py and own_code.py are where it lies.
 __all__ = [
@@ -48,7 +49,10 @@ __all__ = [
     "is_own",
     "loss_settings",
     "plain",
+    "scale_of_reduction",
 ]
+
+logger = logging.get_logger(__name__)
 
 VERSION = "0.1.0"  # of this package
 # Settings that every config has and that the backbone obeys. Like those of its own they live in
@@ -75,12 +79,14 @@ class RomeBertConfig(PreTrainedConfig):
             exit moves to the new last layer.
         exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of
             the attended tokens.
+        exit_mix: each exit reads a learned mix of the layers so far (scale times softmax weights) instead of
+            the layer that it is after.
         exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}`
             or `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline;
             written by `calibrate`.
         calibration: what `calibrate` promised of that policy, on what grounds (`Calibration.to_dict`).
         distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights,
-        exit_reduction,
+        exit_scale,
             class_weights: the joint loss that the model returns when it is given labels, see
                 `modeling_romebert.ExitLoss`.
         romebert_version: version of this package that wrote the config; set by `save_pretrained`.
@@ -112,6 +118,7 @@ class RomeBertConfig(PreTrainedConfig):
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
         exit_layers: list[int] | None = None,
         exit_pooling: str = "cls",
+        exit_mix: bool = False,
         exit_policy: dict[str, Any] | None = None,
         calibration: dict[str, Any] | None = None,
         romebert_version: str = VERSION,
@@ -126,8 +133,11 @@ class RomeBertConfig(PreTrainedConfig):
         refuse_contradictions(backbone, kwargs)
         self.exit_layers = exit_layers
         self.exit_pooling = exit_pooling
+        self.exit_mix = exit_mix
         self.exit_policy = exit_policy
         self.calibration = calibration
+        if (exit_reduction := kwargs.pop("exit_reduction", None)) is not None:  # of version 0.1
+            _read_reduction(exit_reduction, len(self.exit_layers), kwargs)
         for name in LOSS_SETTINGS:
             setattr(self, name, kwargs.pop(name, getattr(LossSettings, name)))
         self.romebert_version = romebert_version
@@ -181,6 +191,8 @@ class RomeBertConfig(PreTrainedConfig):
             value = as_backbone(value)
         elif name == "exit_pooling" and value not in EXIT_POOLINGS:
             raise ValueError(f"exit_pooling={value!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
+        elif name == "exit_mix" and not isinstance(value, bool):
+            raise ValueError(f"exit_mix={value!r}: give True or False.")
         elif name == "id2label" and value is not None:
             value = checked_labels(value)
         super().__setattr__(name, value)
@@ -295,7 +307,8 @@ class RomeBertConfig(PreTrainedConfig):
             leave_to_what_is_installed(config_dict)
         config_dict = with_labels(config_dict, {name: kwargs.pop(name) for name in LABELS if name in kwargs})
         config_dict.setdefault("problem_type", None)
-        for_constructor = (own_fields(cls) - {"backbone_config", "exit_layers"}) & kwargs.keys()
+        own = own_fields(cls) - {"backbone_config", "exit_layers"} | {"exit_reduction"}
+        for_constructor = own & kwargs.keys()
         config_dict |= {name: kwargs.pop(name) for name in for_constructor}
         if (backbone := kwargs.get("backbone_config")) is not None:
             stored = config_dict.setdefault("backbone_config", backbone)
@@ -319,6 +332,16 @@ def _setting_of_the_backbone(name: str) -> property:
 
 for _name in OBEYED_BY_THE_BACKBONE:
     setattr(RomeBertConfig, _name, _setting_of_the_backbone(_name))
+
+
+def _read_reduction(exit_reduction: str, exits: int, kwargs: dict[str, Any]) -> None:
+    """`exit_reduction` of version 0.1 -> `exit_scale` in `kwargs`, unless it is there already; says so."""
+    scale = scale_of_reduction(exit_reduction, exits)
+    counts = kwargs.setdefault("exit_scale", scale)
+    logger.warning(
+        f"exit_reduction={exit_reduction!r} is called exit_scale={scale:.4g} now (with {exits} exits)"
+        + (f"; exit_scale={counts} is given too, and counts." if counts != scale else ".")
+    )
 
 
 def _check_version(written_by: str) -> None:

@@ -84,10 +84,12 @@ class Batch(ABC):
     Attributes:
         hidden: states of all tokens, embedded or after some layers.
         run_layer: how the encoder runs a layer on exactly these rows; gone when rows change.
+        pooled (b, layers run, H): what exits that mix layers read of each; goes with the rows.
     """
 
     hidden: Tensor
     run_layer: RunLayer | None = None
+    pooled: Tensor | None = None
 
     @property
     @abstractmethod
@@ -201,7 +203,7 @@ class PaddedBatch(Batch):
         mask = None if sizes.shape[1] == 0 or int(sizes[1].min()) == longest else self.attention_mask
         mask, positions = (None if x is None else x[rows, :longest] for x in (mask, self.position_ids))
         batch = PaddedBatch(self.hidden[rows, :longest], mask, positions)
-        batch._sizes = sizes
+        batch._sizes, batch.pooled = sizes, None if self.pooled is None else self.pooled[rows]
         return batch
 
     def concat(self, others: Sequence["PaddedBatch"]) -> "PaddedBatch":
@@ -219,7 +221,7 @@ class PaddedBatch(Batch):
             torch.cat(masks) if masks else None,
             torch.cat(positions) if len(positions) == len(parts) else None,
         )
-        batch._sizes = sizes
+        batch._sizes, batch.pooled = sizes, _pooled_of(parts)
         return batch
 
     def full_mask(self) -> Tensor:
@@ -273,22 +275,28 @@ class PackedBatch(Batch):
 
     def select(self, rows: Sequence[int]) -> "PackedBatch":
         bounds = self.cu_seqlens
-        return self._joined(
+        batch = self._joined(
             [self.hidden[:, bounds[row] : bounds[row + 1]] for row in rows],
             [self.lengths[row] for row in rows],
         )
+        batch.pooled = None if self.pooled is None else self.pooled[list(rows)]
+        return batch
 
     def view(self, rows: range) -> "PackedBatch":
         """A view, without filler."""
         start, stop = self.cu_seqlens[rows.start], self.cu_seqlens[rows.stop]
-        return PackedBatch(self.hidden[:, start:stop], self.lengths[rows.start : rows.stop])
+        batch = PackedBatch(self.hidden[:, start:stop], self.lengths[rows.start : rows.stop])
+        batch.pooled = None if self.pooled is None else self.pooled[rows.start : rows.stop]
+        return batch
 
     def concat(self, others: Sequence["PackedBatch"]) -> "PackedBatch":
         if not others and self.tokens == rounded_up(self.cu_seqlens[-1]):
             return self
         parts = [self, *others]
         texts = [part.hidden[:, : part.cu_seqlens[-1]] for part in parts]
-        return self._joined(texts, [length for part in parts for length in part.lengths])
+        batch = self._joined(texts, [length for part in parts for length in part.lengths])
+        batch.pooled = _pooled_of(parts)
+        return batch
 
     @staticmethod
     def _joined(pieces: Sequence[Tensor], lengths: list[int]) -> "PackedBatch":
@@ -296,6 +304,12 @@ class PackedBatch(Batch):
         tokens = sum(lengths)
         filler = pieces[0].new_zeros(1, rounded_up(tokens) - tokens, pieces[0].shape[2])
         return PackedBatch(torch.cat([*pieces, filler], dim=1), lengths)
+
+
+def _pooled_of(batches: Sequence[Batch]) -> Tensor | None:
+    """(b, layers run, H) of the rows of all; `None` where exits do not mix layers."""
+    pooled = [batch.pooled for batch in batches if batch.pooled is not None]
+    return torch.cat(pooled) if pooled else None
 
 
 def rounded_up(tokens: int) -> int:

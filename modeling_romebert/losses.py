@@ -2,12 +2,12 @@
 others.
 
     L_last = task(y, z_E)
-    L_exit = sum over k < E of w_k [ (1 - gamma) task(y, z_k)
-                                     + gamma T^2 KL( softmax(teacher_k / T) || softmax(z_k / T) ) ]
+    L_exit = s * sum over k < E of w_k [ (1 - gamma) task(y, z_k)
+                                         + gamma T^2 KL( softmax(teacher_k / T) || softmax(z_k / T) ) ]
 
-(RomeBERT, arXiv 2101.09755, section 3). Pure functions and one bundle of settings; how the gradients of the
-two terms are combined is in gradient_projection.py, which terms a step uses in objectives.py. Everything is
-computed in fp32.
+(RomeBERT, arXiv 2101.09755, section 3, where s = 1). Pure functions and one bundle of settings; how the
+gradients of the two terms are combined is in gradient_projection.py, which terms a step uses in
+objectives.py. Everything is computed in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -221,7 +221,6 @@ def _by_depth(layers: Tensor) -> Tensor:
 
 TEACHERS: dict[str, Callable[[Tensor], Tensor]] = {"last": _last_exit, "next": _next_exit}
 EXIT_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"uniform": _uniform, "depth": _by_depth}
-EXIT_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "mean": torch.mean}
 
 
 class LossTerms(NamedTuple):
@@ -238,7 +237,7 @@ class ExitLoss(LossSettings):
 
     Args:
         distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights,
-            exit_reduction: see `LossSettings` (settings.py), which says what each is.
+            exit_scale: see `LossSettings` (settings.py), which says what each is.
         class_weights: one number, 0 or more, per class; `None` weighs all alike. See `task_losses`.
         label_smoothing: as in `torch.nn.functional.cross_entropy`; for a single label only.
 
@@ -317,4 +316,4 @@ class ExitLoss(LossSettings):
         # Or the host waits.
         layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(early.device, non_blocking=True)
         early = EXIT_WEIGHTS[self.exit_weights](layers) * early
-        return LossTerms(per_exit[-1], EXIT_REDUCTIONS[self.exit_reduction](early), per_exit.detach())
+        return LossTerms(per_exit[-1], self.exit_scale * early.sum(), per_exit.detach())

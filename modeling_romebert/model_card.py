@@ -187,6 +187,7 @@ def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
         if every
         else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
     )
+    mixes = ", which reads a learned mix of the layers so far" if config.exit_mix else ""
     if config.problem_type == ProblemType.REGRESSION or (not config.problem_type and config.num_labels == 1):
         says = "a number"
     else:
@@ -195,8 +196,8 @@ def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
         says = f"{kind} {config.num_labels} labels ({names})"
     return (
         f"A RomeBERT text classifier, which gives a text {says}: {encoder} of {layers} layers with an exit"
-        f" after {where}, at which a text leaves as soon as the model is sure enough. Answers hold `label`,"
-        " `score` and `exit_layer`, the number of layers that ran."
+        f" after {where}{mixes}, at which a text leaves as soon as the model is sure enough. Answers hold"
+        " `label`, `score` and `exit_layer`, the number of layers that ran."
     )
 
 

@@ -129,7 +129,8 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         # clock.
         self.exit_layers: list[int] = list(config.exit_layers)
         self.pools_mean = config.exit_pooling == "mean"
-        self.exits = nn.ModuleDict({str(layer): ExitHead(config) for layer in self.exit_layers})
+        self.mixes_layers: bool = config.exit_mix
+        self.exits = nn.ModuleDict({str(layer): ExitHead(config, layer) for layer in self.exit_layers})
         self.exit_loss = ExitLoss.from_config(config)
         if config.exit_policy is not None:
             as_policy(config.exit_policy)  # settings that mean nothing fail here, not at the first text
@@ -291,8 +292,13 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         recorded = {"output_hidden_states": True, "output_attentions": True, "return_dict": True}
         outputs = self.backbone(**encoder.with_positions(inputs), **recorded)
         states = list(self.adapter.states_by_layer(self.backbone.config, outputs.hidden_states))
-        logits = []
-        for layer in self.exit_layers:
+        logits, pooled = [], None
+        for layer in range(1, last + 1) if self.mixes_layers else self.exit_layers:
             batch = PaddedBatch(states[layer], inputs["attention_mask"])
-            logits.append(encoder.exit_logits(batch, layer, is_finished=layer == last))
+            if self.mixes_layers:
+                batch.pooled = pooled
+                encoder.note_pooled(batch, is_finished=layer == last)
+                pooled = batch.pooled
+            if layer in self.exit_layers:
+                logits.append(encoder.exit_logits(batch, layer, is_finished=layer == last))
         return torch.stack(logits, dim=1), states, outputs.attentions

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .backbones import Adapter, adapter_for, check_layout
 from .configuration_romebert import VERSION, RomeBertConfig
+from .exit_heads import LayerMix
 from .hub import check_code, copy_code, name_code, read_record, weights_digest, write_card_and_record
 from .model_card import TEMPLATE
 
@@ -211,6 +212,12 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         model.eval()
         return (model, info) if output_loading_info else model
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """As `PreTrainedModel._init_weights`: also of what a checkpoint has no weights for."""
+        super()._init_weights(module)
+        if isinstance(module, LayerMix):
+            module.reset_parameters()
+
     def _start_from(self, pooler: nn.Linear | None) -> None:
         """Use the pretrained pooler (`None` where the checkpoint has none) in a model that has just been
         built.
@@ -245,14 +252,19 @@ def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any) -> None
             f" exit_pooling={model.config.exit_pooling!r} is asked for. Leave it out; to change the"
             " pooling, start again from the plain encoder checkpoint and fine-tune."
         )
+    if any(".mix." in key for key in info["unexpected_keys"] if key.startswith("exits.")):
+        raise ValueError(
+            f"the exits of checkpoint {name} mix layers, but exit_mix={model.config.exit_mix} is asked for."
+            " Leave it out; to do without, start again from the plain encoder checkpoint and fine-tune."
+        )
     absent = sorted(key for key in info["missing_keys"] if key.startswith("exits."))
     stored = len(absent) < sum(key.startswith("exits.") for key in model.state_dict())
     if absent and (stored or any(key.startswith("exits.") for key in info["unexpected_keys"])):
         raise ValueError(
             f"the checkpoint {name} has no weights for {', '.join(absent)};"
-            f" exit_layers={model.config.exit_layers} and exit_pooling={model.config.exit_pooling!r} ask"
-            " for them. Leave both out to load the exits it has; to change the exits, start again from the"
-            " plain encoder checkpoint and fine-tune."
+            f" exit_layers={model.config.exit_layers}, exit_pooling={model.config.exit_pooling!r} and"
+            f" exit_mix={model.config.exit_mix} ask for them. Leave them out to load the exits it has; to"
+            " change the exits, start again from the plain encoder checkpoint and fine-tune."
         )
 
 

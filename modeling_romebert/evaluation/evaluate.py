@@ -11,7 +11,7 @@ from typing import Any
 from ..exit_policies import POLICIES
 from ..hub import weights_digest
 from ..pretrained import inner_model
-from .exit_logits import collect_exit_logits
+from .exit_logits import ExitLogits, collect_exit_logits
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .report import ExitReport
 from .sweep import policy_to_sweep, sweep
@@ -49,31 +49,47 @@ def evaluate_exits(
             `ignored`.
     """
     romebert = inner_model(model)
-    config = romebert.config
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
-    exit_logits, labels, ignored = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
-    name, score, settings = judge(romebert, metric, policy)  # labels may have settled the problem type
+    found = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
+    report = report_of(romebert, found, metric=metric, policy=policy, thresholds=thresholds)
+    romebert.evaluation = report.to_dict()
+    return report
+
+
+def report_of(
+    model: Any,
+    found: ExitLogits,
+    *,
+    metric: str | Metric | None = None,
+    policy: str | dict[str, Any] = "entropy",
+    thresholds: Sequence[float] | None = None,
+) -> ExitReport:
+    """As `evaluate_exits`, of logits that the model gave before: several policies need it to run but once.
+
+    Args:
+        model: the RomeBERT model itself.
+        found: what `collect_exit_logits` gave.
+    """
+    config = model.config
+    exit_logits, labels, ignored = found
+    name, score, settings = judge(model, metric, policy)  # labels may have settled the problem type
     if thresholds is None:
         thresholds = POLICIES[settings["name"]].grid(len(config.exit_layers))
-    report = ExitReport(
+    return ExitReport(
         metric=name,
         num_examples=len(labels),
         num_layers=config.num_hidden_layers,
         exit_layers=list(config.exit_layers),
         exits=[
-            score(predictions_of(of_exit.numpy(), romebert.problem_type), labels)
+            score(predictions_of(of_exit.numpy(), model.problem_type), labels)
             for of_exit in exit_logits.unbind(1)
         ],
         policy=settings,
-        curve=sweep(
-            exit_logits, labels, config.exit_layers, romebert.problem_type, score, settings, thresholds
-        ),
+        curve=sweep(exit_logits, labels, config.exit_layers, model.problem_type, score, settings, thresholds),
         model=str(config._name_or_path),
         ignored=ignored,
-        weights=weights_digest(romebert.state_dict()),
+        weights=weights_digest(model.state_dict()),
     )
-    romebert.evaluation = report.to_dict()
-    return report
 
 
 def judge(

@@ -28,10 +28,13 @@ class OnnxBatch:
         inputs: of the first graph, (b, T) each.
         lengths: tokens of each row.
         hidden (b, T, H): states after some layers; `None` before the first.
+        pooled (b, layers run, H): what exits that mix layers read of each.
     """
 
-    def __init__(self, inputs: Mapping[str, np.ndarray], lengths: Sequence[int], hidden: Any = None):
-        self.inputs, self.hidden = inputs, hidden
+    def __init__(
+        self, inputs: Mapping[str, np.ndarray], lengths: Sequence[int], hidden: Any = None, pooled: Any = None
+    ):
+        self.inputs, self.hidden, self.pooled = inputs, hidden, pooled
         self.lengths = list(lengths)
         self.logits: np.ndarray | None = None  # (b, C) of the exit behind the layers that ran last
 
@@ -63,7 +66,8 @@ class OnnxBatch:
     def _narrowed(self, rows: Any, lengths: list[int]) -> "OnnxBatch":
         longest = max(lengths, default=1)
         inputs = {name: values[rows, :longest] for name, values in self.inputs.items()}
-        return OnnxBatch(inputs, lengths, None if self.hidden is None else self.hidden[rows, :longest])
+        hidden = None if self.hidden is None else self.hidden[rows, :longest]
+        return OnnxBatch(inputs, lengths, hidden, None if self.pooled is None else self.pooled[rows])
 
     def concat(self, others: Sequence["OnnxBatch"]) -> "OnnxBatch":
         """All rows, padded on the right to the longest."""
@@ -72,10 +76,12 @@ class OnnxBatch:
         inputs = {
             name: np.concatenate([_pad(part.inputs[name], longest) for part in parts]) for name in self.inputs
         }
-        hidden = None
+        hidden = pooled = None
         if self.hidden is not None:
             hidden = np.concatenate([_pad(part.hidden, longest) for part in parts])
-        return OnnxBatch(inputs, [length for part in parts for length in part.lengths], hidden)
+        if self.pooled is not None:
+            pooled = np.concatenate([part.pooled for part in parts])
+        return OnnxBatch(inputs, [length for part in parts for length in part.lengths], hidden, pooled)
 
 
 def _pad(values: np.ndarray, tokens: int) -> np.ndarray:
@@ -143,24 +149,26 @@ class OnnxEncoder:
         for index in range(self._layers.index(first), self._layers.index(last)):
             segment = self._manifest.segments[index]
             for name in segment.files:
-                batch.hidden, batch.logits = self._run(name, batch)
+                self._run(name, batch)
             if segment.exit_file is not None:
-                _, batch.logits = self._run(segment.exit_file, batch)
+                self._run(segment.exit_file, batch)
 
     def exit_logits(self, batch: Any, layer: int) -> Array:
         """(b, C) of the exit after `layer`, which the graph of its segment has computed with it."""
         return batch.logits
 
-    def _run(self, name: str, batch: OnnxBatch) -> tuple[Any, Any]:
-        """One graph -> hidden states and logits, as far as it gives them."""
+    def _run(self, name: str, batch: OnnxBatch) -> None:
+        """Run one graph, in place: hidden states, pooled states and logits, as far as it gives them."""
         session, takes, gives = self._sessions[name]
         feed = {one: self._input(one, batch) for one in takes}
         found = dict(zip(gives, session.run(gives, feed), strict=True))
-        return found.get("hidden_out", batch.hidden), found.get("logits", batch.logits)
+        batch.hidden = found.get("hidden_out", batch.hidden)
+        batch.pooled = found.get("pooled_out", batch.pooled)
+        batch.logits = found.get("logits", batch.logits)
 
     def _input(self, name: str, batch: OnnxBatch) -> np.ndarray:
-        if name == "hidden":
-            return batch.hidden
+        if name in ("hidden", "pooled"):
+            return getattr(batch, name)
         return batch.mask if name == "mask" else batch.inputs[name]
 
 

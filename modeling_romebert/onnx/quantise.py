@@ -98,19 +98,19 @@ def _shares_changed(
     for first, last in itertools.pairwise([0, *manifest.exit_layers]):
         names = manifest.segments[manifest.exit_layers.index(last)].files
         reference = _run(plain, whole, first, last)  # (N, C)
-        states = [batch.hidden for batch in chosen]
+        before = [(batch.hidden, batch.pooled) for batch in chosen]
         logits = _run(plain, chosen, first, last)
-        after = [batch.hidden for batch in chosen]
+        after = [(batch.hidden, batch.pooled) for batch in chosen]
         if here := {name: int8[name] for name in names if name in int8 and name not in too_many}:
-            for batch, before in zip(chosen, states, strict=True):
-                batch.hidden = before
+            for batch, states in zip(chosen, before, strict=True):
+                batch.hidden, batch.pooled = states
             in_int8 = _run(OnnxEncoder(manifest, {**fp32, **here}), chosen, first, last)
             if _changed(in_int8, logits, manifest) > limit:
                 too_many += here
                 if used & here.keys():
                     return None, too_many
-                for batch, state in zip(chosen, after, strict=True):
-                    batch.hidden = state
+                for batch, states in zip(chosen, after, strict=True):
+                    batch.hidden, batch.pooled = states
             else:
                 logits = in_int8
         changed.append(_changed(logits, reference, manifest))

@@ -81,9 +81,10 @@ class RomeBertTrainer(ExitTrainer):
 
     def _check_settings(self) -> None:
         """Refuse a model and arguments that do not go together, as they are now."""
-        self.args.check()
         if not hasattr(self.romebert, "exits"):
             raise TypeError(f"model is a {type(self.romebert).__name__}, which has no exits to train.")
+        self.args.settle_exit_scale(len(self.romebert.exits))
+        self.args.check()
         if len(self.romebert.exits) == 1 and any(
             set(cycle) == {EXITS} for cycle in self.args.training_objective.stages
         ):

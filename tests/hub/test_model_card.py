@@ -23,7 +23,7 @@ TRAINING = {
     "learning_rate": 2e-5,
     "num_train_epochs": 3,
     "seed": 17,
-    "exit_reduction": "mean",
+    "exit_scale": 0.3,
 }
 DATASET = {"name": "reviews", "split": "test"}
 OWN_KEYS = "# mine\nco2_eq_emissions:\n  emissions: 3\nauthors:\n- Ann\n- Bo\n"
@@ -263,7 +263,7 @@ def test_training_settings_win_over_the_config_which_fills_the_gaps():
             "num_train_epochs": "3",
             "seed": "17",
         },
-        **{"exit_reduction": "mean", "distillation_weight": "0.9", "distillation_temperature": "3"},
+        **{"exit_scale": "0.3", "distillation_weight": "0.9", "distillation_temperature": "3"},
         **{"distillation_reduction": "batchmean", "teacher": "last", "exit_weights": "uniform"},
     }
 

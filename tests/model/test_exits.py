@@ -142,7 +142,7 @@ def test_mean_head_is_mean_then_classifier_without_a_pooler():
 )
 def test_dropout_is_the_classifier_s_or_else_the_hidden_one(family, dropouts, expected):
     """... by the names of the family's config, as its stock classifier reads them."""
-    assert ExitHead(RomeBertConfig(tiny_backbone(family, **dropouts))).dropout.p == expected
+    assert ExitHead(RomeBertConfig(tiny_backbone(family, **dropouts)), layer=1).dropout.p == expected
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from families import FAMILIES
 from tiny import assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
-from transformers import AlbertConfig, pipeline
+from transformers import AlbertConfig, BertConfig, ModernBertConfig, pipeline
 
 from modeling_romebert import (
     OnnxRomeBertForSequenceClassification,
@@ -98,6 +98,28 @@ def test_every_family(family, tmp_path):
         torch.testing.assert_close(
             onnx(**inputs).exit_logits, model(**inputs).exit_logits, atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("exit_layers", [None, [1, 3, 4]])
+@pytest.mark.parametrize("family", [BertConfig, AlbertConfig, ModernBertConfig])
+def test_exits_that_mix_layers(family, exit_layers, tmp_path):
+    """With fewer exits too: every layer's pooled states go from graph to graph."""
+    model = spread_exits(build(family, exit_pooling="mean", exit_mix=True, exit_layers=exit_layers), TEXTS)
+    onnx = OnnxRomeBertForSequenceClassification.from_pretrained(
+        export_onnx(model, TOKENIZER, tmp_path / "bundle", precision="fp32")
+    )
+    expected = list(score(model, TOKENIZER, TEXTS, exit_policy=POLICY))
+    assert len(depths(expected)) > 1
+    assert_same_results(list(score(onnx, TOKENIZER, TEXTS, exit_policy=POLICY, batch_tokens=100)), expected)
+    fewer = OnnxRomeBertForSequenceClassification.from_pretrained(
+        export_onnx(model, TOKENIZER, tmp_path / "int8", exits=[3], dataset=TEXTS, max_changed=1.0)
+    )
+    exits = [index for index, layer in enumerate(model.exit_layers) if layer in (3, 4)]
+    inputs = TOKENIZER(TEXTS[:5], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        of_exits = model(**inputs).exit_logits[:, exits]
+    assert fewer.config.exit_layers == [3, 4]
+    torch.testing.assert_close(fewer(**inputs).exit_logits, of_exits, atol=0.3, rtol=0.1)
 
 
 @pytest.mark.parametrize(
