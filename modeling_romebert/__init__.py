@@ -1,9 +1,9 @@
 """RomeBERT: text classifiers that stop thinking as soon as they are sure, for Hugging Face transformers.
 
-Importing this package registers the model with `AutoConfig`, `AutoModel` and
-`AutoModelForSequenceClassification`, and the task `"early-exit-classification"` with `pipeline`. What trains,
-what evaluates and what runs on ONNX Runtime is imported when its name is first used. Without torch and
-transformers a bundle of ONNX still runs.
+Importing this package registers the models with `AutoConfig`, `AutoModel`,
+`AutoModelForSequenceClassification` and `AutoModelForTokenClassification`, and the task
+`"early-exit-classification"` with `pipeline`. What trains, what evaluates and what runs on ONNX Runtime is
+imported when its name is first used. Without torch and transformers a bundle of ONNX still runs.
 """
 
 from importlib import import_module
@@ -13,14 +13,25 @@ from typing import TYPE_CHECKING, Any
 _ABSENT = [name for name in ("torch", "transformers") if find_spec(name) is None]
 
 if TYPE_CHECKING or not _ABSENT:
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_romebert import VERSION as __version__
     from .configuration_romebert import RomeBertConfig
     from .exit_policies import POLICIES, ExitPolicy, make_policy
     from .losses import ExitLoss
-    from .modeling_romebert import RomeBertClassifierOutput, RomeBertForSequenceClassification, RomeBertModel
+    from .modeling_romebert import (
+        RomeBertClassifierOutput,
+        RomeBertForSequenceClassification,
+        RomeBertForTokenClassification,
+        RomeBertModel,
+        RomeBertTokenClassifierOutput,
+    )
     from .monitor import ExitMonitor
     from .pipeline_romebert import EarlyExitPipeline
     from .scoring import score
@@ -28,6 +39,7 @@ if TYPE_CHECKING or not _ABSENT:
     AutoConfig.register(RomeBertConfig.model_type, RomeBertConfig)
     AutoModel.register(RomeBertConfig, RomeBertModel)
     AutoModelForSequenceClassification.register(RomeBertConfig, RomeBertForSequenceClassification)
+    AutoModelForTokenClassification.register(RomeBertConfig, RomeBertForTokenClassification)
     PIPELINE_REGISTRY.register_pipeline(
         "early-exit-classification",
         pipeline_class=EarlyExitPipeline,
@@ -63,7 +75,9 @@ __all__ = [
     "RomeBertClassifierOutput",
     "RomeBertConfig",
     "RomeBertForSequenceClassification",
+    "RomeBertForTokenClassification",
     "RomeBertModel",
+    "RomeBertTokenClassifierOutput",
     "RomeBertTrainer",
     "RomeBertTrainingArguments",
     "__version__",

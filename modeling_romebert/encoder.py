@@ -31,7 +31,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inpu
 
 
 class TorchEncoder:
-    """The layers and exits of a `RomeBertForSequenceClassification`.
+    """The layers and exits of a `RomeBertForSequenceClassification`; of one for tokens see token_encoder.py.
 
     Args:
         model: the classifier.
@@ -162,8 +162,11 @@ class TorchEncoder:
         finished = batch.hidden if is_finished else self.adapter.finish(self.backbone, batch.hidden)
         if self.states is not None and layer == self.exit_layers[-1]:
             self.states[-1] = finished  # as the stock model returns its last state
-        pooled = batch.means(finished) if self.pools_mean else batch.first_tokens(finished)  # (b, H)
-        return self.exits[str(layer)](pooled)
+        return self.exits[str(layer)](self._seen(batch, finished))
+
+    def _seen(self, batch: Batch, finished: Tensor) -> Tensor:
+        """States of all tokens, as they lie -> what an exit sees of each row (b, H)."""
+        return batch.means(finished) if self.pools_mean else batch.first_tokens(finished)
 
     def _prepare(self, batch: Batch) -> RunLayer:
         """How to run a layer on the rows of a batch: made once for the same rows."""

@@ -54,7 +54,7 @@ class Pooler(nn.Module):
 
 class ExitHead(nn.Module):
     """A classifier at one exit: (B, H) -> (B, C), from the first token through a pooler of its own, or from
-    the mean of a row.
+    the mean of a row; or (..., H) -> (..., C) from every token.
     """
 
     def __init__(self, config: RomeBertConfig):

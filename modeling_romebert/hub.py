@@ -29,6 +29,7 @@ logger = logging.get_logger(__name__)
 
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
+    "active_attention.py",
     "arrays.py",
     "backbones.py",
     "batch_layout.py",
@@ -45,6 +46,7 @@ CLOSURE = (
     "model_card.py",
     "modeling_romebert.py",
     "monitor.py",
+    "multi_exit.py",
     "pipeline_romebert.py",
     "policy_base.py",
     "pretrained.py",
@@ -53,6 +55,9 @@ CLOSURE = (
     "setting_checks.py",
     "settings.py",
     "text_batcher.py",
+    "token_encoder.py",
+    "token_exits.py",
+    "token_spans.py",
 )
 
 # Those that lie beside the config.
@@ -62,6 +67,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_romebert.RomeBertConfig",
     "AutoModel": "modeling_romebert.RomeBertModel",
     "AutoModelForSequenceClassification": "modeling_romebert.RomeBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_romebert.RomeBertForTokenClassification",
 }
 
 CUSTOM_PIPELINES = {
