@@ -1,9 +1,10 @@
 """RomeBERT: text classifiers that stop thinking as soon as they are sure, for Hugging Face transformers.
 
 Importing this package registers the models with `AutoConfig`, `AutoModel`,
-`AutoModelForSequenceClassification` and `AutoModelForTokenClassification`, and the task
-`"early-exit-classification"` with `pipeline`. What trains, what evaluates and what runs on ONNX Runtime is
-imported when its name is first used. Without torch and transformers a bundle of ONNX still runs.
+`AutoModelForSequenceClassification` and `AutoModelForTokenClassification`, and the tasks
+`"early-exit-classification"` and `"early-exit-token-classification"` with `pipeline`. What trains, what
+evaluates and what runs on ONNX Runtime is imported when its name is first used. Without torch and
+transformers a bundle of ONNX still runs.
 """
 
 from importlib import import_module
@@ -35,6 +36,7 @@ if TYPE_CHECKING or not _ABSENT:
     from .monitor import ExitMonitor
     from .pipeline_romebert import EarlyExitPipeline
     from .scoring import score
+    from .token_pipeline import EarlyExitTokenPipeline, score_tokens
 
     AutoConfig.register(RomeBertConfig.model_type, RomeBertConfig)
     AutoModel.register(RomeBertConfig, RomeBertModel)
@@ -46,9 +48,15 @@ if TYPE_CHECKING or not _ABSENT:
         pt_model=AutoModelForSequenceClassification,
         type="text",
     )
+    PIPELINE_REGISTRY.register_pipeline(
+        "early-exit-token-classification",
+        pipeline_class=EarlyExitTokenPipeline,
+        pt_model=AutoModelForTokenClassification,
+        type="text",
+    )
     # With this mark, `Pipeline.save_pretrained` lets the config name no task but ours. The model itself names
     # it, beside a user's own.
-    del EarlyExitPipeline._registered_impl
+    del EarlyExitPipeline._registered_impl, EarlyExitTokenPipeline._registered_impl
 
 if TYPE_CHECKING:
     from .evaluation import (
@@ -67,6 +75,7 @@ __all__ = [
     "POLICIES",
     "Calibration",
     "EarlyExitPipeline",
+    "EarlyExitTokenPipeline",
     "ExitLoss",
     "ExitMonitor",
     "ExitPolicy",
@@ -89,6 +98,7 @@ __all__ = [
     "make_policy",
     "project",
     "score",
+    "score_tokens",
 ]
 
 _IMPORTED_WHEN_USED = {

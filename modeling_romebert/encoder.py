@@ -25,6 +25,7 @@ from .batch_layout import (
     rounded_up,
 )
 from .cpu import workers_for
+from .early_exit import ActiveBatch
 
 # What a forward pass takes.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -39,6 +40,8 @@ class TorchEncoder:
         states: every layer's output (b, T, H) is appended to it, the embeddings first.
         pad_token_id: of the tokenizer, for `embed_texts`.
     """
+
+    active_batch: type[ActiveBatch] = ActiveBatch  # of which the early-exit loop makes its batches
 
     def __init__(
         self,
@@ -162,9 +165,9 @@ class TorchEncoder:
         finished = batch.hidden if is_finished else self.adapter.finish(self.backbone, batch.hidden)
         if self.states is not None and layer == self.exit_layers[-1]:
             self.states[-1] = finished  # as the stock model returns its last state
-        return self.exits[str(layer)](self._seen(batch, finished))
+        return self.exits[str(layer)](self._pool(batch, finished))
 
-    def _seen(self, batch: Batch, finished: Tensor) -> Tensor:
+    def _pool(self, batch: Batch, finished: Tensor) -> Tensor:
         """States of all tokens, as they lie -> what an exit sees of each row (b, H)."""
         return batch.means(finished) if self.pools_mean else batch.first_tokens(finished)
 

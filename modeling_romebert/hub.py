@@ -47,6 +47,7 @@ CLOSURE = (
     "modeling_romebert.py",
     "monitor.py",
     "multi_exit.py",
+    "pipeline_arguments.py",
     "pipeline_romebert.py",
     "policy_base.py",
     "pretrained.py",
@@ -55,8 +56,10 @@ CLOSURE = (
     "setting_checks.py",
     "settings.py",
     "text_batcher.py",
+    "token_batcher.py",
     "token_encoder.py",
     "token_exits.py",
+    "token_pipeline.py",
     "token_spans.py",
 )
 
@@ -77,6 +80,13 @@ CUSTOM_PIPELINES = {
         "type": "text",
     }
 }
+TOKEN_PIPELINES = {
+    "early-exit-token-classification": {
+        "impl": "token_pipeline.EarlyExitTokenPipeline",
+        "pt": ["AutoModelForTokenClassification"],
+        "type": "text",
+    }
+}
 
 
 def name_code(config: Any) -> None:
@@ -85,7 +95,7 @@ def name_code(config: Any) -> None:
     config.auto_map = AUTO_MAP | {
         auto_class: named[auto_class] for auto_class in named if not is_own(named[auto_class])
     }
-    tasks = dict(CUSTOM_PIPELINES)
+    tasks = dict(TOKEN_PIPELINES if config.classifies_tokens else CUSTOM_PIPELINES)
     for task, entry in (getattr(config, "custom_pipelines", None) or {}).items():
         if not is_own(entry["impl"]):
             # `pipeline` puts the auto classes themselves where their names were, and JSON has no classes.

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from transformers.utils import logging
@@ -25,6 +25,43 @@ END = "<!-- romebert: yours again from here on -->"
 # In the card that transformers writes where there is none
 TEMPLATE = "This model card has been automatically generated."
 TAGS = ["romebert", "early-exit", "text-classification", "custom_code"]
+
+
+class Task(NamedTuple):
+    """What a card says of a task."""
+
+    tag: str  # on the Hub
+    title: str
+    pipeline: str
+    auto_class: str
+    gives: str  # of what it gives a label, begins a sentence
+    answers: str
+
+
+OF_TEXTS = Task(
+    "text-classification",
+    "Text classification",
+    "early-exit-classification",
+    "AutoModelForSequenceClassification",
+    "A RomeBERT text classifier, which gives a text",
+    "at which a text leaves as soon as the model is sure enough. Answers hold `label`, `score` and"
+    " `exit_layer`, the number of layers that ran.",
+)
+OF_TOKENS = Task(
+    "token-classification",
+    "Token classification",
+    "early-exit-token-classification",
+    "AutoModelForTokenClassification",
+    "A RomeBERT token classifier, which gives every word of a text",
+    "at which a text leaves, or a word halts, as soon as the model is sure enough. Answers hold `entity` or"
+    " `entity_group`, `score`, `word`, `start`, `end` and `exit_layer`, the number of layers that ran.",
+)
+
+
+def _task(config: RomeBertConfig) -> Task:
+    return OF_TOKENS if config.classifies_tokens else OF_TEXTS
+
+
 # Of an evaluation that may be gone: never kept from an older card. Other metadata is, where there is nothing
 # new to say.
 EVALUATED = ("metrics", "model-index")
@@ -181,8 +218,8 @@ def _metadata(
 ) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": TAGS,
+        "pipeline_tag": _task(config).tag,
+        "tags": [_task(config).tag if tag == OF_TEXTS.tag else tag for tag in TAGS],
     }
     known = {"base_model": base, **{name: training.get(name) for name in ("license", "language", "datasets")}}
     metadata.update({name: value for name, value in known.items() if value})
@@ -205,7 +242,7 @@ def _model_index(
         figures.append({"type": metric, "value": calibrated["metric"], "name": title})
     figures = [figure for figure in figures if math.isfinite(figure["value"])]
     result = {
-        "task": {"type": "text-classification", "name": "Text classification"},
+        "task": {"type": _task(config).tag, "name": _task(config).title},
         "dataset": {"type": dataset.get("type", name), "name": name}
         | ({"split": dataset["split"]} if "split" in dataset else {}),
         "metrics": figures,
@@ -307,21 +344,24 @@ def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
         if every
         else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
     )
-    if config.problem_type == ProblemType.REGRESSION or (not config.problem_type and config.num_labels == 1):
+    is_regression = config.problem_type == ProblemType.REGRESSION or (
+        not config.problem_type and config.num_labels == 1
+    )
+    if is_regression and not config.classifies_tokens:
         says = "a number"
     else:
         kind = "any number of" if config.problem_type == ProblemType.MULTI_LABEL else "one of"
         names = ", ".join(f"`{_text(name)}`" for name in config.id2label.values())
         says = f"{kind} {config.num_labels} labels ({names})"
     return (
-        f"A RomeBERT text classifier, which gives a text {says}: {encoder} of {layers} layers with an exit"
-        f" after {where}, at which a text leaves as soon as the model is sure enough. Answers hold `label`,"
-        " `score` and `exit_layer`, the number of layers that ran."
+        f"{_task(config).gives} {says}: {encoder} of {layers} layers with an exit after {where},"
+        f" {_task(config).answers}"
     )
 
 
 def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
     model = json.dumps(training["hub_model_id"]) if training.get("hub_model_id") else "ID"
+    task = _task(config)
     explained = (
         ""
         if training.get("hub_model_id")
@@ -330,12 +370,12 @@ def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
     installed = [
         "import modeling_romebert  # registers the task",
         "from transformers import pipeline",
-        f'classify = pipeline("early-exit-classification", model={model})',
+        f'classify = pipeline("{task.pipeline}", model={model})',
     ]
     remote = [
-        "from transformers import AutoModelForSequenceClassification, pipeline",
-        f'classify = pipeline("early-exit-classification", model={model}, trust_remote_code=True)',
-        f"model = AutoModelForSequenceClassification.from_pretrained({model}, trust_remote_code=True)",
+        f"from transformers import {task.auto_class}, pipeline",
+        f'classify = pipeline("{task.pipeline}", model={model}, trust_remote_code=True)',
+        f"model = {task.auto_class}.from_pretrained({model}, trust_remote_code=True)",
     ]
     return "\n".join(
         [

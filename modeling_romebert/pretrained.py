@@ -76,8 +76,9 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         The card tells figures that were measured with the very weights that are saved, in this process or
         before, and no others.
         """
-        # Named here, the pipeline's file goes wherever this one goes.
+        # Named here, the pipelines' files go wherever this one goes.
         from .pipeline_romebert import EarlyExitPipeline  # noqa: F401
+        from .token_pipeline import EarlyExitTokenPipeline  # noqa: F401
 
         name_code(self.config)
         self.config.romebert_version = VERSION

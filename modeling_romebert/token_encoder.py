@@ -15,6 +15,7 @@ from .active_attention import ActiveQueries
 from .backbones import RunLayer
 from .batch_layout import Batch, PackedBatch, rounded_up
 from .encoder import TorchEncoder
+from .token_exits import ActiveTokens
 
 
 class TokenEncoder(TorchEncoder):
@@ -23,7 +24,9 @@ class TokenEncoder(TorchEncoder):
     `exit_logits` gives those of all tokens, as they lie: (b, T, C) padded, (1, T + filler, C) packed.
     """
 
-    def _seen(self, batch: Batch, finished: Tensor) -> Tensor:
+    active_batch = ActiveTokens
+
+    def _pool(self, batch: Batch, finished: Tensor) -> Tensor:
         return finished
 
     def _prepare(self, batch: Batch) -> RunLayer:

@@ -13,12 +13,18 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorWithPadding, DefaultDataCollator, default_data_collator
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+    default_data_collator,
+)
 from transformers.utils import logging
 
 from ..configuration_romebert import ProblemType
 from ..losses import IGNORED_LABEL
 from .labels import LABEL_COLUMNS, Label, LabelReader, say_ignored, take_class_names
+from .token_labels import reader_for
 
 logger = logging.get_logger(__name__)
 
@@ -73,18 +79,19 @@ def check_dataset(
             f"{name} has no labels: its columns are {', '.join(map(str, columns))}. Name the one with the"
             " labels `labels` or `label`, with dataset.rename_column where it is a datasets.Dataset."
         )
-    read = LabelReader(config)
+    read = reader_for(config)
     labels = _labels_of_columns(dataset, read, name) if in_columns else _labels_of_rows(rows, read, name)
     if whole and read.problem_type == ProblemType.SINGLE_LABEL:
-        ignored = sum(count for label, count in labels if label == IGNORED_LABEL)
-        _check_classes({label for label, _ in labels if label != IGNORED_LABEL}, len(dataset), name, trains)
+        classes = [(read.classes_of(label), count) for label, count in labels]
+        ignored = sum(count for named, count in classes if not named)
+        _check_classes({one for named, _ in classes for one in named}, len(dataset), name, trains)
         say_ignored(ignored, len(dataset), name)
 
 
 def is_stock(collator: Any) -> bool:
     """Whether a collator is one of transformers that takes labels as they stand in the rows."""
     return collator in (None, default_data_collator) or isinstance(
-        collator, DataCollatorWithPadding | DefaultDataCollator
+        collator, DataCollatorWithPadding | DataCollatorForTokenClassification | DefaultDataCollator
     )
 
 
@@ -150,7 +157,8 @@ class LabelCollator:
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], config: Any, max_tokens: int | None, name: str):
-        self.collator, self.read, self.max_tokens, self.name = collator, LabelReader(config), max_tokens, name
+        self.collator, self.read, self.max_tokens, self.name = collator, reader_for(config), max_tokens, name
+        self.of_tokens: bool = config.classifies_tokens
 
     def __call__(self, rows: list[Any]) -> Any:
         return self.collator(list(self._rows(rows)))
@@ -165,6 +173,7 @@ class LabelCollator:
                 check_length(row["input_ids"], self.max_tokens, where)
             if any(row.get(column) is not None for column in LABEL_COLUMNS):
                 column, label = self.read.of_row(row, where)
+                column = "labels" if self.of_tokens else column  # whose collator renames none
                 row = {key: value for key, value in row.items() if key not in LABEL_COLUMNS} | {column: label}
             yield row
 

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 from transformers.utils import logging
 
 from ..data.fingerprint import sample_of
-from ..losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
+from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
 from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
 from .exit_trainer import ExitTrainer
@@ -34,13 +34,14 @@ logger = logging.get_logger(__name__)
 
 
 class RomeBertTrainer(ExitTrainer):
-    """Trains and evaluates a `RomeBertForSequenceClassification`.
+    """Trains and evaluates a `RomeBertForSequenceClassification` or `RomeBertForTokenClassification`.
 
     Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` and
     `preprocess_logits_for_metrics` see one exit at a time, (N, C) and (B, C), and evaluation reports the
     figures of the last exit under their own names, of each exit as `{name}_exit_{layer}` and, of what is a
     number, the mean over exits as `{name}_mean` (exit_metrics.py). Without either, the metric is accuracy, or
-    what fits the problem type. Losses are those of the objective.
+    what fits the problem type; of a token classifier that of entities and tags (entities.py). Losses are
+    those of the objective.
 
     Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the
     labels), and with regularization `gradient_cosine` (of the two gradients on the shared weights) and
@@ -110,10 +111,7 @@ class RomeBertTrainer(ExitTrainer):
         if labels is None:
             raise ValueError("the batch has no labels; the dataset needs a column `labels` (or `label`).")
         romebert = self.romebert
-        if romebert.config.problem_type is None:
-            romebert.config.problem_type = infer_problem_type(romebert.config.num_labels, labels)
-        if labels.device.type == "cpu":
-            check_labels(labels, romebert.problem_type, romebert.config.num_labels)
+        romebert.note_labels(labels)
         if self._run is None:
             self._check_settings()
         run = self._run if self.model.training and torch.is_grad_enabled() else None
@@ -133,7 +131,8 @@ class RomeBertTrainer(ExitTrainer):
         if run is None:
             loss = minimised(losses, terms)
         else:
-            any_labelled = labelled_rows(labels, romebert.problem_type).any()
+            _, of_rows = as_rows(outputs.exit_logits, labels)
+            any_labelled = labelled_rows(of_rows, romebert.problem_type).any()
             loss = run.loss(losses, terms, any_labelled, end_of_group=self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
 
