@@ -68,7 +68,14 @@ if TYPE_CHECKING:
         evaluate_exits,
     )
     from .onnx import OnnxRomeBertForSequenceClassification, export_onnx
-    from .training import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments, project
+    from .training import (
+        OBJECTIVES,
+        RomeBertTrainer,
+        RomeBertTrainingArguments,
+        SelfSampling,
+        SelfSamplingTrainer,
+        project,
+    )
 
 __all__ = [
     "OBJECTIVES",
@@ -89,6 +96,8 @@ __all__ = [
     "RomeBertTokenClassifierOutput",
     "RomeBertTrainer",
     "RomeBertTrainingArguments",
+    "SelfSampling",
+    "SelfSamplingTrainer",
     "__version__",
     "calibrate",
     "calibrate_from_logits",
@@ -111,7 +120,14 @@ _IMPORTED_WHEN_USED = {
         "evaluate_exits",
     ),
     "onnx": ("OnnxRomeBertForSequenceClassification", "export_onnx"),
-    "training": ("OBJECTIVES", "RomeBertTrainer", "RomeBertTrainingArguments", "project"),
+    "training": (
+        "OBJECTIVES",
+        "RomeBertTrainer",
+        "RomeBertTrainingArguments",
+        "SelfSampling",
+        "SelfSamplingTrainer",
+        "project",
+    ),
 }
 
 

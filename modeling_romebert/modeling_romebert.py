@@ -220,6 +220,7 @@ class RomeBertForTokenClassification(MultiExitModel):
         labels: Tensor | None = None,
         exit_policy: ExitPolicy | dict[str, Any] | None = None,
         word_ids: Tensor | None = None,
+        halt_layers: Tensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
     ) -> RomeBertTokenClassifierOutput:
@@ -233,6 +234,8 @@ class RomeBertForTokenClassification(MultiExitModel):
             word_ids: (B, T), the word of each token as a fast tokenizer counts them, and -1 for special
                 tokens, which have no say in a policy; nor has a piece of a word but the first. Left out, each
                 attended token is a word.
+            halt_layers: (B, T), layers that each token runs before it halts, instead of a policy: what the
+                second stage of training sees (training/self_sampling.py). Every exit is evaluated.
             output_hidden_states, output_attentions: see `RomeBertForSequenceClassification.forward`.
 
         Raises:
@@ -245,9 +248,15 @@ class RomeBertForTokenClassification(MultiExitModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
+        if halt_layers is not None and (exit_policy is not None or output_attentions):
+            raise ValueError("halt_layers is given with exit_policy or output_attentions; leave one out.")
+        of_exits = {"word_ids": word_ids, "halt_layers": halt_layers}
         return self._classify(
-            inputs, labels, exit_policy, output_hidden_states, output_attentions, word_ids=word_ids
+            inputs, labels, exit_policy, output_hidden_states, output_attentions, **of_exits
         )
+
+    def _encoder_of_all_layers(self, states: list[Tensor] | None, **of_exits: Any) -> TokenEncoder:
+        return TokenEncoder(self, states=states, halt_layers=of_exits["halt_layers"])
 
     def _exit_early(
         self,
@@ -255,6 +264,7 @@ class RomeBertForTokenClassification(MultiExitModel):
         policy: ExitPolicy,
         labels: Tensor | None,
         word_ids: Tensor | None = None,
+        halt_layers: None = None,
     ) -> RomeBertTokenClassifierOutput:
         """A batch whose rows, or tokens, exit as the policy says."""
         policy = policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)

@@ -98,7 +98,7 @@ class MultiExitModel(RomeBertPreTrainedModel):
 
         Args:
             inputs: of the backbone, by name.
-            of_exits: what `_exit_early` takes besides.
+            of_exits: what `_exit_early` and `_encoder_of_all_layers` take besides.
         """
         if labels is not None:
             self.note_labels(labels)
@@ -118,7 +118,7 @@ class MultiExitModel(RomeBertPreTrainedModel):
         if wants_attentions:
             exit_logits, states, attentions = self._all_exits_of_stock_states(inputs)
         else:
-            encoder = self.encoder_class(self, states=states)
+            encoder = self._encoder_of_all_layers(states, **of_exits)
             exit_logits = all_exits(encoder, encoder.embed(inputs))  # (B, E, C) or (B, E, T, C)
         if labels is None and self.watches_exits and self.training and exit_logits.requires_grad:
             self._watch_exits(exit_logits)
@@ -139,6 +139,10 @@ class MultiExitModel(RomeBertPreTrainedModel):
             else None,
             attentions=attentions,
         )
+
+    def _encoder_of_all_layers(self, states: list[Tensor] | None, **of_exits: Any) -> TorchEncoder:
+        """What runs every layer and every exit, and records states where there is a list for them."""
+        return self.encoder_class(self, states=states)
 
     def _exit_early(
         self, inputs: Mapping[str, Tensor | None], policy: ExitPolicy, labels: Tensor | None, **of_exits: Any

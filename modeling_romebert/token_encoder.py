@@ -6,6 +6,7 @@ ones are put back: the same answers, without the time that halting saves.
 """
 
 from operator import attrgetter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +22,24 @@ from .token_exits import ActiveTokens
 class TokenEncoder(TorchEncoder):
     """The layers and exits of a `RomeBertForTokenClassification`; see `TorchEncoder`.
 
+    Args:
+        halt_layers (b, T): layers that each token of the one batch runs; all when left out.
+
     `exit_logits` gives those of all tokens, as they lie: (b, T, C) padded, (1, T + filler, C) packed.
     """
 
     active_batch = ActiveTokens
 
+    def __init__(self, *args: Any, halt_layers: Tensor | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.halt_layers = halt_layers
+
     def _pool(self, batch: Batch, finished: Tensor) -> Tensor:
         return finished
 
     def _prepare(self, batch: Batch) -> RunLayer:
+        if self.halt_layers is not None:
+            return self._until_told(batch, self.halt_layers)
         if batch.active is None:
             return super()._prepare(batch)
         if isinstance(batch, PackedBatch) and self._has_one_attention_per_layer():
@@ -58,6 +68,15 @@ class TokenEncoder(TorchEncoder):
             states = F.pad(hidden[:, active], (0, 0, 0, filler))  # (1, m + filler, H)
             hidden[0, active] = inner(number, layer, states)[0, : len(active)]
             return hidden
+
+        return run
+
+    def _until_told(self, batch: Batch, halt_layers: Tensor) -> RunLayer:
+        """How to run a layer where it is known beforehand how many each token (b, T) runs."""
+        inner = super()._prepare(batch)
+
+        def run(number: int, layer: nn.Module, hidden: Tensor) -> Tensor:
+            return torch.where((halt_layers > number).unsqueeze(-1), inner(number, layer, hidden), hidden)
 
         return run
 

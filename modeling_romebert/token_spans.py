@@ -45,8 +45,9 @@ def row_spans(counts: Sequence[int]) -> Spans:
     return Spans((stops - lengths)[rows], stops[rows])
 
 
-def window_spans(counts: Sequence[int], window: int) -> Spans:
-    """Tokens of each row -> the `window` tokens around each token, as far as its row goes.
+def window_spans(counts: Sequence[int], window: int | Tensor) -> Spans:
+    """Tokens of each row -> the `window` tokens around each token, as far as its row goes. A tensor (n,)
+    gives each token its own window.
 
     Example:
         >>> first, stop = window_spans([2, 3], 3)
@@ -102,7 +103,12 @@ def any_within(flags: Tensor, spans: Spans) -> Tensor:
 
 
 def halting(
-    sure: Tensor, active: Tensor, words: Tensor, counts: Sequence[int], unit: str | None, window: int | None
+    sure: Tensor,
+    active: Tensor,
+    words: Tensor,
+    counts: Sequence[int],
+    unit: str | None,
+    window: int | Tensor | None,
 ) -> Tensor:
     """Which tokens halt.
 
@@ -126,5 +132,5 @@ def halting(
     unsure = have_a_say(words, counts) & active & ~sure
     if unit != "token":
         return active & ~any_within(unsure, row_spans(counts))
-    unsure = any_within(unsure, window_spans(counts, window or 1))
+    unsure = any_within(unsure, window_spans(counts, 1 if window is None else window))
     return active & ~any_within(unsure, word_spans(words, counts))

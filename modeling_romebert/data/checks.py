@@ -12,6 +12,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import (
     DataCollatorForTokenClassification,
@@ -23,6 +25,7 @@ from transformers.utils import logging
 
 from ..configuration_romebert import ProblemType
 from ..losses import IGNORED_LABEL
+from ..token_spans import NO_WORD
 from .labels import LABEL_COLUMNS, Label, LabelReader, say_ignored, take_class_names
 from .token_labels import reader_for
 
@@ -161,7 +164,13 @@ class LabelCollator:
         self.of_tokens: bool = config.classifies_tokens
 
     def __call__(self, rows: list[Any]) -> Any:
-        return self.collator(list(self._rows(rows)))
+        read = list(self._rows(rows))
+        if not (self.of_tokens and read and all("word_ids" in row for row in read)):
+            return self.collator(read)
+        words = [row["word_ids"] for row in read]
+        batch = self.collator([{key: row[key] for key in row if key != "word_ids"} for row in read])
+        side = getattr(getattr(self.collator, "tokenizer", None), "padding_side", "right")
+        return {**batch, "word_ids": padded_words(words, batch["input_ids"].shape[1], side)}
 
     def _rows(self, rows: list[Any]) -> Iterator[Any]:
         for number, row in enumerate(rows):
@@ -176,6 +185,18 @@ class LabelCollator:
                 column = "labels" if self.of_tokens else column  # whose collator renames none
                 row = {key: value for key, value in row.items() if key not in LABEL_COLUMNS} | {column: label}
             yield row
+
+
+def padded_words(words: Sequence[Sequence[int]], longest: int, side: str) -> Tensor:
+    """Words of each row's tokens -> (B, T), `NO_WORD` for padding.
+
+    Example:
+        >>> padded_words([[-1, 0, -1], [-1, 0, 0, 1, -1]], 5, "right")[0].tolist()
+        [-1, 0, -1, -1, -1]
+    """
+    filled = [[NO_WORD] * (longest - len(of_row)) for of_row in words]
+    pairs = zip(words, filled, strict=True)
+    return torch.tensor([[*fill, *own] if side == "left" else [*own, *fill] for own, fill in pairs])
 
 
 def check_length(input_ids: Any, max_tokens: int | None, where: str) -> None:

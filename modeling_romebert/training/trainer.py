@@ -118,9 +118,7 @@ class RomeBertTrainer(ExitTrainer):
         terms = self.args.training_objective.terms if run is None else run.enter_step(self.state.global_step)
         exit_loss = self._exit_loss() if self._run is None else self._run.exit_loss
         outputs = model(**inputs | {"return_dict": True})  # whatever the config says
-        per_exit = None
-        if self.compute_loss_func is not None:
-            per_exit = self._losses_of_own(outputs, labels, num_items_in_batch, trains=run is not None)
+        per_exit = self._losses_of_exits(outputs, labels, inputs, num_items_in_batch, run is not None)
         losses = exit_loss(
             outputs.exit_logits,
             labels,
@@ -148,12 +146,16 @@ class RomeBertTrainer(ExitTrainer):
             self._weighed = asked, dataset, weights
         return self.args.exit_loss(self._weighed[2])
 
-    def _losses_of_own(self, outputs: Any, labels: Tensor, num_items_in_batch: Any, trains: bool) -> Tensor:
-        """(E,): `compute_loss_func` of each exit, which sees that exit's logits (B, C).
+    def _losses_of_exits(
+        self, outputs: Any, labels: Tensor, inputs: dict[str, Any], num_items_in_batch: Any, trains: bool
+    ) -> Tensor | None:
+        """(E,): `compute_loss_func` of each exit, which sees that exit's logits (B, C); `None` without one.
 
         As in the stock Trainer it may divide by the items of a whole group of micro-batches, in all
         processes; what comes out of `compute_loss` is a mean over a micro-batch.
         """
+        if self.compute_loss_func is None:
+            return None
         of_exits = []
         for logits, layer in zip(
             outputs.exit_logits.unbind(1), self.romebert.config.exit_layers, strict=True
