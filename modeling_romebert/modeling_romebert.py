@@ -16,10 +16,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .backbones import check_token_ids
 from .configuration_romebert import ProblemType, RomeBertConfig
 from .early_exit import classify
 from .exit_policies import ExitPolicy
+from .input_checks import check_token_ids
 from .losses import check_labels
 from .multi_exit import MultiExitModel
 from .policy_base import check_unit

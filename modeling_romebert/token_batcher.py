@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .backbones import beyond_vocabulary
+from .input_checks import beyond_vocabulary
 from .text_batcher import Window, was_cut, with_truncation
 from .token_spans import NO_WORD
 

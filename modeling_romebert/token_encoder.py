@@ -16,6 +16,7 @@ from .active_attention import ActiveQueries
 from .backbones import RunLayer
 from .batch_layout import Batch, PackedBatch, rounded_up
 from .encoder import TorchEncoder
+from .layer_masks import LayerRows
 from .token_exits import ActiveTokens
 
 
@@ -57,7 +58,7 @@ class TokenEncoder(TorchEncoder):
         mask = ActiveQueries.of_active(batch.attended, is_active)
         halted = batch.hidden[0, mask.inactive]  # (n - m, H): what they are at every layer from here on
         filler = rounded_up(len(active)) - len(active)
-        inner = self.adapter.prepare(self.backbone, batch.hidden, mask, None, padded=True)
+        inner = self.adapter.prepare(self.backbone, LayerRows(batch.hidden, mask, padded=True))
         find_key, find_value = map(attrgetter, self.adapter.keys_and_values)
 
         def run(number: int, layer: nn.Module, hidden: Tensor) -> Tensor:

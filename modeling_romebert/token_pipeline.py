@@ -15,9 +15,10 @@ from transformers import TokenClassificationPipeline
 from transformers.pipelines.token_classification import AggregationStrategy
 from transformers.utils import logging
 
-from .backbones import vocabulary_size
+from .input_checks import vocabulary_size
 from .pipeline_arguments import ExitArguments
-from .scoring import FIRST_WINDOW, WINDOW, Results, Scorer, check_bulk_settings, each, error_at, policy_for
+from .result_format import Results, error_at
+from .scoring import FIRST_WINDOW, WINDOW, Scorer, check_bulk_settings, each, policy_for
 from .text_batcher import one_ahead, windows
 from .token_batcher import ChunkBatcher, ChunkWindow
 

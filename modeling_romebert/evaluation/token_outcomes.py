@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 from transformers.utils import logging
 
-from ..backbones import check_token_ids
 from ..data.token_rows import TokenRows
 from ..exit_policies import ExitPolicy, as_policy
+from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
 from ..scoring import Scorer
