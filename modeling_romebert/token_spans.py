@@ -1,10 +1,11 @@
 """Which tokens leave together: what an exit policy says of single tokens -> which of them halt.
 
 A word is as sure as its first piece, the one that is trained and scored; its other pieces, and special
-tokens, have no say. A row leaves as one when all its words are sure (SENTEE); or a token halts when all words
-in a window around it are sure, and all pieces of its word with it (TOKEE; both Li et al., arXiv 2105.13878).
-There the window's largest uncertainty is held against the threshold: the same as to ask whether every token
-in it is below. Rows, windows and words are spans of tokens, and one function answers for all of them.
+tokens, have no say, and go with a word. A row leaves as one when all its words are sure (SENTEE); or a token
+halts when all words in a window around it are sure, and all pieces of its word with it (TOKEE; both Li et
+al., arXiv 2105.13878). There the window's largest uncertainty is held against the threshold: the same as to
+ask whether every token in it is below. Rows, windows and words are spans of tokens, and one function answers
+for all of them.
 
 Everything is on the host: n tokens of b rows lie end to end, a few thousand at most.
 """
@@ -59,26 +60,22 @@ def window_spans(counts: Sequence[int], window: int | Tensor) -> Spans:
 
 
 def word_spans(words: Tensor, counts: Sequence[int]) -> Spans:
-    """Word of each token (n,), `NO_WORD` for none -> the pieces of its word; a token of no word is alone.
+    """Word of each token (n,), `NO_WORD` for none -> the pieces of its word. Special tokens go with the word
+    before them, and with the first one at the start of a row.
 
     Example:
         >>> first, stop = word_spans(torch.tensor([-1, 0, 0, 1, -1]), [5])
         >>> first.tolist(), stop.tolist()
-        ([0, 1, 1, 3, 4], [1, 3, 3, 4, 5])
+        ([0, 0, 0, 3, 3], [3, 3, 3, 5, 5])
     """
-    number = starts(words, counts).cumsum(0) - 1  # (n,): counts words and lone tokens
+    begins, row = have_a_say(words, counts), row_spans(counts).first
+    total = F.pad(begins.long().cumsum(0), (1, 0))  # (n + 1,): words before each token
+    begins = begins & (total[1:] - total[row] > 1)  # the first word of a row begins with the row
+    begins[row] = True
+    number = begins.cumsum(0) - 1  # (n,)
     sizes = torch.bincount(number)
     stops = sizes.cumsum(0)
     return Spans((stops - sizes)[number], stops[number])
-
-
-def starts(words: Tensor, counts: Sequence[int]) -> Tensor:
-    """Word of each token (n,) -> (n,) bool: whether a word, or a token of no word, begins there."""
-    begins = torch.ones(len(words), dtype=torch.bool)
-    begins[1:] = (words[1:] != words[:-1]) | (words[1:] == NO_WORD)
-    if len(words):
-        begins[row_spans(counts).first] = True
-    return begins
 
 
 def have_a_say(words: Tensor, counts: Sequence[int]) -> Tensor:
@@ -88,7 +85,10 @@ def have_a_say(words: Tensor, counts: Sequence[int]) -> Tensor:
         >>> have_a_say(torch.tensor([-1, 0, 0, 1, -1]), [5]).tolist()
         [False, True, False, True, False]
     """
-    return starts(words, counts) & (words != NO_WORD)
+    begins = torch.ones(len(words), dtype=torch.bool)
+    begins[1:] = words[1:] != words[:-1]
+    begins[row_spans(counts).first] = True
+    return begins & (words != NO_WORD)
 
 
 def any_within(flags: Tensor, spans: Spans) -> Tensor:

@@ -11,7 +11,7 @@ from tiny_tokens import build_tokens, piece_tokenizer, tiny_sentences
 from torch.utils.data import Dataset
 from transformers import BertForTokenClassification, TokenClassificationPipeline, pipeline
 
-from modeling_romebert import EarlyExitTokenPipeline, score_tokens
+from modeling_romebert import EarlyExitTokenPipeline, score_tokens, scoring
 
 TOKENIZER = piece_tokenizer()
 SENTENCES = tiny_sentences(30, seed=11)
@@ -24,7 +24,7 @@ ENDS = [
     "a?b",
     "  ab  cd ",
 ]  # empty, one token, a word of forty pieces, unknown
-LONG = [" ".join(words) for words in tiny_sentences(3, seed=12, longest=120, pieces=4)]
+LONG = [" ".join(word for words in tiny_sentences(count, seed=12) for word in words) for count in (8, 9, 30)]
 POLICY = {"name": "entropy", "threshold": 0.6}
 STRATEGIES = ["none", "simple", "first", "average", "max"]
 
@@ -80,7 +80,7 @@ def test_long_texts_go_in_chunks_as_in_the_stock_pipeline(stock, strategy, strid
     settings = {"aggregation_strategy": strategy, "stride": stride}
     expected = [stock(text, **settings) for text in [*LONG, *ENDS]]
     assert_same_entities(ours()([*LONG, *ENDS], exit_policy=False, **settings), expected, LAYERS)
-    assert max(entity["end"] for entity in expected[0]) > 200  # which one chunk does not reach
+    assert max(entity["end"] for entity in expected[2]) > 300  # which one chunk does not reach
 
 
 def test_long_texts_without_a_stride_are_cut_as_in_the_stock_pipeline(stock, caplog):
@@ -152,7 +152,7 @@ batching = st.fixed_dictionaries(
 )
 
 
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=30, database=None)
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=12, database=None)
 @hypothesis.given(
     seed=st.integers(0, 10**6),
     count=st.integers(0, 30),
@@ -207,6 +207,7 @@ def test_generators_and_datasets_stream():
 
 
 def test_the_config_s_policy_is_used_and_a_call_s_wins(caplog):
+    scoring.logger.warning_once.__func__.cache_clear()  # another test may have had the one
     model = build_tokens()
     assert all(t["exit_layer"] == LAYERS for of_text in ours(model)(TEXTS) for t in of_text)
     assert "no calibrated exit policy" in caplog.text

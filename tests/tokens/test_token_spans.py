@@ -27,8 +27,12 @@ def restated(
     says = [value if says and not done else -1.0 for value, says, done in zip(u, first, halted, strict=True)]
     pooled = F.max_pool1d(torch.tensor([[says]]), window, stride=1, padding=window // 2)[0, 0]
     sure = (pooled < threshold).tolist()
+    for i in range(1, len(words)):  # special tokens go with the word before them,
+        words[i] = words[i - 1] if words[i] == NO_WORD else words[i]
+    for i in reversed(range(len(words) - 1)):  # or behind them
+        words[i] = words[i + 1] if words[i] == NO_WORD else words[i]
     return [
-        not halted[i] and all(sure[j] for j in range(len(words)) if j == i or words[j] == words[i] != NO_WORD)
+        not halted[i] and all(sure[j] for j in range(len(words)) if words[j] == words[i])
         for i in range(len(words))
     ]
 

@@ -257,14 +257,9 @@ def test_an_exit_is_trained_on_the_tokens_that_get_to_it(tmp_path):
     trainer = second_stage(tmp_path, objective="joint", max_steps=1)
     before = {name: value.clone() for name, value in trainer.first_stage.state_dict().items()}
     seen = []
-    inner = trainer.model.forward
-
-    def spy(*args, **kwargs):
-        output = inner(*args, **kwargs)
-        seen.append((kwargs, output))
-        return output
-
-    trainer.model.forward = spy
+    trainer.model.register_forward_hook(
+        lambda _, args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True
+    )
     trainer.train()
     (kwargs, output), *_ = seen
     halts, exit_logits = kwargs["halt_layers"], output.exit_logits
