@@ -85,11 +85,14 @@ class Batch(ABC):
         hidden: states of all tokens, embedded or after some layers.
         run_layer: how the encoder runs a layer on exactly these rows; gone when rows change.
         pooled (b, layers run, H): what exits that mix layers read of each; goes with the rows.
+        active (m,): of a token classifier, places among the tokens end to end that layers still run on;
+            `None` for all.
     """
 
     hidden: Tensor
     run_layer: RunLayer | None = None
     pooled: Tensor | None = None
+    active: Tensor | None = None
 
     @property
     @abstractmethod
@@ -100,6 +103,20 @@ class Batch(ABC):
     @abstractmethod
     def tokens(self) -> int:
         """Tokens that a layer runs on, padding included."""
+
+    @property
+    @abstractmethod
+    def attended(self) -> list[int]:
+        """Attended tokens of each row, n in all."""
+
+    @property
+    @abstractmethod
+    def places(self) -> Tensor:
+        """(n,): where the attended tokens lie, row after row, once rows and tokens of `hidden` are flat."""
+
+    def end_to_end(self, states: Tensor) -> Tensor:
+        """States that lie as `hidden` does -> those of the attended tokens (n, H), row after row."""
+        return states.flatten(0, 1)[self.places]
 
     @abstractmethod
     def first_tokens(self, states: Tensor) -> Tensor:
@@ -141,6 +158,7 @@ class PaddedBatch(Batch):
         self.position_ids = None if position_ids is None else position_ids.expand(hidden.shape[0], -1)
         self._sizes: Tensor | None = None  # (2, b) on the host, once measured
         self._weights: Tensor | None = None  # (b, 1, T) of `means`, made once
+        self._places: Tensor | None = None  # made once
 
     def measure(self) -> "PaddedBatch":
         """Learn the lengths, and drop a mask that masks nothing. Waits for the device, once."""
@@ -170,6 +188,16 @@ class PaddedBatch(Batch):
     @property
     def tokens(self) -> int:
         return self.hidden.shape[0] * self.hidden.shape[1]
+
+    @property
+    def attended(self) -> list[int]:
+        return self.sizes[1].tolist()
+
+    @property
+    def places(self) -> Tensor:
+        if self._places is None:
+            self._places = self.full_mask().flatten().nonzero().squeeze(1)
+        return self._places
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -256,6 +284,17 @@ class PackedBatch(Batch):
     @property
     def tokens(self) -> int:
         return self.hidden.shape[1]
+
+    @property
+    def attended(self) -> list[int]:
+        return self._lengths
+
+    @property
+    def places(self) -> Tensor:
+        return torch.arange(self.cu_seqlens[-1])
+
+    def end_to_end(self, states: Tensor) -> Tensor:
+        return states[0, : self.cu_seqlens[-1]]
 
     @property
     def filler(self) -> int:

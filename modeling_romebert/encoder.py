@@ -25,6 +25,7 @@ from .batch_layout import (
     rounded_up,
 )
 from .cpu import workers_for
+from .early_exit import ActiveBatch
 from .input_checks import check_inputs
 from .layer_masks import LayerRows
 
@@ -33,7 +34,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inpu
 
 
 class TorchEncoder:
-    """The layers and exits of a `RomeBertForSequenceClassification`.
+    """The layers and exits of a `RomeBertForSequenceClassification`; of one for tokens see token_encoder.py.
 
     Args:
         model: the classifier.
@@ -41,6 +42,8 @@ class TorchEncoder:
         states: every layer's output (b, T, H) is appended to it, the embeddings first.
         pad_token_id: of the tokenizer, for `embed_texts`.
     """
+
+    active_batch: type[ActiveBatch] = ActiveBatch  # of which the early-exit loop makes its batches
 
     def __init__(
         self,

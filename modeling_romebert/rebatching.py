@@ -99,7 +99,7 @@ class Scheduler:
         if not waiting:
             del self._waiting[depth]
         self._running.append(depth)
-        return ActiveBatch.merge(parts)
+        return parts[0].merge(parts)
 
 
 def fill(
