@@ -48,12 +48,14 @@ if TYPE_CHECKING:
         evaluate_exits,
     )
     from .onnx import OnnxRomeBertForSequenceClassification, export_onnx
+    from .serving import ContinuousBatcher
     from .training import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments, project
 
 __all__ = [
     "OBJECTIVES",
     "POLICIES",
     "Calibration",
+    "ContinuousBatcher",
     "EarlyExitPipeline",
     "ExitLoss",
     "ExitMonitor",
@@ -87,6 +89,7 @@ _IMPORTED_WHEN_USED = {
         "evaluate_exits",
     ),
     "onnx": ("OnnxRomeBertForSequenceClassification", "export_onnx"),
+    "serving": ("ContinuousBatcher",),
     "training": ("OBJECTIVES", "RomeBertTrainer", "RomeBertTrainingArguments", "project"),
 }
 

@@ -158,7 +158,7 @@ def score(
                 if watch is not None:
                     _compare_some(watch, here, logits, exit_layer, full_depth)
                 yield from as_results.of_window(here, logits, exit_layer)
-                seen, cut, failed = seen + here.size, cut + here.cut, failed + len(here.errors)
+                seen, cut, failed = seen + here.size, cut + len(here.cut), failed + len(here.errors)
         if cut:
             logger.warning(
                 f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were"
@@ -288,7 +288,7 @@ class ResultFormat:
         """
         results = self(logits, exit_layer)
         for row, error in window.errors.items():
-            reason = str(_error_at(window.start + row, error))
+            reason = str(error_at(window.start + row, error))
             failed = {"label": None, "score": None, "exit_layer": None, "error": reason}
             results[row] = failed if self.top_k == "best" else [failed]
         return results
@@ -302,7 +302,7 @@ def each(texts: Any) -> Iterator[Any]:
         yield from (texts[index] for index in range(len(texts)))
 
 
-def _error_at(position: int, error: Exception) -> Exception:
+def error_at(position: int, error: Exception) -> Exception:
     """What is wrong with one text, told with its position."""
     return type(error)(f"text {position}: {error}")
 
@@ -363,7 +363,7 @@ class _Scorer:
     def _raise_unless_skipped(self, window: Window) -> None:
         if window.errors and not self.skips:
             row = min(window.errors)
-            raise _error_at(window.start + row, window.errors[row]) from window.errors[row]
+            raise error_at(window.start + row, window.errors[row]) from window.errors[row]
 
     def _shrink(self, error: _OutOfMemory, window: Window, left: dict[int, int]) -> None:
         """Halve the batches after one was too large; a row too large alone is an error of that row."""

@@ -30,7 +30,7 @@ class Window:
     # By row, longest first; without those with an error.
     features: dict[int, Features] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)  # by row
-    cut: int = 0  # texts that were too long
+    cut: list[int] = field(default_factory=list)  # rows whose text was too long
 
     @property
     def lengths(self) -> list[int]:
@@ -179,7 +179,8 @@ class TextBatcher:
             if error is not None:
                 window.errors[row] = error
                 continue
-            window.cut += was_cut(self.tokenizer, encoded, index, text, pair, self.settings)
+            if was_cut(self.tokenizer, encoded, index, text, pair, self.settings):
+                window.cut.append(row)
             features[row] = {name: encoded[name][index] for name in names}
         return features
 
