@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         evaluate_exits,
     )
     from .onnx import OnnxRomeBertForSequenceClassification, export_onnx
+    from .serving import ContinuousBatcher
     from .training import (
         OBJECTIVES,
         RomeBertTrainer,
@@ -81,6 +82,7 @@ __all__ = [
     "OBJECTIVES",
     "POLICIES",
     "Calibration",
+    "ContinuousBatcher",
     "EarlyExitPipeline",
     "EarlyExitTokenPipeline",
     "ExitLoss",
@@ -120,6 +122,7 @@ _IMPORTED_WHEN_USED = {
         "evaluate_exits",
     ),
     "onnx": ("OnnxRomeBertForSequenceClassification", "export_onnx"),
+    "serving": ("ContinuousBatcher",),
     "training": (
         "OBJECTIVES",
         "RomeBertTrainer",

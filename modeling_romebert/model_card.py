@@ -7,6 +7,8 @@ Every number comes from what is handed in; nothing is measured here.
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -126,13 +128,32 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step, in a folder that is made where it does not exist: a reader sees the old file
     or the new one.
     """
+    with unfinished(path) as there:
+        there.write_bytes(content)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A place beside a file to write its new content to; when the `with` ends well, it takes the file's place
+    in one step. For content that is too large for memory; else there is `write_whole`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "new.txt")
+        >>> with unfinished(path) as there:
+        ...     _ = there.write_text("all of it")
+        ...     path.exists()
+        False
+        >>> path.read_text()
+        'all of it'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    there = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
+        yield there
+        os.replace(there, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        there.unlink(missing_ok=True)
 
 
 def _card(
