@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from ..backbones import vocabulary_size
 from ..batch_layout import Features
 from ..cpu import PREPACKING_TOKENS, keep_freed_memory
 from ..early_exit import ActiveBatch, Exited
 from ..exit_policies import ExitPolicy
+from ..input_checks import vocabulary_size
 from ..rebatching import Scheduler
-from ..scoring import BATCH_TOKENS, ResultFormat, error_at, is_out_of_memory, policy_for
+from ..result_format import ResultFormat, error_at
+from ..scoring import BATCH_TOKENS, is_out_of_memory, policy_for
 from ..text_batcher import TextBatcher
 from .mixed_policy import MixedPolicy
 
