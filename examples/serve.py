@@ -10,8 +10,8 @@
     GET /health      200 when the model is there
     GET /metrics     shares per exit, queue, percentiles of latency, for Prometheus; /metrics.json as JSON
 
-1. LitServe carries requests to the process of the model, where new texts join at the next layer and leave when
-   they are sure (modeling_romebert.ContinuousBatcher).
+1. LitServe carries requests to the process of the model, where new texts join at the next layer and leave
+   when they are sure (modeling_romebert.ContinuousBatcher).
 2. What is beyond the limits below is refused with a reason. More than `--max_requests` at once are told to
    come again (503): nothing piles up.
 3. SIGTERM and Ctrl-C stop taking requests, answer those that are there, and end.
@@ -102,7 +102,7 @@ def build_server(api: Any, limits: Limits, counters: ModelCounters) -> Any:
 
 
 def stop_when_told() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, and those that it forks not at all: they are told by it."""
+    """Let SIGTERM end this process as Ctrl-C does, and those that it forks not at all: it tells them."""
     main_process = os.getpid()
 
     def stop(number: int, frame: Any) -> None:

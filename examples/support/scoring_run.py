@@ -85,7 +85,11 @@ class ScoringArguments:
 
 
 def run(
-    arguments: ScoringArguments, settings: dict[str, Any], engine: Engine, total: int | None = None
+    arguments: ScoringArguments,
+    settings: dict[str, Any],
+    engine: Engine,
+    total: int | None = None,
+    resumes: bool = True,
 ) -> dict[str, Any]:
     """Go on with a run, or begin it, up to its output -> the summary, which is also printed and written.
 
@@ -94,12 +98,15 @@ def run(
         settings: by which an earlier run is known as the same one.
         engine: labels what is left.
         total: rows of the input, where known.
+        resumes: the engine can begin behind the first rows; else all are labelled anew.
 
     Raises:
         SystemExit: the output is there, or is that of other settings; the input has no rows.
     """
     shards = Shards(Path(arguments.output), settings)
     begin = shards.open()
+    if not resumes:
+        begin = 0
     if begin:
         print(f"{begin} shards of {arguments.shard_rows:,} rows are there already; going on behind them.")
     done, count, start = begin * arguments.shard_rows, begin, time.perf_counter()

@@ -1,0 +1,1 @@
+"""Tests of what needs heavy extras; `make test-scale` installs them. Plain `pytest` leaves this folder alone."""
