@@ -83,9 +83,9 @@ class ServeArguments:
         return ModelSettings(self.model, self.exit_threshold, self.batch_tokens, self.dtype, self.threads)
 
 
-def build_server(api: Any, limits: Limits, counters: ModelCounters) -> Any:
-    """An API of LitServe, behind the gate, with its metrics."""
-    traffic = Traffic()
+def run_server(api: Any, arguments: ServeArguments, counters: ModelCounters) -> None:
+    """Serve an API of LitServe behind the gate, with its metrics, until told to end."""
+    limits, traffic = arguments.limits(), Traffic()
     server = ls.LitServer(
         api,
         timeout=False,  # the gate bounds what may wait
@@ -98,7 +98,15 @@ def build_server(api: Any, limits: Limits, counters: ModelCounters) -> Any:
 
     server.app.add_api_route("/metrics", lambda: PlainTextResponse(as_prometheus(found())))
     server.app.add_api_route("/metrics.json", found)
-    return server
+    stop_when_told()
+    server.run(
+        host=arguments.host,
+        port=arguments.port,
+        num_api_servers=1,  # in which the gate counts
+        generate_client_file=False,
+        log_level="warning",
+        access_log=False,
+    )
 
 
 def stop_when_told() -> None:
@@ -114,22 +122,13 @@ def stop_when_told() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(ServeArguments).parse_args_into_dataclasses(argv)
-    limits = arguments.limits()
+    arguments.limits()
     try:
         _, exit_layers = config_of(arguments.model)
     except OSError as error:
         raise SystemExit(f"--model {arguments.model}: {error}") from None
     counters = ModelCounters(exit_layers)
-    server = build_server(DepthApi(arguments.model_settings(), counters), limits, counters)
-    stop_when_told()
-    server.run(
-        host=arguments.host,
-        port=arguments.port,
-        num_api_servers=1,  # in which the gate counts
-        generate_client_file=False,
-        log_level="warning",
-        access_log=False,
-    )
+    run_server(DepthApi(arguments.model_settings(), counters), arguments, counters)
 
 
 if __name__ == "__main__":

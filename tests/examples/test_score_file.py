@@ -47,10 +47,10 @@ def run(model, *more, input="reviews.csv", output="labels.parquet"):
     example.main(["--model", model, "--input", input, "--output", output, "--shard_rows", "50", *more])
 
 
-def expected(model, texts) -> list[dict]:
+def expected(model, texts, **settings) -> list[dict]:
     """What `score` says."""
     loaded = RomeBertForSequenceClassification.from_pretrained(model)
-    return list(score(loaded, tiny_tokenizer(), texts, on_error="skip"))
+    return list(score(loaded, tiny_tokenizer(), texts, on_error="skip", **settings))
 
 
 def assert_as_score(found: list[dict], wanted: list[dict]) -> None:

@@ -1,1 +1,1 @@
-"""Tests of what needs heavy extras; `make test-scale` installs them. Plain `pytest` leaves this folder alone."""
+"""Tests of what needs heavy extras, which `make test-scale` installs. Plain `pytest` does not look here."""
