@@ -88,8 +88,8 @@ def run_server(api: Any, arguments: ServeArguments, counters: ModelCounters) -> 
     limits, traffic = arguments.limits(), Traffic()
     server = ls.LitServer(
         api,
-        timeout=False,  # the gate bounds what may wait
-        max_payload_size=limits.body,
+        timeout=False,  # the gate bounds what may wait,
+        max_payload_size=None,  # and bodies; LitServe itself answers large ones with 500
         middlewares=[(Gate, {"limits": limits, "traffic": traffic})],
     )
 

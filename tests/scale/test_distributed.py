@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from test_score_file import TEXTS, assert_as_score, expected, model  # noqa: F401
+from scored import TEXTS, assert_as_score, expected
 from tiny import tiny_texts, write_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -23,7 +23,7 @@ SCRIPTS = {"daft": "score_daft.py", "ray": "score_ray.py"}
 WORKERS = {"daft": "daft.execution.udf_worker", "ray": "ray::MapWorker"}
 
 
-def start(script: str, model: str, *more: str) -> subprocess.Popen:  # noqa: F811
+def start(script: str, model: str, *more: str) -> subprocess.Popen:
     """The script on in.csv with two workers of one thread each."""
     command = [sys.executable, str(EXAMPLES / SCRIPTS[script]), "--model", model, "--input", "in.csv"]
     command += ["--output", "out.parquet", "--keep", "id", "--batch_rows", "256", *more]
@@ -60,7 +60,7 @@ def write_input(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_rows_are_those_of_score(model, here, script):  # noqa: F811
+def test_rows_are_those_of_score(model, here, script):
     texts = [*TEXTS, "NA", 'a "quoted",\nfilm', "007"]
     write_input(texts)
     said, _ = (process := start(script, model, "--batch_rows", "64")).communicate(timeout=500)
@@ -72,7 +72,7 @@ def test_rows_are_those_of_score(model, here, script):  # noqa: F811
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_worker_that_is_killed_costs_no_row(model, here, script):  # noqa: F811
+def test_a_worker_that_is_killed_costs_no_row(model, here, script):
     """SIGKILL of one of two workers as soon as the first rows have come back."""
     write_input(MANY)
     process = start(script, model, "--shard_rows", "500")
@@ -95,7 +95,7 @@ def test_a_worker_that_is_killed_costs_no_row(model, here, script):  # noqa: F81
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_what_is_wrong_is_told_without_a_traceback(model, here, script):  # noqa: F811
+def test_what_is_wrong_is_told_without_a_traceback(model, here, script):
     module = pytest.importorskip(SCRIPTS[script].removesuffix(".py"))
     write_input(TEXTS[:3])
     for arguments, message in (

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_score_file import TEXTS, expected, model  # noqa: F401
+from scored import TEXTS, assert_as_score, expected
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LIMITS = [
@@ -37,7 +37,7 @@ LIMITS = [
 class Server:
     """A server on a free port."""
 
-    def __init__(self, model: str, *more: str):  # noqa: F811
+    def __init__(self, model: str, *more: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -99,33 +99,26 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(model):  # noqa: F811
+def server(model):
     server = Server(model, *LIMITS)
     yield server
     server.end()
 
 
-def assert_as(found: dict, wanted: dict) -> None:
-    assert (found["label"], found["exit_layer"]) == (wanted["label"], wanted["exit_layer"])
-    assert found["score"] == pytest.approx(wanted["score"], abs=1e-5)
-
-
-def test_one_text_and_a_list(server, model):  # noqa: F811
+def test_one_text_and_a_list(server, model):
     status, answer = server.post({"inputs": TEXTS[0]})
     assert status == 200
-    assert_as(answer, expected(model, TEXTS[:1])[0])
+    assert_as_score([answer], expected(model, TEXTS[:1]))
     status, answers = server.post({"inputs": [*TEXTS[:20], {"text": TEXTS[0], "text_pair": TEXTS[1]}]})
     pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
-    for found, wanted in zip(answers, expected(model, [*TEXTS[:20], pair]), strict=True):
-        assert_as(found, wanted)
+    assert_as_score(answers, expected(model, [*TEXTS[:20], pair]))
 
 
-def test_a_request_chooses_its_threshold(server, model):  # noqa: F811
+def test_a_request_chooses_its_threshold(server, model):
     for threshold in (0.0, 0.5, 0.9):
         request = {"inputs": TEXTS[:9], "parameters": {"exit_threshold": threshold}}
         wanted = expected(model, TEXTS[:9], exit_policy={"name": "entropy", "threshold": threshold})
-        for found, one in zip(server.post(request)[1], wanted, strict=True):
-            assert_as(found, one)
+        assert_as_score(server.post(request)[1], wanted)
     assert server.post({"inputs": "a", "parameters": {"exit_threshold": 0.95}})[0] == 422
 
 
@@ -142,7 +135,7 @@ def test_bad_requests_get_a_reason(server):
     assert server.post({"inputs": "good " * 80})[1]["truncated"] is True
 
 
-def test_many_at_once_and_nuisances_between(server, model):  # noqa: F811
+def test_many_at_once_and_nuisances_between(server, model):
     """Every request is answered once and with its own result; clients that hang up leave nothing behind."""
     wanted = dict(zip(TEXTS, expected(model, TEXTS), strict=True))
     before = server.metrics()
@@ -159,7 +152,7 @@ def test_many_at_once_and_nuisances_between(server, model):  # noqa: F811
             time.sleep(0.05)
             status, answer = server.post({"inputs": text})
         assert status == 200, answer
-        assert_as(answer, wanted[text])
+        assert_as_score([answer], [wanted[text]])
 
     with ThreadPoolExecutor(24) as pool:
         asked = list(TEXTS)
@@ -183,7 +176,7 @@ def test_many_at_once_and_nuisances_between(server, model):  # noqa: F811
 
 
 @pytest.mark.parametrize("whom", ["the server", "all of its processes"])
-def test_told_to_end_it_answers_what_it_has(model, whom):  # noqa: F811
+def test_told_to_end_it_answers_what_it_has(model, whom):
     """SIGTERM while a slow request is under way: it is answered, new ones are not taken, and all is gone."""
     server = Server(model, *LIMITS, "--batch_tokens", "1")  # one text at a time
     try:
@@ -222,7 +215,7 @@ def test_what_is_wrong_is_told_before_anything_starts(arguments, message):
         serve.main(arguments)
 
 
-def test_a_batch_that_fails_is_answered_and_the_next_one_runs(model, monkeypatch):  # noqa: F811
+def test_a_batch_that_fails_is_answered_and_the_next_one_runs(model, monkeypatch):
     """Without a server: the loop between its queues."""
     from queue import Empty, Queue
 
@@ -261,7 +254,6 @@ def test_a_batch_that_fails_is_answered_and_the_next_one_runs(model, monkeypatch
     assert found["c"][1] == found["d"][1] == LitAPIStatus.OK
     for uid, texts in (("c", ["good"]), ("d", ["bad", "good"])):
         answers = found[uid][0] if uid == "d" else [found[uid][0]]
-        for answer, wanted in zip(answers, expected(model, texts), strict=True):
-            assert_as(answer, wanted)
+        assert_as_score(answers, expected(model, texts))
     with pytest.raises(Empty):
         queue.get_nowait()
