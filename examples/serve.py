@@ -10,8 +10,8 @@
     GET /health      200 when the model is there
     GET /metrics     shares per exit, queue, percentiles of latency, for Prometheus; /metrics.json as JSON
 
-1. LitServe carries requests to the process of the model, where new texts join at the next layer and leave when
-   they are sure (modeling_romebert.ContinuousBatcher).
+1. LitServe carries requests to the process of the model, where new texts join at the next layer and leave
+   when they are sure (modeling_romebert.ContinuousBatcher).
 2. What is beyond the limits below is refused with a reason. More than `--max_requests` at once are told to
    come again (503): nothing piles up.
 3. SIGTERM and Ctrl-C stop taking requests, answer those that are there, and end.
@@ -83,13 +83,13 @@ class ServeArguments:
         return ModelSettings(self.model, self.exit_threshold, self.batch_tokens, self.dtype, self.threads)
 
 
-def build_server(api: Any, limits: Limits, counters: ModelCounters) -> Any:
-    """An API of LitServe, behind the gate, with its metrics."""
-    traffic = Traffic()
+def run_server(api: Any, arguments: ServeArguments, counters: ModelCounters) -> None:
+    """Serve an API of LitServe behind the gate, with its metrics, until told to end."""
+    limits, traffic = arguments.limits(), Traffic()
     server = ls.LitServer(
         api,
-        timeout=False,  # the gate bounds what may wait
-        max_payload_size=limits.body,
+        timeout=False,  # the gate bounds what may wait,
+        max_payload_size=None,  # and bodies; LitServe itself answers large ones with 500
         middlewares=[(Gate, {"limits": limits, "traffic": traffic})],
     )
 
@@ -98,11 +98,19 @@ def build_server(api: Any, limits: Limits, counters: ModelCounters) -> Any:
 
     server.app.add_api_route("/metrics", lambda: PlainTextResponse(as_prometheus(found())))
     server.app.add_api_route("/metrics.json", found)
-    return server
+    stop_when_told()
+    server.run(
+        host=arguments.host,
+        port=arguments.port,
+        num_api_servers=1,  # in which the gate counts
+        generate_client_file=False,
+        log_level="warning",
+        access_log=False,
+    )
 
 
 def stop_when_told() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, and those that it forks not at all: they are told by it."""
+    """Let SIGTERM end this process as Ctrl-C does, and those that it forks not at all: it tells them."""
     main_process = os.getpid()
 
     def stop(number: int, frame: Any) -> None:
@@ -114,22 +122,13 @@ def stop_when_told() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(ServeArguments).parse_args_into_dataclasses(argv)
-    limits = arguments.limits()
+    arguments.limits()
     try:
         _, exit_layers = config_of(arguments.model)
     except OSError as error:
         raise SystemExit(f"--model {arguments.model}: {error}") from None
     counters = ModelCounters(exit_layers)
-    server = build_server(DepthApi(arguments.model_settings(), counters), limits, counters)
-    stop_when_told()
-    server.run(
-        host=arguments.host,
-        port=arguments.port,
-        num_api_servers=1,  # in which the gate counts
-        generate_client_file=False,
-        log_level="warning",
-        access_log=False,
-    )
+    run_server(DepthApi(arguments.model_settings(), counters), arguments, counters)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,16 @@ import support.installed  # noqa: F401
 
 # isort: split
 
-from benchmarks import check_families, compare_objectives, layers, profile_scoring, throughput, training_cost
+from benchmarks import (
+    check_families,
+    compare_objectives,
+    layers,
+    profile_scoring,
+    scale,
+    serving,
+    throughput,
+    training_cost,
+)
 
 from modeling_romebert.evaluation.provenance import read_json
 from support.results_picture import draw, made_with
@@ -47,6 +56,8 @@ def sections() -> dict[str, str]:
         "profile-avx512": timing(profile_scoring.table, of("profile-avx512")),
         "profile-12-layers": timing(profile_scoring.table, of("profile-12-layers")),
         "training-cost": training(of("benchmark-training")),
+        "scale": many_rows(of("scale")),
+        "serving": under_load(of("serving")),
     }
 
 
@@ -106,6 +117,21 @@ def throughput_and_latency(results: dict[str, Any]) -> str:
 def training(results: dict[str, Any]) -> str:
     about = f"Batches of {results['batch_size']}, medians of {results['rounds']} rounds"
     return f"{training_cost.table(results)}\n\n{about}; {made_with(results)}."
+
+
+def many_rows(results: dict[str, Any]) -> str:
+    about = f"{results['rows']:,} sentences of movie reviews, MiniLM of 6 layers; {made_with(results)}."
+    if results["agree"] is not None:
+        about += f" Label and exit layer are the same for {results['agree']:.2%} of the rows or more."
+    return f"{scale.table(results)}\n\n{about}"
+
+
+def under_load(results: dict[str, Any]) -> str:
+    about = (
+        f"Movie reviews, one per request, MiniLM of 6 layers; {results['seconds']:g} s each, client and"
+        f" server on the same cores; {made_with(results)}."
+    )
+    return f"{serving.table(results)}\n\n{about}"
 
 
 def render(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:

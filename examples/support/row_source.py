@@ -5,7 +5,7 @@ memory does not grow with what is read.
 """
 
 import csv
-import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -68,14 +68,29 @@ def open_rows(
         SystemExit: there is nothing there, or a column is missing.
     """
     origin = f"--input {path}"
-    files = sorted(glob.glob(path, recursive=True))
-    if files:
-        source = _of_files(origin, files, list(dict.fromkeys(columns)))
-    elif kind_of(path) or Path(path).is_absolute():
-        raise SystemExit(f"{origin}: there is no such file.")
-    else:
-        source = _of_dataset(origin, path, list(dict.fromkeys(columns)), split, subset)
-    return source
+    if kind_of(path):
+        return _of_files(origin, files_of(path), list(dict.fromkeys(columns)))
+    return _of_dataset(origin, path, list(dict.fromkeys(columns)), split, subset)
+
+
+def files_of(path: str) -> list[str]:
+    """A file, a pattern, or either in an object store -> the files, in order of their names.
+
+    Raises:
+        SystemExit: there are none, or not all can be read in one way.
+    """
+    if kind_of(path) is None:
+        raise SystemExit(f"--input {path}: give {', '.join(READERS)} files, compressed or not.")
+    system, pattern = fsspec.core.url_to_fs(path)
+    files = sorted(system.glob(pattern))
+    if not files:
+        raise SystemExit(f"--input {path}: there is no such file.")
+    return [system.unstrip_protocol(file) for file in files] if "://" in path else _as_given(path, files)
+
+
+def _as_given(path: str, files: list[str]) -> list[str]:
+    """Local files with names relative to the present folder, where the pattern was."""
+    return files if Path(path).is_absolute() else [os.path.relpath(file) for file in files]
 
 
 def kind_of(path: str) -> str | None:
@@ -86,28 +101,41 @@ def kind_of(path: str) -> str | None:
 
 
 def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
-    kinds = {kind_of(file) for file in files}
-    if len(kinds) > 1 or None in kinds:
-        raise SystemExit(f"{origin}: give files of one kind, {', '.join(READERS)}, compressed or not.")
-    kind, settings = str(kinds.pop()), {}
+    kind, settings = str(kind_of(files[0])), {}
     if kind == "csv":
-        settings = _as_texts(origin, files)
+        settings = csv_settings(origin, files[0])
     dataset = load_dataset(kind, data_files=files, split="train", streaming=True, **settings)
-    total = sum(pq.read_metadata(file).num_rows for file in files) if kind == "parquet" else None
-    states = [Path(file).stat() for file in files]
-    identity = {
+    total = sum(_rows_of(file) for file in files) if kind == "parquet" else None
+    return RowSource(
+        origin, columns, identity_of_files(files), total, _with_columns(origin, dataset, columns)
+    )
+
+
+def _rows_of(file: str) -> int:
+    """Of a Parquet file, which says so."""
+    with fsspec.open(file) as opened:
+        return pq.read_metadata(opened).num_rows
+
+
+def identity_of_files(files: Sequence[str]) -> dict[str, Any]:
+    """What files are told by: name, size and time of the last change."""
+    states = [(file, fsspec.core.url_to_fs(file)) for file in files]
+    return {
         "files": [
-            {"name": file, "bytes": state.st_size, "changed": state.st_mtime_ns}
-            for file, state in zip(files, states, strict=True)
+            {"name": file, "bytes": system.size(path), "changed": str(system.modified(path))}
+            for file, (system, path) in states
         ]
     }
-    return RowSource(origin, columns, identity, total, _with_columns(origin, dataset, columns))
 
 
-def _as_texts(origin: str, files: list[str]) -> dict[str, Any]:
-    """Settings of the CSV reader under which a cell is what stands in the file."""
-    delimiter = "\t" if Path(files[0]).suffixes[0].lower() == ".tsv" else ","
-    with fsspec.open(files[0], "rt", encoding="utf-8-sig", newline="", compression="infer") as file:
+def csv_settings(origin: str, path: str) -> dict[str, Any]:
+    """Settings of the CSV reader of `datasets` under which a cell is what stands in the file.
+
+    Raises:
+        SystemExit: it has no header that names each column once.
+    """
+    delimiter = "\t" if Path(path).suffixes[0].lower() == ".tsv" else ","
+    with fsspec.open(path, "rt", encoding="utf-8-sig", newline="", compression="infer") as file:
         header = next(csv.reader(file, delimiter=delimiter), [])
     if not header:
         raise SystemExit(f"{origin} is empty.")

@@ -85,7 +85,11 @@ class ScoringArguments:
 
 
 def run(
-    arguments: ScoringArguments, settings: dict[str, Any], engine: Engine, total: int | None = None
+    arguments: ScoringArguments,
+    settings: dict[str, Any],
+    engine: Engine,
+    total: int | None = None,
+    resumes: bool = True,
 ) -> dict[str, Any]:
     """Go on with a run, or begin it, up to its output -> the summary, which is also printed and written.
 
@@ -94,24 +98,26 @@ def run(
         settings: by which an earlier run is known as the same one.
         engine: labels what is left.
         total: rows of the input, where known.
+        resumes: the engine can begin behind the first rows; else all are labelled anew.
 
     Raises:
         SystemExit: the output is there, or is that of other settings; the input has no rows.
     """
     shards = Shards(Path(arguments.output), settings)
     begin = shards.open()
+    if not resumes:
+        begin = 0
     if begin:
         print(f"{begin} shards of {arguments.shard_rows:,} rows are there already; going on behind them.")
-    done, count, start = begin * arguments.shard_rows, begin, time.perf_counter()
-    scored = 0
+    done, count, pace = begin * arguments.shard_rows, begin, Pace()
     with tqdm(total=total, initial=done, desc="scoring", unit=" rows") as bar:
-        for table in in_shards(_shown(engine(done), bar), arguments.shard_rows):
+        for table in in_shards(pace.kept(engine(done), bar), arguments.shard_rows):
             shards.write(count, table)
-            count, scored = count + 1, scored + len(table)
-    seconds = time.perf_counter() - start
+            count += 1
+    pace.end()
     if not count:
         raise SystemExit(f"--input {arguments.input} has no rows.")
-    summary = summary_of(shards.join(count), arguments.model, scored, seconds)
+    summary = summary_of(shards.join(count), arguments.model, pace)
     print(in_words(summary, arguments.output))
     print(f"The same as data: {shards.close(summary)}")
     return summary
@@ -143,11 +149,37 @@ def in_shards(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _shown(tables: Iterator[pa.Table], bar: Any) -> Iterator[pa.Table]:
-    """The same tables, counted on a progress bar."""
-    for table in tables:
-        bar.update(len(table))
-        yield table
+class Pace:
+    """How many rows a run has labelled, and how fast: from its beginning, and from its first rows on, before
+    which workers start and load the model.
+    """
+
+    def __init__(self) -> None:
+        self.rows, self._first_rows = 0, 0
+        self._begin = self._first = self._end = time.perf_counter()
+
+    def kept(self, tables: Iterator[pa.Table], bar: Any) -> Iterator[pa.Table]:
+        """The same tables, counted, also on a progress bar."""
+        for table in tables:
+            if not self.rows:
+                self._first, self._first_rows = time.perf_counter(), len(table)
+            self.rows += len(table)
+            bar.update(len(table))
+            yield table
+
+    def end(self) -> None:
+        self._end = time.perf_counter()
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON; rates are `None` where there is nothing to take them from."""
+        seconds, running = self._end - self._begin, self._end - self._first
+        rest = self.rows - self._first_rows
+        return {
+            "rows_of_this_run": self.rows,
+            "seconds_of_this_run": seconds,
+            "texts_per_second": self.rows / seconds if self.rows else None,
+            "texts_per_second_once_running": rest / running if rest else None,
+        }
 
 
 def config_of(folder: str) -> tuple[Any, list[int]]:
@@ -160,7 +192,7 @@ def config_of(folder: str) -> tuple[Any, list[int]]:
     return config, manifest.exit_layers
 
 
-def summary_of(tally: Tally, model: str, scored: int, seconds: float) -> dict[str, Any]:
+def summary_of(tally: Tally, model: str, pace: Pace) -> dict[str, Any]:
     """What there is to say of a finished run, as data."""
     config, exit_layers = config_of(model)
     certificate = certificate_of(config)
@@ -170,9 +202,7 @@ def summary_of(tally: Tally, model: str, scored: int, seconds: float) -> dict[st
         "exits": {str(layer): tally.exits[layer] for layer in sorted(tally.exits)},
         "layers": exit_layers[-1],
         "cost": tally.cost(exit_layers[-1]),
-        "rows_of_this_run": scored,
-        "seconds_of_this_run": seconds,
-        "texts_per_second": scored / seconds if scored else None,
+        **pace.summary(),
         "certificate": None if certificate is None else sentence(certificate),
         **provenance(),
     }

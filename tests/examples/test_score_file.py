@@ -14,24 +14,20 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import score_file as example
+from scored import TEXTS, assert_as_score, expected, save_classifier
 from support.labelling import Labeller, as_columns
 from support.row_source import open_rows
 from support.shards import Shards
-from tiny import build, spread_exits, tiny_texts, tiny_tokenizer, write_rows
+from tiny import tiny_tokenizer, write_rows
 
-from modeling_romebert import RomeBertForSequenceClassification, export_onnx, score
+from modeling_romebert import RomeBertForSequenceClassification, export_onnx
 
-ROWS = 230
-TEXTS = tiny_texts(ROWS)
+ROWS = len(TEXTS)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    """A saved model whose texts exit everywhere."""
-    folder = tmp_path_factory.mktemp("model")
-    spread_exits(build(exit_policy={"name": "entropy", "threshold": 0.6}), TEXTS[:40]).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_classifier(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -45,21 +41,6 @@ def rows(here) -> list[dict]:
 
 def run(model, *more, input="reviews.csv", output="labels.parquet"):
     example.main(["--model", model, "--input", input, "--output", output, "--shard_rows", "50", *more])
-
-
-def expected(model, texts) -> list[dict]:
-    """What `score` says."""
-    loaded = RomeBertForSequenceClassification.from_pretrained(model)
-    return list(score(loaded, tiny_tokenizer(), texts, on_error="skip"))
-
-
-def assert_as_score(found: list[dict], wanted: list[dict]) -> None:
-    """Labels, layers and errors are the same, scores up to rounding: batches have other company."""
-    assert len(found) == len(wanted)
-    for row, result in zip(found, wanted, strict=True):
-        assert (row["label"], row["exit_layer"]) == (result["label"], result["exit_layer"])
-        assert row["score"] == (None if result["score"] is None else pytest.approx(result["score"], abs=1e-5))
-        assert bool(row["error"]) == ("error" in result)
 
 
 def test_results_are_those_of_score(model, rows, capsys):
