@@ -43,13 +43,16 @@ class TokenEncoder(TorchEncoder):
             return self._until_told(batch, self.halt_layers)
         if batch.active is None:
             return super()._prepare(batch)
-        if isinstance(batch, PackedBatch) and self._has_one_attention_per_layer():
+        if self.runs_active_tokens(batch):
+            assert isinstance(batch, PackedBatch)
             return self._on_active_tokens(batch, batch.active)
         return self._on_all_tokens(batch, batch.active)
 
-    def _has_one_attention_per_layer(self) -> bool:
-        """A group of layers that counts as one (ALBERT) would need the keys of each."""
-        return getattr(self.backbone.config, "inner_group_num", 1) == 1
+    def runs_active_tokens(self, batch: Batch) -> bool:
+        """Whether layers run on active tokens alone; a group of layers that counts as one (ALBERT) would need
+        the keys of each of them.
+        """
+        return isinstance(batch, PackedBatch) and getattr(self.backbone.config, "inner_group_num", 1) == 1
 
     def _on_active_tokens(self, batch: PackedBatch, active: Tensor) -> RunLayer:
         """How to run a layer on the active tokens (m,) alone. Writes their states into the batch's own."""

@@ -123,6 +123,12 @@ class ActiveTokens(ActiveBatch):
             active = None if states.active.all() else states.active.nonzero().squeeze(1)
             self._batch.active, self._batch.run_layer = active, None
 
+    @property
+    def lengths(self) -> list[int]:
+        if self.batch.active is None or not self.encoder.runs_active_tokens(self.batch):
+            return self.batch.lengths
+        return torch.bincount(rows_of(self.states.counts)[self.states.active]).tolist()
+
     def _let_exit(self, index: int, policy: ExitPolicy) -> ExitedTokens | None:
         states, logits = self.states, self._logits_of_tokens()  # (n, C)
         asked = states.active.nonzero().squeeze(1)  # (m,)
