@@ -59,8 +59,8 @@ class TokenEncoder(TorchEncoder):
         is_active = torch.zeros(sum(batch.attended), dtype=torch.bool)
         is_active[active] = True
         mask = ActiveQueries.of_active(batch.attended, is_active)
-        halted = batch.hidden[0, mask.inactive]  # (n - m, H): what they are at every layer from here on
-        filler = rounded_up(len(active)) - len(active)
+        # What they are at every layer from here on, and zeros behind, so that few sizes occur.
+        halted = _filled_up(batch.hidden[0, (~is_active).nonzero().squeeze(1)])  # (n - m + filler, H)
         inner = self.adapter.prepare(self.backbone, LayerRows(batch.hidden, mask, padded=True))
         find_key, find_value = map(attrgetter, self.adapter.keys_and_values)
 
@@ -69,7 +69,7 @@ class TokenEncoder(TorchEncoder):
             mask.halted = tuple(
                 projection(layer)(halted).unflatten(-1, (heads, -1)) for projection in (find_key, find_value)
             )
-            states = F.pad(hidden[:, active], (0, 0, 0, filler))  # (1, m + filler, H)
+            states = _filled_up(hidden[0, active]).unsqueeze(0)  # (1, m + filler, H)
             hidden[0, active] = inner(number, layer, states)[0, : len(active)]
             return hidden
 
@@ -95,3 +95,8 @@ class TokenEncoder(TorchEncoder):
             return torch.where(moves.unsqueeze(-1), inner(number, layer, hidden), hidden)
 
         return run
+
+
+def _filled_up(states: Tensor) -> Tensor:
+    """(m, H) -> (m + filler, H), zeros behind."""
+    return F.pad(states, (0, 0, 0, rounded_up(len(states)) - len(states)))
