@@ -25,7 +25,7 @@ from .multi_exit import MultiExitModel
 from .policy_base import check_unit
 from .pretrained import RomeBertPreTrainedModel
 from .token_encoder import TokenEncoder
-from .token_exits import classify_tokens
+from .token_exits import ActiveTokens, classify_tokens
 
 
 @dataclass
@@ -203,6 +203,7 @@ class RomeBertForTokenClassification(MultiExitModel):
     _auto_class = "AutoModelForTokenClassification"
     output_class = RomeBertTokenClassifierOutput
     encoder_class = TokenEncoder
+    active_batch = ActiveTokens
     problem_type = ProblemType.SINGLE_LABEL.value  # of a token
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):

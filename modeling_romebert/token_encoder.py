@@ -17,7 +17,6 @@ from .backbones import RunLayer
 from .batch_layout import Batch, PackedBatch, rounded_up
 from .encoder import TorchEncoder
 from .layer_masks import LayerRows
-from .token_exits import ActiveTokens
 
 
 class TokenEncoder(TorchEncoder):
@@ -28,8 +27,6 @@ class TokenEncoder(TorchEncoder):
 
     `exit_logits` gives those of all tokens, as they lie: (b, T, C) padded, (1, T + filler, C) packed.
     """
-
-    active_batch = ActiveTokens
 
     def __init__(self, *args: Any, halt_layers: Tensor | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
