@@ -100,9 +100,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: ActiveQueries,
     for run in attn_mask.runs_of_active:
         of_run = queries[run.queries].view(run.texts, -1, heads, size)
         of_all = [x[run.tokens].view(run.texts, run.length, heads, size) for x in (keys, values)]
-        found = F.scaled_dot_product_attention(
-            *(states.transpose(1, 2) for states in (of_run, *of_all)), **settings
-        )  # (texts, heads, q, D)
+        q, k, v = (states.transpose(1, 2) for states in (of_run, *of_all))  # (texts, heads, q or length, D)
+        found = F.scaled_dot_product_attention(q, k, v, **settings)  # (texts, heads, q, D)
         found = found.transpose(1, 2).flatten(0, 1)  # (texts * q, heads, D)
         if run.kept is None:
             attended[run.queries] = found

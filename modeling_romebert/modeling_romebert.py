@@ -166,7 +166,7 @@ class RomeBertForSequenceClassification(MultiExitModel):
         }
         return self._classify(inputs, labels, exit_policy, output_hidden_states, output_attentions)
 
-    def _exit_early(
+    def _exit_early(  # type: ignore[override]
         self, inputs: Mapping[str, Tensor | None], policy: ExitPolicy, labels: Tensor | None
     ) -> RomeBertClassifierOutput:
         """A batch whose rows exit as the policy says."""
@@ -259,7 +259,7 @@ class RomeBertForTokenClassification(MultiExitModel):
     def _encoder_of_all_layers(self, states: list[Tensor] | None, **of_exits: Any) -> TokenEncoder:
         return TokenEncoder(self, states=states, halt_layers=of_exits["halt_layers"])
 
-    def _exit_early(
+    def _exit_early(  # type: ignore[override]
         self,
         inputs: Mapping[str, Tensor | None],
         policy: ExitPolicy,

@@ -53,11 +53,9 @@ def evaluate_exits(
     romebert = inner_model(model)
     config = romebert.config
     if config.classifies_tokens:
-        return evaluate_token_exits(
-            *(model, dataset, tokenizer),
-            **{"metric": metric, "policy": policy, "thresholds": thresholds},  # type: ignore[arg-type]
-            **{"batch_size": batch_size, "progress": progress},
-        )
+        given: dict[str, Any] = {"metric": metric, "policy": policy, "thresholds": thresholds}
+        given |= {"batch_size": batch_size, "progress": progress}
+        return evaluate_token_exits(model, dataset, tokenizer, **given)
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
     exit_logits, labels, ignored = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     name, score, settings = judge(romebert, metric, policy)  # labels may have settled the problem type
