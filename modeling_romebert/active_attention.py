@@ -3,11 +3,11 @@
 A halted token keeps its state; the layers above read keys and values from it, and compute nothing else of it.
 So the library's layer runs on the active tokens alone. What it is given in the place of a mask hands over to
 us in `F.scaled_dot_product_attention`, as `BlockDiagonalMask` does (batch_layout.py), and brings the keys and
-values of the halted tokens.
+values of the halted tokens. Texts of the same length are attended to in one call, wherever they lie: keys and
+values are put together anew in any case.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,41 +18,19 @@ from .batch_layout import BlockDiagonalMask
 
 
 class _Run(NamedTuple):
-    """Neighbouring texts of the same length."""
+    """Texts of the same length."""
 
-    tokens: slice  # of all
+    tokens: slice  # of all, in the order by length
     texts: int
     length: int
-    active: slice  # of the active tokens
-    queries: Tensor  # (texts * q,): of each text its queries, as places among `active`; filled up to the most
+    queries: Tensor  # (texts * q,): places of each text's active tokens among all active ones, filled up to q
     kept: Tensor | None  # (a,): which of these are its active tokens; None where all are
-
-
-def _runs(lengths: Sequence[int], active: Tensor) -> list[_Run]:
-    """Lengths of texts, and (n,) bool which of their tokens are active -> runs of equal length."""
-    bounds = [0, *accumulate(lengths)]
-    total = [0, *active.long().cumsum(0).tolist()]  # active tokens before each token
-    counts = [total[stop] - total[start] for start, stop in pairwise(bounds)]
-    runs, row = [], 0
-    for length, same in groupby(lengths):
-        texts = len(list(same))
-        own, start = counts[row : row + texts], total[bounds[row]]
-        most = max(own)
-        numbers = torch.arange(most)  # (q,)
-        starts = torch.tensor([0, *accumulate(own)][:-1])  # (texts,)
-        within = numbers < torch.tensor(own)[:, None]  # (texts, q)
-        queries = torch.where(within, starts[:, None] + numbers, 0).flatten()
-        kept = None if min(own) == most else within.flatten().nonzero().squeeze(1)
-        tokens, of_run = slice(bounds[row], bounds[row + texts]), slice(start, start + sum(own))
-        runs.append(_Run(tokens, texts, length, of_run, queries, kept))
-        row += texts
-    return runs
 
 
 class ActiveQueries(BlockDiagonalMask):
     """Stands for the attention mask of a packed batch whose active tokens alone go through a layer.
 
-    Before each layer `halted` is set to its keys and values of the halted tokens.
+    Before each layer `halted` is set to its keys and values of the halted tokens, and of what is behind them.
 
     Example:
         >>> query, key, value = torch.randn(3, 1, 2, 5, 8)  # each (1, heads, T, D)
@@ -67,16 +45,24 @@ class ActiveQueries(BlockDiagonalMask):
     """
 
     runs_of_active: list[_Run]
-    active: Tensor  # (m,): places of the active tokens
+    active: Tensor  # (m,): places of the active tokens in the order by length
     inactive: Tensor  # (n - m,)
-    halted: tuple[Tensor, Tensor]  # (n - m, heads, D) each
+    halted: tuple[Tensor, Tensor]  # (n - m or more, heads, D) each
 
     @classmethod
     def of_active(cls, lengths: Sequence[int], active: Tensor) -> "ActiveQueries":
         """Lengths of the texts, n tokens in all, and (n,) bool which are active, some of each text."""
+        sizes = torch.tensor(lengths)  # (b,)
+        stops = sizes.cumsum(0)
+        rows = torch.arange(len(sizes)).repeat_interleave(sizes)  # (n,): the text of each token
+        order = sizes.argsort(stable=True)  # (b,): texts by length
+        starts = torch.empty_like(sizes)
+        starts[order] = sizes[order].cumsum(0) - sizes[order]
+        places = (starts - stops + sizes)[rows] + torch.arange(len(rows))  # (n,): where each token goes
+        counts = torch.bincount(rows[active], minlength=len(sizes))  # (b,): active tokens of each text
         mask = torch.empty(0).as_subclass(cls)
-        mask.runs_of_active = _runs(lengths, active)
-        mask.active, mask.inactive = (where.nonzero().squeeze(1) for where in (active, ~active))
+        mask.active, mask.inactive = places[active], places[~active]
+        mask.runs_of_active = _runs(sizes[order], counts[order], (counts.cumsum(0) - counts)[order])
         return mask
 
     @classmethod
@@ -86,30 +72,47 @@ class ActiveQueries(BlockDiagonalMask):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
+def _runs(lengths: Tensor, counts: Tensor, firsts: Tensor) -> list[_Run]:
+    """Of texts by length (b,) each: their lengths, active tokens, and where these begin among all active ones
+    -> runs of equal length.
+    """
+    runs, text, token = [], 0, 0
+    for length, texts in zip(*(found.tolist() for found in lengths.unique(return_counts=True)), strict=True):
+        own, first = counts[text : text + texts, None], firsts[text : text + texts, None]  # (texts, 1)
+        numbers = torch.arange(int(own.max()))  # (q,)
+        within = numbers < own  # (texts, q)
+        queries = torch.where(within, first + numbers, first).flatten()
+        kept = None if bool(within.all()) else within.flatten().nonzero().squeeze(1)
+        runs.append(_Run(slice(token, token + texts * length), texts, length, queries, kept))
+        text, token = text + texts, token + texts * length
+    return runs
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: ActiveQueries, **settings: Any) -> Tensor:
     """query, key, value (1, heads, m + filler, D) of the active tokens -> (1, heads, m + filler, D)"""
     _, heads, tokens, size = query.shape
-    count = len(attn_mask.active)
     keys, values = (
-        _all_tokens(states[0, :, :count].transpose(0, 1), halted, attn_mask)  # (n, heads, D)
+        _all_tokens(states[0].transpose(0, 1), halted, attn_mask)  # (n, heads, D)
         for states, halted in zip((key, value), attn_mask.halted, strict=True)
     )
     queries = query[0].transpose(0, 1)  # (m + filler, heads, D)
     attended = query.new_zeros(tokens, heads, size)
     for run in attn_mask.runs_of_active:
-        of_run = queries[run.active][run.queries].view(run.texts, -1, heads, size)
+        of_run = queries[run.queries].view(run.texts, -1, heads, size)
         of_all = [x[run.tokens].view(run.texts, run.length, heads, size) for x in (keys, values)]
-        found = F.scaled_dot_product_attention(
-            *(states.transpose(1, 2) for states in (of_run, *of_all)), **settings
-        )  # (texts, heads, q, D)
+        q, k, v = (states.transpose(1, 2) for states in (of_run, *of_all))  # (texts, heads, q or length, D)
+        found = F.scaled_dot_product_attention(q, k, v, **settings)  # (texts, heads, q, D)
         found = found.transpose(1, 2).flatten(0, 1)  # (texts * q, heads, D)
-        attended[run.active] = found if run.kept is None else found[run.kept]
+        if run.kept is None:
+            attended[run.queries] = found
+        else:
+            attended[run.queries[run.kept]] = found[run.kept]
     return attended.transpose(0, 1).unsqueeze(0)
 
 
 def _all_tokens(active: Tensor, halted: Tensor, mask: ActiveQueries) -> Tensor:
-    """(m, heads, D) and (n - m, heads, D) -> (n, heads, D), in the order of the tokens."""
-    states = active.new_empty(len(active) + len(halted), *active.shape[1:])
-    states[mask.active] = active
-    states[mask.inactive] = halted
+    """(m or more, heads, D) and (n - m or more, heads, D) -> (n, heads, D), in the order by length."""
+    states = active.new_empty(len(mask.active) + len(mask.inactive), *active.shape[1:])
+    states[mask.active] = active[: len(mask.active)]
+    states[mask.inactive] = halted[: len(mask.inactive)]
     return states

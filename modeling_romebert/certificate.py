@@ -65,7 +65,7 @@ def sentence(calibration: dict[str, Any]) -> str:
         )
     if not calibration["certified"]:
         return f"No threshold could be certified, so every text runs every layer: {calibration['reason']}"
-    meanings = MEANINGS_PER.get(calibration.get("per"), MEANINGS)
+    meanings = MEANINGS_PER.get(str(calibration.get("per")), MEANINGS)
     promise = meanings[calibration["risk"]].format(calibration["max_drop"])
     return (
         f"Certified on {count} examples with {calibration['confidence']:.4g} confidence, for texts like"

@@ -79,6 +79,11 @@ class ActiveBatch:
             self._batch = self.encoder.embed_texts(self._texts)
         return self._batch
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row that layers run on."""
+        return self.batch.lengths
+
     def step(self) -> Exited | None:
         """Run to the next exit that is evaluated -> the rows that exit there, `None` for none. At the last
         exit all do.

@@ -25,7 +25,6 @@ from .batch_layout import (
     rounded_up,
 )
 from .cpu import workers_for
-from .early_exit import ActiveBatch
 from .input_checks import check_inputs
 from .layer_masks import LayerRows
 
@@ -42,8 +41,6 @@ class TorchEncoder:
         states: every layer's output (b, T, H) is appended to it, the embeddings first.
         pad_token_id: of the tokenizer, for `embed_texts`.
     """
-
-    active_batch: type[ActiveBatch] = ActiveBatch  # of which the early-exit loop makes its batches
 
     def __init__(
         self,

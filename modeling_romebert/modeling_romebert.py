@@ -25,7 +25,7 @@ from .multi_exit import MultiExitModel
 from .policy_base import check_unit
 from .pretrained import RomeBertPreTrainedModel
 from .token_encoder import TokenEncoder
-from .token_exits import classify_tokens
+from .token_exits import ActiveTokens, classify_tokens
 
 
 @dataclass
@@ -166,7 +166,7 @@ class RomeBertForSequenceClassification(MultiExitModel):
         }
         return self._classify(inputs, labels, exit_policy, output_hidden_states, output_attentions)
 
-    def _exit_early(
+    def _exit_early(  # type: ignore[override]
         self, inputs: Mapping[str, Tensor | None], policy: ExitPolicy, labels: Tensor | None
     ) -> RomeBertClassifierOutput:
         """A batch whose rows exit as the policy says."""
@@ -203,6 +203,7 @@ class RomeBertForTokenClassification(MultiExitModel):
     _auto_class = "AutoModelForTokenClassification"
     output_class = RomeBertTokenClassifierOutput
     encoder_class = TokenEncoder
+    active_batch = ActiveTokens
     problem_type = ProblemType.SINGLE_LABEL.value  # of a token
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
@@ -262,7 +263,7 @@ class RomeBertForTokenClassification(MultiExitModel):
     def _encoder_of_all_layers(self, states: list[Tensor] | None, **of_exits: Any) -> TokenEncoder:
         return TokenEncoder(self, states=states, halt_layers=of_exits["halt_layers"])
 
-    def _exit_early(
+    def _exit_early(  # type: ignore[override]
         self,
         inputs: Mapping[str, Tensor | None],
         policy: ExitPolicy,

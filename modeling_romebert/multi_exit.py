@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, logging
 from .batch_layout import PaddedBatch
 from .configuration_romebert import ProblemType, RomeBertConfig
 from .cpu import PREPACKING_TOKENS, pays, prepacked
-from .early_exit import all_exits
+from .early_exit import ActiveBatch, all_exits
 from .encoder import TorchEncoder
 from .exit_heads import ExitHead
 from .exit_policies import ExitPolicy, as_policy
@@ -47,6 +47,7 @@ class MultiExitModel(RomeBertPreTrainedModel):
 
     output_class: type[ModelOutput]
     encoder_class: type[TorchEncoder] = TorchEncoder
+    active_batch: type[ActiveBatch] = ActiveBatch  # what the early-exit loop steps through
     # The loss is a mean over the batch: a Trainer divides it by the accumulation steps itself.
     accepts_loss_kwargs = False
     # Whether to look for a training that reaches the last exit alone, and say so; what means to do that turns

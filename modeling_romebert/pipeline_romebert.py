@@ -66,7 +66,9 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
         'exit_layer': 6}]
     """
 
-    def _sanitize_parameters(self, monitor: Any = None, **kwargs: Any) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(  # type: ignore[override]
+        self, monitor: Any = None, **kwargs: Any
+    ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         if (watching := as_monitor(monitor, self.model.config)) is not None:
             forward["monitor"] = watching

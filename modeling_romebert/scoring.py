@@ -323,7 +323,7 @@ class Scorer:
             model = self.model
             policy = self.policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
             texts = [window.features[row] for row in of_batch]
-            return encoder.active_batch(encoder, of_batch, None, policy, texts=texts)
+            return model.active_batch(encoder, of_batch, None, policy, texts=texts)
 
         with open_workers(min(len(rows), encoder.workers(sum(lengths)))) as workers:
             if self.rebatching:

@@ -212,9 +212,9 @@ def _not_unicode(text: str) -> TypeError | None:
     return None
 
 
-def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> Generator[Window, None, None]:
+def one_ahead(batcher: Any, items: Iterable[tuple[int, list[Any]]]) -> Generator[Any, None, None]:
     """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone
-    needs no thread.
+    needs no thread. batcher: a `TextBatcher`, or what is called and copied as one.
 
     Closing the iterator ends the thread, once it is through with its window.
     """

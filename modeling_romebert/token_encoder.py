@@ -17,7 +17,6 @@ from .backbones import RunLayer
 from .batch_layout import Batch, PackedBatch, rounded_up
 from .encoder import TorchEncoder
 from .layer_masks import LayerRows
-from .token_exits import ActiveTokens
 
 
 class TokenEncoder(TorchEncoder):
@@ -28,8 +27,6 @@ class TokenEncoder(TorchEncoder):
 
     `exit_logits` gives those of all tokens, as they lie: (b, T, C) padded, (1, T + filler, C) packed.
     """
-
-    active_batch = ActiveTokens
 
     def __init__(self, *args: Any, halt_layers: Tensor | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -43,21 +40,24 @@ class TokenEncoder(TorchEncoder):
             return self._until_told(batch, self.halt_layers)
         if batch.active is None:
             return super()._prepare(batch)
-        if isinstance(batch, PackedBatch) and self._has_one_attention_per_layer():
+        if self.runs_active_tokens(batch):
+            assert isinstance(batch, PackedBatch)
             return self._on_active_tokens(batch, batch.active)
         return self._on_all_tokens(batch, batch.active)
 
-    def _has_one_attention_per_layer(self) -> bool:
-        """A group of layers that counts as one (ALBERT) would need the keys of each."""
-        return getattr(self.backbone.config, "inner_group_num", 1) == 1
+    def runs_active_tokens(self, batch: Batch) -> bool:
+        """Whether layers run on active tokens alone; a group of layers that counts as one (ALBERT) would need
+        the keys of each of them.
+        """
+        return isinstance(batch, PackedBatch) and getattr(self.backbone.config, "inner_group_num", 1) == 1
 
     def _on_active_tokens(self, batch: PackedBatch, active: Tensor) -> RunLayer:
         """How to run a layer on the active tokens (m,) alone. Writes their states into the batch's own."""
         is_active = torch.zeros(sum(batch.attended), dtype=torch.bool)
         is_active[active] = True
         mask = ActiveQueries.of_active(batch.attended, is_active)
-        halted = batch.hidden[0, mask.inactive]  # (n - m, H): what they are at every layer from here on
-        filler = rounded_up(len(active)) - len(active)
+        # What they are at every layer from here on, and zeros behind, so that few sizes occur.
+        halted = _filled_up(batch.hidden[0, (~is_active).nonzero().squeeze(1)])  # (n - m + filler, H)
         inner = self.adapter.prepare(self.backbone, LayerRows(batch.hidden, mask, padded=True))
         find_key, find_value = map(attrgetter, self.adapter.keys_and_values)
 
@@ -66,7 +66,7 @@ class TokenEncoder(TorchEncoder):
             mask.halted = tuple(
                 projection(layer)(halted).unflatten(-1, (heads, -1)) for projection in (find_key, find_value)
             )
-            states = F.pad(hidden[:, active], (0, 0, 0, filler))  # (1, m + filler, H)
+            states = _filled_up(hidden[0, active]).unsqueeze(0)  # (1, m + filler, H)
             hidden[0, active] = inner(number, layer, states)[0, : len(active)]
             return hidden
 
@@ -92,3 +92,8 @@ class TokenEncoder(TorchEncoder):
             return torch.where(moves.unsqueeze(-1), inner(number, layer, hidden), hidden)
 
         return run
+
+
+def _filled_up(states: Tensor) -> Tensor:
+    """(m, H) -> (m + filler, H), zeros behind."""
+    return F.pad(states, (0, 0, 0, rounded_up(len(states)) - len(states)))

@@ -79,7 +79,9 @@ class TokenStates:
         ]
         return TokenStates(
             [count for part in parts for count in part.counts],
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("words", "active", "layer")),
+            torch.cat([part.words for part in parts]),
+            torch.cat([part.active for part in parts]),
+            torch.cat([part.layer for part in parts]),
             torch.cat(logits) if logits else None,
         )
 
@@ -106,6 +108,7 @@ class ExitedTokens(Exited):
 class ActiveTokens(ActiveBatch):
     """b rows of a token classifier that have run the same layers, with active tokens; see `ActiveBatch`."""
 
+    encoder: Any  # a `TokenEncoder`
     _states: TokenStates | None = None  # made with the batch, or of `texts`
 
     @property
@@ -122,6 +125,12 @@ class ActiveTokens(ActiveBatch):
         if self._batch is not None:
             active = None if states.active.all() else states.active.nonzero().squeeze(1)
             self._batch.active, self._batch.run_layer = active, None
+
+    @property
+    def lengths(self) -> list[int]:
+        if self.batch.active is None or not self.encoder.runs_active_tokens(self.batch):
+            return self.batch.lengths
+        return torch.bincount(rows_of(self.states.counts)[self.states.active]).tolist()
 
     def _let_exit(self, index: int, policy: ExitPolicy) -> ExitedTokens | None:
         states, logits = self.states, self._logits_of_tokens()  # (n, C)
@@ -164,6 +173,7 @@ class ActiveTokens(ActiveBatch):
 
     def _logits_of_tokens(self) -> Tensor:
         """(n, C): of the exit that was evaluated last; those of halted tokens are of no use."""
+        assert self.logits is not None
         return self.batch.end_to_end(self.logits)
 
     def _part(self, kept: range) -> "ActiveTokens":

@@ -63,7 +63,7 @@ class EarlyExitTokenPipeline(ExitArguments, TokenClassificationPipeline):
 
     _layers: Any = None  # of each token of the chunk that entities are being made of
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self, stride: int | None = None, aggregation_strategy: Any = None, **kwargs: Any
     ) -> tuple[dict, dict, dict]:
         if stride is not None and aggregation_strategy is None:  # a call may give one of them alone
@@ -151,7 +151,7 @@ class EarlyExitTokenPipeline(ExitArguments, TokenClassificationPipeline):
                     found = {
                         row: (logits, layers)
                         for exited in scorer.exited(here, logging.EmptyTqdm())
-                        for row, logits, layers in exited.per_row()
+                        for row, logits, layers in exited.per_row()  # type: ignore[attr-defined]
                     }
                     yield from self._entities(here, found, of_chunks)
                     bar.update(here.texts)

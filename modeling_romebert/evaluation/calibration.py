@@ -146,12 +146,10 @@ def calibrate(
             raise ValueError("temperature and tolerance are for classifiers of whole texts; leave them out.")
         from .token_calibration import calibrate_tokens  # which is made of what is here
 
-        return calibrate_tokens(
-            *(model, dataset, tokenizer),
-            **{"max_drop": max_drop, "confidence": confidence, "risk": risk, "per": per or "row"},
-            **{"policy": policy, "metric": metric, "cost": cost, "speedup": speedup},
-            **{"batch_size": batch_size, "progress": progress},
-        )
+        given: dict[str, Any] = {"max_drop": max_drop, "confidence": confidence, "risk": risk}
+        given |= {"policy": policy, "metric": metric, "cost": cost, "speedup": speedup}
+        given |= {"per": per or "row", "batch_size": batch_size, "progress": progress}
+        return calibrate_tokens(model, dataset, tokenizer, **given)
     if per is not None:
         raise ValueError(f"per={per!r} is for token classifiers, and this model classifies whole texts.")
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs

@@ -52,16 +52,9 @@ def evaluate_exits(
     """
     romebert = inner_model(model)
     if romebert.config.classifies_tokens:
-        return evaluate_token_exits(
-            model,
-            dataset,
-            tokenizer,
-            metric=metric,
-            policy=policy,
-            thresholds=thresholds,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        given: dict[str, Any] = {"metric": metric, "policy": policy, "thresholds": thresholds}
+        given |= {"batch_size": batch_size, "progress": progress}
+        return evaluate_token_exits(model, dataset, tokenizer, **given)
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
     found = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     report = report_of(romebert, found, metric=metric, policy=policy, thresholds=thresholds)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..early_exit import ActiveBatch
 from .bundle import Manifest
 
 try:
@@ -123,7 +122,6 @@ class OnnxEncoder:
     """The graphs of a bundle as the loop runs them: the `Encoder` of early_exit.py."""
 
     packs = False  # graphs take padded rows
-    active_batch = ActiveBatch
 
     def __init__(self, manifest: Manifest, sessions: Mapping[str, Any], workers: int = 1):
         self.exit_layers, self.num_labels = manifest.exit_layers, manifest.num_labels

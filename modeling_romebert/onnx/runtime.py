@@ -50,6 +50,7 @@ class OnnxRomeBertForSequenceClassification:
     training = False
     watches_exits = False
     hf_device_map = None
+    active_batch = ActiveBatch
 
     def __init__(
         self,

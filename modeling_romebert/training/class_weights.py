@@ -148,7 +148,9 @@ def all_labels(dataset: Any, read: LabelReader) -> Tensor:
             f" {type(dataset).__name__} whose labels cannot all be read beforehand (columns"
             f" {', '.join(LABEL_COLUMNS)}); give one number per class."
         )
-    labels = [read.of_row(row, f"train_dataset: row {number}")[1] for number, row in enumerate(rows)]
+    labels: list[Any] = [
+        read.of_row(row, f"train_dataset: row {number}")[1] for number, row in enumerate(rows)
+    ]
     if isinstance(read, TokenLabelReader):
         return torch.tensor([one for of_row in labels for one in of_row])  # of all tokens
     return torch.tensor(labels)

@@ -60,7 +60,7 @@ def run_tokens(model, texts, policy, batch_tokens, workers=1):
         fresh = started.start(len(model.exit_layers), model.problem_type, model.exit_layers)
         of_rows = [texts[row] for row in rows]
         made = model.encoder(pad_token_id=1)
-        return made.active_batch(made, list(rows), None, fresh, texts=of_rows)
+        return model.active_batch(made, list(rows), None, fresh, texts=of_rows)
 
     with open_workers(workers) as several:
         scheduler = Scheduler(
