@@ -18,9 +18,9 @@ if int(transformers.__version__.partition(".")[0]) < 5:  # before anything is im
     )
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
+from .own_code import INSTALLED, CustomPipelines, is_own, leave_to_what_is_installed, name_siblings
 from .setting_checks import (
     EXIT_POOLINGS,
     LABELS,
@@ -38,7 +38,7 @@ from .setting_checks import (
 )
 from .settings import LOSS_SETTINGS, LossSettings, ProblemType, loss_settings, plain, scale_of_reduction
 
-# What the model's files take from here; settings.py is where it lies.
+# What the model's files take from here; settings.py and own_code.py are where it lies.
 __all__ = [
     "LOSS_SETTINGS",
     "VERSION",
@@ -61,30 +61,6 @@ OBEYED_BY_THE_BACKBONE = (
     *("dtype", "output_hidden_states", "_output_attentions", "return_dict", "chunk_size_feed_forward"),
     *("per_layer_config", "tie_last_hidden_states", "rope_scaling"),
 )
-# Ends this file in a saved model's folder, followed by an import of each other file of the model.
-# transformers finds a model's class by that of its config, and tells the configs of two folders apart by this
-# file and those that it imports: without it, two versions of the other files would mix. All are named, as
-# some versions (4.57 and 5.0 among them) copy only what this file imports.
-NAMES_THE_MODEL = (
-    "\nif False:  # for transformers, which reads the imports of this file to know what belongs to it\n"
-)
-# Whether this is the package, not a copy of it in a saved model's folder.
-INSTALLED = not __name__.startswith("transformers_modules.")
-# Files that hold a class which config.json may name.
-ENTRY_FILES = ("configuration_romebert", "modeling_romebert", "pipeline_romebert")
-
-
-class CustomPipelines(dict[str, Any]):
-    """`custom_pipelines` of a config: task -> its entry. Ours is listed, so that `pipeline(model=FOLDER)`
-    finds the task.
-
-    Where this package is installed, ours is listed and yet not `in` here: the library then takes the pipeline
-    that is registered for the task, runs no code of the folder, and needs no `trust_remote_code`. A user's
-    own is in here as in any dict.
-    """
-
-    def __contains__(self, task: Any) -> bool:
-        return super().__contains__(task) and not (INSTALLED and is_own(self[task]["impl"]))
 
 
 class RomeBertConfig(PreTrainedConfig):
@@ -311,14 +287,7 @@ class RomeBertConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in `PreTrainedConfig`; beside the code of a model, this file's copy names it."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        here, model = (Path(save_directory, f"{name}_romebert.py") for name in ("configuration", "modeling"))
-        if model.exists():
-            source = here.read_text(encoding="utf-8").partition(NAMES_THE_MODEL)[0]
-            siblings = {model.stem, *(Path(file).stem for file in get_relative_import_files(model))} - {
-                here.stem
-            }
-            imports = "".join(f"    from .{name} import *  # noqa: F403\n" for name in sorted(siblings))
-            here.write_text(source + NAMES_THE_MODEL + imports, encoding="utf-8")
+        name_siblings(Path(save_directory))
 
     @classmethod
     def get_config_dict(
@@ -335,7 +304,7 @@ class RomeBertConfig(PreTrainedConfig):
         """
         config_dict = nest_plain_config(config_dict, cls.model_type)
         if INSTALLED:
-            _leave_to_what_is_installed(config_dict)
+            leave_to_what_is_installed(config_dict)
         config_dict = with_labels(config_dict, {name: kwargs.pop(name) for name in LABELS if name in kwargs})
         config_dict.setdefault("problem_type", None)
         own = own_fields(cls) - {"backbone_config", "exit_layers"} | {"exit_reduction"}
@@ -382,21 +351,3 @@ def _check_version(written_by: str) -> None:
             f"romebert_version={written_by!r}: this model was written by a newer major version than the one"
             f" that is running, {VERSION}. Install the newer one: pip install --upgrade romebert."
         )
-
-
-def is_own(reference: Any) -> bool:
-    """Whether what config.json names, `[REPOSITORY--]module.Class`, is a class of this package."""
-    return isinstance(reference, str) and reference.rpartition("--")[2].partition(".")[0] in ENTRY_FILES
-
-
-def _leave_to_what_is_installed(config_dict: dict[str, Any]) -> None:
-    """Take out what names classes of this package; what names a user's own stays, and asks for
-    `trust_remote_code` as anywhere.
-    """
-    auto_map, tasks = config_dict.pop("auto_map", None), config_dict.pop("custom_pipelines", None)
-    if users := {
-        auto_class: reference for auto_class, reference in (auto_map or {}).items() if not is_own(reference)
-    }:
-        config_dict["auto_map"] = users
-    if tasks:
-        config_dict["custom_pipelines"] = CustomPipelines(tasks)

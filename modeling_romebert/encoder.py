@@ -13,18 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .backbones import RunLayer, check_inputs
 from .batch_layout import (
     Batch,
     BlockDiagonalMask,
     Features,
     PackedBatch,
     PaddedBatch,
+    RunLayer,
     first_attended,
     may_begin_late,
     rounded_up,
 )
 from .cpu import workers_for
+from .input_checks import check_inputs
+from .layer_masks import LayerRows
 
 # What a forward pass takes.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -187,13 +189,11 @@ class TorchEncoder:
         """How to run a layer on the rows of a batch: made once for the same rows."""
         if isinstance(batch, PackedBatch):
             lengths = [*batch.lengths, batch.filler] if batch.filler else batch.lengths
-            return self.adapter.prepare(
-                self.backbone, batch.hidden, BlockDiagonalMask.of(lengths), None, padded=True
-            )
-        assert isinstance(batch, PaddedBatch)
-        return self.adapter.prepare(
-            self.backbone, batch.hidden, batch.attention_mask, batch.position_ids, padded=batch.is_measured
-        )
+            rows = LayerRows(batch.hidden, BlockDiagonalMask.of(lengths), padded=True)
+        else:
+            assert isinstance(batch, PaddedBatch)
+            rows = LayerRows(batch.hidden, batch.attention_mask, batch.position_ids, batch.is_measured)
+        return self.adapter.prepare(self.backbone, rows)
 
     def _checkpoints(self, layer: nn.Module) -> bool:
         """Whether gradient checkpointing is done here, for families whose layers do not do it themselves."""

@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file, logging
 
+from .card_metadata import with_base
 from .configuration_romebert import CustomPipelines, RomeBertConfig, is_own
-from .model_card import public, with_base, write_model_card, write_whole
+from .model_card import public, write_model_card, write_whole
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +33,7 @@ CLOSURE = (
     "arrays.py",
     "backbones.py",
     "batch_layout.py",
+    "card_metadata.py",
     "certificate.py",
     "confidence.py",
     "configuration_romebert.py",
@@ -41,14 +43,18 @@ CLOSURE = (
     "exit_heads.py",
     "exit_policies.py",
     "hub.py",
+    "input_checks.py",
+    "layer_masks.py",
     "losses.py",
     "model_card.py",
     "modeling_romebert.py",
     "monitor.py",
+    "own_code.py",
     "pipeline_romebert.py",
     "policy_base.py",
     "pretrained.py",
     "rebatching.py",
+    "result_format.py",
     "scoring.py",
     "setting_checks.py",
     "settings.py",
@@ -56,7 +62,7 @@ CLOSURE = (
 )
 
 # Those that lie beside the config.
-OF_CONFIG = ("configuration_romebert.py", "setting_checks.py", "settings.py")
+OF_CONFIG = ("configuration_romebert.py", "own_code.py", "setting_checks.py", "settings.py")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_romebert.RomeBertConfig",

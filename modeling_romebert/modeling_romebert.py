@@ -17,7 +17,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
-from .backbones import check_token_ids
 from .batch_layout import PaddedBatch
 from .configuration_romebert import ProblemType, RomeBertConfig
 from .cpu import PREPACKING_TOKENS, pays, prepacked
@@ -25,6 +24,7 @@ from .early_exit import all_exits, classify
 from .encoder import TorchEncoder
 from .exit_heads import ExitHead
 from .exit_policies import ExitPolicy, as_policy
+from .input_checks import check_token_ids
 from .losses import ExitLoss, check_labels, infer_problem_type
 from .pretrained import RomeBertPreTrainedModel
 

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
-from .backbones import check_token_ids
 from .exit_policies import ExitPolicy, FullDepth, as_policy, threshold_settings
+from .input_checks import check_token_ids
 from .monitor import ExitMonitor, as_monitor, exit_indices
-from .scoring import ResultFormat, each, policy_for, score
+from .result_format import ResultFormat
+from .scoring import each, policy_for, score
 from .text_batcher import text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)

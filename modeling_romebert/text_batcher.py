@@ -14,8 +14,8 @@ from typing import Any
 from transformers import BatchEncoding
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-from .backbones import beyond_vocabulary
 from .batch_layout import Features
+from .input_checks import beyond_vocabulary
 
 # A window of long texts ends early: this bounds the memory that it takes.
 WINDOW_CHARACTERS = 2**20

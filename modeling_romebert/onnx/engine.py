@@ -90,6 +90,34 @@ def _pad(values: np.ndarray, tokens: int) -> np.ndarray:
     return np.pad(values, [(0, 0), (0, missing)] + [(0, 0)] * (values.ndim - 2)) if missing else values
 
 
+def batch_of(manifest: Manifest, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> OnnxBatch:
+    """Inputs of a call (B, T) each, padded on the right -> a batch.
+
+    Raises:
+        ValueError: inputs that a bundle does not take.
+    """
+    ids = np.asarray(input_ids, dtype=np.int64)
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids have shape {ids.shape}; give (B, T).")
+    if manifest.max_tokens is not None and ids.shape[1] > manifest.max_tokens:
+        raise ValueError(
+            f"input_ids have {ids.shape[1]} tokens, and the model has positions for {manifest.max_tokens}."
+        )
+    if ids.size and not 0 <= ids.min() <= ids.max() < manifest.vocab_size:
+        raise ValueError(
+            f"input_ids hold {ids.min()}..{ids.max()}, and the vocabulary has ids"
+            f" 0..{manifest.vocab_size - 1}."
+        )
+    mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, dtype=np.int64)
+    lengths = mask.sum(axis=1)  # (B,)
+    if (mask != (np.arange(ids.shape[1]) < lengths[:, None])).any():
+        raise ValueError("attention_mask is padded on the left, or has gaps; pad on the right for a bundle.")
+    types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids, dtype=np.int64)
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    inputs = {name: given[name] for name in manifest.inputs}
+    return OnnxBatch(inputs, np.maximum(lengths, 1).tolist())
+
+
 class OnnxEncoder:
     """The graphs of a bundle as the loop runs them: the `Encoder` of early_exit.py."""
 

@@ -23,6 +23,7 @@ from ..certificate import certificate_of
 from ..encoder import TorchEncoder
 from ..evaluation.calibration import calibrate
 from ..exit_policies import threshold_settings
+from ..layer_masks import LayerRows
 from ..pretrained import inner_model
 from ..scoring import each
 from ..text_batcher import TextBatcher, Window, with_truncation
@@ -62,7 +63,7 @@ class _Layers(nn.Module):
         else:
             hidden = named["hidden"]
         attended = named["mask"] if self.mask_is_made else mask
-        run_layer = model.adapter.prepare(model.backbone, hidden, attended, None, padded=True)
+        run_layer = model.adapter.prepare(model.backbone, LayerRows(hidden, attended, padded=True))
         encoder, batch = TorchEncoder(model), PaddedBatch(hidden, mask)
         batch.pooled = named.get("pooled")
         for number in range(self.first, self.last):

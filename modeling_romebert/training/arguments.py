@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.utils import logging
@@ -173,3 +174,18 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         settings = loss_settings(self) | {"class_weights": class_weights}
         loss = ExitLoss(**settings, label_smoothing=self.label_smoothing_factor)
         return loss if self.training_objective.distills else replace(loss, distillation_weight=0.0)
+
+    def for_card(self) -> dict[str, Any]:
+        """What a reader of the model card wants to know of the training."""
+        names = ["objective", "learning_rate", "num_train_epochs", "weight_decay", "warmup_steps", "seed"]
+        if self.max_steps > 0:
+            names.append("max_steps")
+        settings = {name: getattr(self, name) for name in names}
+        if self.regularizes:
+            settings["gradient_regularization"] = self.gradient_regularization
+        settings["batch_size"] = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return settings | {
+            "processes": self.world_size,
+            "optimizer": str(self.optim),
+            "hub_model_id": self.hub_model_id,
+        }

@@ -25,8 +25,9 @@ from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
 from .exit_trainer import ExitTrainer
 from .library_hooks import HookWatch
 from .objectives import EXITS
+from .own_loss import losses_of_own
 from .resume import TRAINER_STATE, checkpoint_to_resume
-from .search import evaluation_loss, metrics_of_last_exit
+from .search import Trials, evaluation_loss, metrics_of_last_exit
 from .stages import restarting
 from .training_run import TrainingRun, minimised
 
@@ -76,7 +77,7 @@ class RomeBertTrainer(ExitTrainer):
         self._run: TrainingRun | None = None  # while there is one
         # Which class weights were last asked for, of which data, and they.
         self._weighed: tuple[Any, Any, Any] | None = None
-        self._searched: list[Any] = []  # objective and loss of each trial of a search
+        self._trials = Trials()  # of a search
 
     def _check_settings(self) -> None:
         """Refuse a model and arguments that do not go together, as they are now."""
@@ -123,7 +124,9 @@ class RomeBertTrainer(ExitTrainer):
         outputs = model(**inputs | {"return_dict": True})  # whatever the config says
         per_exit = None
         if self.compute_loss_func is not None:
-            per_exit = self._losses_of_own(outputs, labels, num_items_in_batch, trains=run is not None)
+            per_exit = losses_of_own(
+                self.compute_loss_func, outputs, labels, romebert.config.exit_layers, num_items_in_batch
+            ) * self._items_per_mean(num_items_in_batch, trains=run is not None)
         losses = exit_loss(
             outputs.exit_logits,
             labels,
@@ -150,23 +153,14 @@ class RomeBertTrainer(ExitTrainer):
             self._weighed = asked, dataset, weights
         return self.args.exit_loss(self._weighed[2])
 
-    def _losses_of_own(self, outputs: Any, labels: Tensor, num_items_in_batch: Any, trains: bool) -> Tensor:
-        """(E,): `compute_loss_func` of each exit, which sees that exit's logits (B, C).
-
-        As in the stock Trainer it may divide by the items of a whole group of micro-batches, in all
-        processes; what comes out of `compute_loss` is a mean over a micro-batch.
+    def _items_per_mean(self, num_items_in_batch: Any, trains: bool) -> int:
+        """A user's loss may divide by the items of a whole group of micro-batches, in all processes, as in
+        the stock Trainer; what comes out of `compute_loss` is a mean over a micro-batch.
         """
-        of_exits = []
-        for logits, layer in zip(
-            outputs.exit_logits.unbind(1), self.romebert.config.exit_layers, strict=True
-        ):
-            exit_layer = torch.full_like(outputs.exit_layer, layer)
-            seen = type(outputs)(**{**outputs, "logits": logits, "exit_layer": exit_layer})
-            of_exits.append(self.compute_loss_func(seen, labels, num_items_in_batch=num_items_in_batch))
         factor = self.current_gradient_accumulation_steps if trains else 1
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             factor *= self.accelerator.num_processes
-        return torch.stack(of_exits).float() * factor
+        return factor
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `Trainer.training_step`; notes what only the gradients tell, after the last backward pass of a
@@ -236,10 +230,11 @@ class RomeBertTrainer(ExitTrainer):
         model = self.romebert
         self._run = TrainingRun(model, self.model, self.args, self._exit_loss(), self._sum_over_processes)
         self._settle_unused_weights()
-        self._compare_trials()
+        if self.hp_search_backend is not None and self.compute_objective is evaluation_loss:
+            self._trials.compare(self.args.objective, self._run.exit_loss)
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
         model.exit_loss = self._run.exit_loss
-        model.evaluation, model.training_settings = None, self._settings_for_card()
+        model.evaluation, model.training_settings = None, self.args.for_card()
         if (seen := sample_of(self.train_dataset)) is not None:
             model.training_settings["rows_seen"] = seen  # which no calibration may use
 
@@ -250,23 +245,6 @@ class RomeBertTrainer(ExitTrainer):
         self.args.settle_unused_weights()
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.find_unused_parameters = self.args.ddp_find_unused_parameters
-
-    def _compare_trials(self) -> None:
-        """Say it once when the trials of a search are compared by losses that differ."""
-        if (
-            self.hp_search_backend is None
-            or self.compute_objective is not evaluation_loss
-            or self._run is None
-        ):
-            return
-        self._searched.append((self.args.objective, self._run.exit_loss))
-        *before, this = self._searched
-        if before and this != before[0] and all(loss == before[0] for loss in before):
-            logger.warning(
-                "The trials of this search minimise different losses, so their evaluation losses do not"
-                " compare. Search with direction='maximize', which goes by the metric, or give"
-                " compute_objective."
-            )
 
     def _close_run(self) -> None:
         run, self._run = self._run, None
@@ -332,7 +310,7 @@ class RomeBertTrainer(ExitTrainer):
                 either way. Trials whose loss is another one (`distillation_weight`, `objective`,
                 `class_weights`, ...) cannot be compared by it: maximise a metric then.
         """
-        self._searched = []
+        self._trials = Trials()
         if compute_objective is None:
             by_loss = self.compute_metrics == self._default_metrics and direction == "minimize"
             compute_objective = evaluation_loss if by_loss else metrics_of_last_exit
@@ -341,28 +319,6 @@ class RomeBertTrainer(ExitTrainer):
         )
 
     # ---- cards and logs
-
-    def _settings_for_card(self) -> dict[str, Any]:
-        """What a reader of the model card wants to know of the training."""
-        args = self.args
-        names = (
-            "objective",
-            "learning_rate",
-            "num_train_epochs",
-            "max_steps",
-            "weight_decay",
-            "warmup_steps",
-            "seed",
-        )
-        settings = {name: getattr(args, name) for name in names if name != "max_steps" or args.max_steps > 0}
-        if args.regularizes:
-            settings["gradient_regularization"] = args.gradient_regularization
-        settings["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return settings | {
-            "processes": args.world_size,
-            "optimizer": str(args.optim),
-            "hub_model_id": args.hub_model_id,
-        }
 
     def create_model_card(
         self,
@@ -381,7 +337,7 @@ class RomeBertTrainer(ExitTrainer):
         """
         if not self.is_world_process_zero():
             return
-        settings = dict(self.romebert.training_settings or self._settings_for_card())
+        settings = dict(self.romebert.training_settings or self.args.for_card())
         given = {
             "language": language,
             "license": license,

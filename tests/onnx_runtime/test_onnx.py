@@ -27,7 +27,7 @@ from modeling_romebert import (
     export_onnx,
     score,
 )
-from modeling_romebert.onnx import bundle, engine, quantise, runtime
+from modeling_romebert.onnx import bundle, engine, export, quantise
 
 ROOT = Path(__file__).parents[2]
 TEXTS, TOKENIZER = tiny_texts(60, seed=3), tiny_tokenizer()
@@ -100,8 +100,14 @@ def test_every_family(family, tmp_path):
         )
 
 
-@pytest.mark.parametrize("exit_layers", [None, [1, 3, 4]])
-@pytest.mark.parametrize("family", [BertConfig, AlbertConfig, ModernBertConfig])
+@pytest.mark.parametrize(
+    ("family", "exit_layers"),
+    [
+        (BertConfig, None),
+        pytest.param(AlbertConfig, [1, 3, 4], marks=pytest.mark.slow),
+        pytest.param(ModernBertConfig, [1, 3, 4], marks=pytest.mark.slow),
+    ],
+)
 def test_exits_that_mix_layers(family, exit_layers, tmp_path):
     """With fewer exits too: every layer's pooled states go from graph to graph."""
     model = spread_exits(build(family, exit_pooling="mean", exit_mix=True, exit_layers=exit_layers), TEXTS)
@@ -264,6 +270,29 @@ def test_int8_keeps_in_fp32_what_changes_labels(model, tmp_path, monkeypatch, ca
     assert sum(one["label"] == other["label"] for one, other in zip(found, expected, strict=True)) > 50
 
 
+def test_a_shared_graph_leaves_int8_in_every_segment(tmp_path, monkeypatch):
+    """ALBERT's one layer is said to change labels where it runs last: every segment of it is fp32, and the
+    shares are those of the bundle.
+    """
+    config = AlbertConfig(**FAMILIES[0].backbone().to_dict() | {"model_type": "albert", "embedding_size": 16})
+    model = spread_exits(RomeBertForSequenceClassification(RomeBertConfig(config)).eval(), TEXTS)
+    own, actual, segments = iter([0.0, 0.0, 0.0, 0.9]), quantise._changed, len(model.exit_layers)
+    asked = []
+
+    def changed(logits, reference, manifest):
+        asked.append(actual(logits, reference, manifest))
+        first_pass = len(asked) < 2 * segments  # which ends with the fourth segment's own share
+        return next(own) if first_pass and len(asked) % 2 else asked[-1]
+
+    monkeypatch.setattr(quantise, "_changed", changed)
+    onnx = opened(model, TOKENIZER, tmp_path / "albert", dataset=TEXTS, max_changed=0.5)
+    assert [segment.precision for segment in onnx.manifest.segments] == ["int8", *["fp32"] * (segments - 1)]
+    inputs = TOKENIZER(TEXTS, padding=True, return_tensors="np")
+    fp32 = opened(model, TOKENIZER, tmp_path / "fp32", precision="fp32")(**inputs).exit_logits.argmax(axis=-1)
+    shares = (onnx(**inputs).exit_logits.argmax(axis=-1) != fp32).mean(axis=0)
+    assert onnx.manifest.checked["labels_changed"] == pytest.approx(shares, abs=0.035)  # padding rounds
+
+
 @pytest.mark.slow
 def test_shares_of_changed_labels_are_those_of_the_bundle(model, tmp_path):
     """What the manifest tells is what the bundle does, all of it in int8, and none of it."""
@@ -305,6 +334,21 @@ def test_a_certificate_holds_in_its_precision(certified, tmp_path, caplog):
     promise = again.config.calibration
     assert (promise["precision"], promise["max_drop"], promise["confidence"]) == ("int8", 0.2, 0.8)
     assert promise["policy"] == again.config.exit_policy
+
+
+def test_an_export_that_fails_leaves_the_bundle_that_was_there(certified, folder, tmp_path, monkeypatch):
+    model, rows = certified
+    there = shutil.copytree(folder, tmp_path / "bundle")
+    before = {path.name: path.read_bytes() for path in there.iterdir()}
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(export, "calibrate", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_onnx(model, TOKENIZER, there, dataset=rows)
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_what_is_calibrated_on_a_bundle_is_saved_with_it(folder, tmp_path):
@@ -404,9 +448,9 @@ def test_no_bundle_and_half_a_manifest(folder, tmp_path):
     ],
 )
 def test_another_kind_of_processor_is_told(monkeypatch, recwarn, onnx, made_for, here, said):
-    monkeypatch.setattr(runtime, "multiplies_int8", lambda: here)
+    monkeypatch.setattr(bundle, "multiplies_int8", lambda: here)
     manifest = type("M", (), {"processor": {"multiplies_int8": made_for}})
-    runtime._warn_of_processor(manifest)
+    bundle.warn_of_processor(manifest)
     assert [said in str(one.message) for one in recwarn] == ([True] if said else [])
 
 
