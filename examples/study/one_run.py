@@ -41,11 +41,12 @@ from modeling_romebert.evaluation.exit_logits import ExitLogits, collect_exit_lo
 from modeling_romebert.evaluation.metrics import predictions_of
 from modeling_romebert.evaluation.provenance import provenance, read_json
 from modeling_romebert.evaluation.report import ExitReport
+from modeling_romebert.exit_policies import POLICIES
 from modeling_romebert.model_card import write_whole
 
 CELL = "cell.json"
 # The rules of leaving that are compared on each model; the first one's curve is the run's own.
-POLICIES: list[dict[str, Any]] = [
+RULES: list[dict[str, Any]] = [
     {"name": "entropy"},
     {"name": "confidence"},
     {"name": "margin"},
@@ -66,6 +67,7 @@ OF_THE_RUN = {
     "bf16": multiplies_bf16(),
     "use_cpu": not torch.cuda.is_available(),
 }
+STEP_OF_COST = 0.01
 DIGITS = string.digits + string.ascii_lowercase
 
 
@@ -177,7 +179,17 @@ def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) ->
     """
     layers = model.config.exit_layers if trains_exits else model.config.exit_layers[-1:]
     rules = policies(glue) if trains_exits else policies(glue)[:1]
-    reports = [report_of(model, found, metric=glue.metrics[0], policy=policy) for policy in rules]
+    exits_there = len(model.config.exit_layers)
+    reports = [
+        report_of(
+            model,
+            found,
+            metric=glue.metrics[0],
+            policy=policy,
+            thresholds=POLICIES[policy["name"]].grid(exits_there, fine=True),
+        )
+        for policy in rules
+    ]
     by_layer = dict(zip(reports[0].exit_layers, reports[0].exits, strict=True))
     exits = {str(layer): by_layer[layer] for layer in layers}
     judgement = {
@@ -201,16 +213,18 @@ def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) ->
 def policies(glue: GlueData) -> list[dict[str, Any]]:
     """The rules that have a meaning for the task: of numbers, only whether exits agree."""
     if glue.names:
-        return POLICIES
+        return RULES
     return [{"name": "patience", "tolerance": train_glue.TOLERANCE * glue.label_range}]
 
 
 def points(report: ExitReport) -> list[dict[str, float]]:
-    """A rule's curve, a point for each threshold."""
-    return [
-        {"threshold": one.threshold, "cost": round(one.cost, 5), "metric": round(one.metric, 5)}
-        for one in report.curve
-    ]
+    """A rule's curve: of the thresholds of a fine grid those that change the cost by a hundredth."""
+    kept: list[dict[str, float]] = []
+    for one in sorted(report.curve, key=lambda point: -point.cost):
+        if not kept or kept[-1]["cost"] - one.cost >= STEP_OF_COST:
+            values = {"threshold": one.threshold, "cost": one.cost, "metric": one.metric}
+            kept.append({name: round(value, 5) for name, value in values.items()})
+    return kept
 
 
 def in_characters(classes: np.ndarray) -> str:

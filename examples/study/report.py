@@ -300,12 +300,13 @@ def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str]) -> str
         return "Nothing: the grid is full, and no run failed."
     lines = [f"{runs} runs of the grid have no result yet."]
     for (task, backbone), recipes in absent.items():
-        whole = len(recipes) == len(grid["recipes"]) and (task, backbone) not in groups
-        told = (
-            "all"
-            if whole
-            else ", ".join(f"`{name}` ({', '.join(map(str, seeds))})" for name, seeds in recipes.items())
-        )
+        if (task, backbone) not in groups:
+            lines.append(f"- {task}, {backbone}: all")
+            continue
+        by_seeds: dict[str, list[str]] = {}
+        for name, seeds in recipes.items():
+            by_seeds.setdefault(", ".join(map(str, seeds)), []).append(f"`{name}`")
+        told = "; ".join(f"seeds {seeds} of {', '.join(names)}" for seeds, names in by_seeds.items())
         lines.append(f"- {task}, {backbone}: {told}")
     lines += [f"- failed: {name}: {reason.splitlines()[-1]}" for name, reason in failed.items()]
     return "\n".join([lines[0], "", *lines[1:]])

@@ -177,6 +177,7 @@ def start(cell: Cell, results: Path, runs: Path, workers: int) -> Started:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     with open(folder / LOG, "ab") as log:
         process = subprocess.Popen([*python(), str(folder)], env=environment, stdout=log, stderr=log)
+    print(f"started {cell.name}; {folder / LOG} says how far it is", flush=True)
     return Started(cell, process, time.monotonic())
 
 

@@ -98,24 +98,33 @@ def _shares_changed(
     for first, last in itertools.pairwise([0, *manifest.exit_layers]):
         names = manifest.segments[manifest.exit_layers.index(last)].files
         reference = _run(plain, whole, first, last)  # (N, C)
-        before = [(batch.hidden, batch.pooled) for batch in chosen]
+        before = _states(chosen)
         logits = _run(plain, chosen, first, last)
-        after = [(batch.hidden, batch.pooled) for batch in chosen]
+        after = _states(chosen)
         if here := {name: int8[name] for name in names if name in int8 and name not in too_many}:
-            for batch, states in zip(chosen, before, strict=True):
-                batch.hidden, batch.pooled = states
+            _put_back(chosen, before)
             in_int8 = _run(OnnxEncoder(manifest, {**fp32, **here}), chosen, first, last)
             if _changed(in_int8, logits, manifest) > limit:
                 too_many += here
                 if used & here.keys():
                     return None, too_many
-                for batch, states in zip(chosen, after, strict=True):
-                    batch.hidden, batch.pooled = states
+                _put_back(chosen, after)
             else:
                 logits = in_int8
         changed.append(_changed(logits, reference, manifest))
         used |= here.keys()
     return changed, too_many
+
+
+def _states(batches: list[OnnxBatch]) -> list[tuple[Any, Any]]:
+    """What layers have made of each batch."""
+    return [(batch.hidden, batch.pooled) for batch in batches]
+
+
+def _put_back(batches: list[OnnxBatch], states: list[tuple[Any, Any]]) -> None:
+    """Let batches be as they were."""
+    for batch, (hidden, pooled) in zip(batches, states, strict=True):
+        batch.hidden, batch.pooled = hidden, pooled
 
 
 def _run(encoder: OnnxEncoder, batches: list[OnnxBatch], first: int, last: int) -> np.ndarray:

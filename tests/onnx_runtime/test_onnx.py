@@ -100,8 +100,14 @@ def test_every_family(family, tmp_path):
         )
 
 
-@pytest.mark.parametrize("exit_layers", [None, [1, 3, 4]])
-@pytest.mark.parametrize("family", [BertConfig, AlbertConfig, ModernBertConfig])
+@pytest.mark.parametrize(
+    ("family", "exit_layers"),
+    [
+        (BertConfig, None),
+        pytest.param(AlbertConfig, [1, 3, 4], marks=pytest.mark.slow),
+        pytest.param(ModernBertConfig, [1, 3, 4], marks=pytest.mark.slow),
+    ],
+)
 def test_exits_that_mix_layers(family, exit_layers, tmp_path):
     """With fewer exits too: every layer's pooled states go from graph to graph."""
     model = spread_exits(build(family, exit_pooling="mean", exit_mix=True, exit_layers=exit_layers), TEXTS)
