@@ -1,9 +1,9 @@
 """Fine-tune a multi-exit token classifier on own files or a data set of the Hub, with every training argument
 of transformers.
 
-    python examples/train_tokens.py --train_file train.conll --validation_file dev.conll --output_dir
-    runs/mine python examples/train_tokens.py --recipe conll2003 --train_file train.txt --validation_file
-    valid.txt \\
+    python examples/train_tokens.py --train_file train.conll --validation_file dev.conll \\
+        --output_dir runs/mine
+    python examples/train_tokens.py --recipe conll2003 --train_file train.txt --validation_file valid.txt \\
         --test_file test.txt --output_dir runs/conll2003
     python examples/train_tokens.py --dataset_name wnut_17 --output_dir runs/wnut
 
@@ -25,10 +25,11 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
+from support.glue_arguments import DECISIVE
 from support.recipes import recipe_arguments
 from support.run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
 from support.token_data import data_files, load_tokens
-from train_glue import DECISIVE, exit_table
+from train_glue import exit_table
 from transformers import AutoTokenizer, HfArgumentParser, set_seed
 
 from modeling_romebert import (

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch_layout import BlockDiagonalMask
+from .packed_attention import BlockDiagonalMask
 
 
 class _Run(NamedTuple):

@@ -15,7 +15,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .batch_layout import (
     Batch,
-    BlockDiagonalMask,
     Features,
     PackedBatch,
     PaddedBatch,
@@ -27,6 +26,7 @@ from .batch_layout import (
 from .cpu import workers_for
 from .input_checks import check_inputs
 from .layer_masks import LayerRows
+from .packed_attention import BlockDiagonalMask
 
 # What a forward pass takes.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")

@@ -7,7 +7,7 @@ While one window runs, a thread tokenises the next; a window's results come in t
 caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from io import IOBase
 from itertools import islice
@@ -24,6 +24,7 @@ from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .exit_policies import ExitPolicy, FullDepth, as_policy
 from .input_checks import vocabulary_size
 from .monitor import ExitMonitor, as_monitor, exit_indices
+from .out_of_memory import OutOfMemory, or_out_of_memory
 from .policy_base import check_unit
 from .rebatching import Scheduler, batches_of
 from .result_format import ResultFormat, Results, error_at
@@ -224,14 +225,6 @@ def each(texts: Any) -> Iterator[Any]:
         yield from (texts[index] for index in range(len(texts)))
 
 
-class _OutOfMemory(Exception):
-    """There was not enough memory for a batch of these rows."""
-
-    def __init__(self, rows: list[int], reason: str):
-        super().__init__(reason)
-        self.rows = rows
-
-
 class Scorer:
     """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; for
     the arguments see `score`.
@@ -284,7 +277,7 @@ class Scorer:
                         del left[row]
                     yield exited
                     bar.update(len(exited.rows))
-            except _OutOfMemory as error:
+            except OutOfMemory as error:
                 self._shrink(error, window, left)
 
     def _raise_unless_skipped(self, window: Window) -> None:
@@ -292,7 +285,7 @@ class Scorer:
             row = min(window.errors)
             raise error_at(window.position(row), window.errors[row]) from window.errors[row]
 
-    def _shrink(self, error: _OutOfMemory, window: Window, left: dict[int, int]) -> None:
+    def _shrink(self, error: OutOfMemory, window: Window, left: dict[int, int]) -> None:
         """Halve the batches after one was too large; a row too large alone is an error of that row."""
         if len(error.rows) == 1:
             (row,) = error.rows
@@ -328,37 +321,12 @@ class Scorer:
         with open_workers(min(len(rows), encoder.workers(sum(lengths)))) as workers:
             if self.rebatching:
                 scheduler = Scheduler(rows, lengths, begin, *limits, workers.count)
-                for batch, exited in workers.run(_or_out_of_memory(ActiveBatch.step), scheduler.schedule):
+                for batch, exited in workers.run(or_out_of_memory(ActiveBatch.step), scheduler.schedule):
                     scheduler.put_back(batch)
                     if exited is not None:
                         yield exited
             else:
                 rest = iter(rows)
                 batches = (begin(list(islice(rest, count))) for count in batches_of(lengths, *limits))
-                for _, exited_here in workers.map(_or_out_of_memory(run_to_the_end), batches):
+                for _, exited_here in workers.map(or_out_of_memory(run_to_the_end), batches):
                     yield from exited_here
-
-
-def _or_out_of_memory(function: Callable[[ActiveBatch], Any]) -> Callable[[ActiveBatch], Any]:
-    """The same function, which tells for which rows there was not enough memory."""
-
-    def run(batch: ActiveBatch) -> Any:
-        rows = batch.rows
-        try:
-            return function(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error)
-        # Outside of the handler, which would keep what the batch has in memory.
-        raise _OutOfMemory(rows, reason)
-
-    return run
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # torch's allocator on a CPU
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))

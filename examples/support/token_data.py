@@ -183,7 +183,7 @@ def _from_hub(data: Any) -> dict[str, Sentences]:
     name = data.dataset_name
     try:
         found = load_dataset(name, data.dataset_config_name)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # not there, or a script, which datasets no longer runs
         raise SystemExit(
             f"--dataset_name {name} cannot be loaded from the Hub ({error}). To train on files, give"
             " --train_file and --validation_file."

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 import train_tokens
+from benchmarks import token_curves, token_exits
 from support.token_data import load_tokens, of_dataset, parse_columns, read_sentences
 from tiny import tiny_backbone
 from tiny_tokens import TAGS, piece_tokenizer, tagged
@@ -190,6 +191,41 @@ def test_a_second_stage_goes_on_from_the_first(encoder, files):
     Path("dev.conll").write_text("a B-ORG\nb O\n")
     with pytest.raises(SystemExit, match="--first_stage first/model was trained on other tags"):
         run(encoder, *files, *second, "--output_dir=other")
+
+
+@pytest.mark.slow
+def test_benchmarks_tell_what_a_run_costs_and_saves(encoder, files, capsys):
+    run(encoder, *files, "--windows", 3)
+    found = token_curves.main(["--runs", "run", "--output_file", "curves.json"])
+    assert json.loads(Path("curves.json").read_text()) == found
+    (of_run,) = found["runs"]
+    report = json.loads(Path("run/exits_token_3.json").read_text())
+    by_kind = {one["policy"].get("unit", "row"): one["curve"] for one in of_run["policies"]}
+    assert [point["cost"] for point in by_kind["token"]] == [point["cost"] for point in report["curve"]]
+    full = f"{100 * report['exits'][-1]:.1f}"
+    assert f"| 1 | tokens, window 3 | {full} |" in capsys.readouterr().out
+
+    asked = [
+        "--model",
+        "run/model",
+        "--file",
+        "dev.conll",
+        "--costs",
+        "0.6",
+        "--windows",
+        "3",
+        "--minutes",
+        "0",
+    ]
+    timed = token_exits.main([*asked, "--output_file", "timed.json"])
+    assert json.loads(Path("timed.json").read_text()) == timed
+    deep, row, token = timed["sides"]
+    assert deep["policy"] is None and deep["times_as_fast"] == 1
+    assert row["policy"]["unit"] == "row" and token["policy"]["window"] == 3
+    assert timed["rounds"] == 3 and all(0.3 < side["cost"] <= 0.6 for side in (row, token))
+    assert "| tokens, window 3 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--runs nowhere holds no metrics"):
+        token_curves.main(["--runs", "nowhere"])
 
 
 def test_the_recipe_of_conll_is_read():

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from modeling_romebert import (
+    ContinuousBatcher,
     ExitLoss,
     RomeBertConfig,
     RomeBertForSequenceClassification,
@@ -232,3 +233,8 @@ def test_halt_layers_say_how_many_layers_each_token_runs():
         assert (states[number] != states[number - 1]).any(-1)[~kept].all()
     everything = model(ids, mask, halt_layers=torch.full((4, 8), LAYERS)).exit_logits
     assert torch.equal(everything, model(ids, mask).exit_logits)
+
+
+def test_tokens_are_not_served():
+    with pytest.raises(ValueError, match="model classifies tokens, and continuous batching is of whole"):
+        ContinuousBatcher(build_tokens(), None)

@@ -186,7 +186,7 @@ def test_it_learns(tmp_path, objective):
     trainer = trainer_of(tmp_path, objective=objective, max_steps=60, per_device_train_batch_size=16)
     trainer.train()
     metrics = trainer.evaluate(rows_of(16))
-    assert metrics["eval_accuracy"] > 0.9 and metrics["eval_accuracy_exit_1"] > 0.8
+    assert metrics["eval_accuracy"] > 0.9 and metrics["eval_accuracy_exit_1"] > 0.7
 
 
 def test_balanced_weights_count_tokens(tmp_path):
