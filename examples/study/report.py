@@ -24,7 +24,7 @@ from support.results_picture import made_with
 from transformers import HfArgumentParser
 
 from study.bootstrap import Run, exits_of, over_seeds
-from study.cells import FAILED, GRID, HERE, RESULTS, read_grid
+from study.cells import GRID, HERE, RESULTS, read_grid
 from study.findings import (
     CEILING,
     COSTS,
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     (where.parent / PLOTS).mkdir(parents=True, exist_ok=True)
     for group, recipes in groups.items():
         plot(group, recipes, where.parent / plot_of(group))
-    failed = load_failed(results.parent / FAILED)
-    where.write_text(page(groups, read_grid(Path(arguments.grid)), failed), encoding="utf-8")
+    grid = read_grid(Path(arguments.grid))
+    where.write_text(page(groups, grid, load_failed(results)), encoding="utf-8")
     print(f"{sum(len(runs) for recipes in groups.values() for runs in recipes.values())} runs: {where}")
 
 
