@@ -122,7 +122,7 @@ def onnx_speed(results: dict[str, Any]) -> str:
     latency = {row["side"]: row for row in results["latency"]}
     one_graph = latency[throughput.ONNX_SORTED.format("int8")]
     lines = [
-        "| int8 with exits / one int8 graph | layers run | speed in bulk | one text, median | one text, 99 % |",
+        "| exits in int8 / one int8 graph | layers run | speed in bulk | one text, median | one text, 99 % |",
         "|---|---|---|---|---|",
     ]
     for row in results["throughput"]:
