@@ -32,7 +32,7 @@ def test_code_prints_what_the_page_shows(page, stand_ins):
 
 
 def test_pages_with_code():
-    expected = ["README", "calibration", "families", "onnx", "scoring", "sharing", "training"]
+    expected = ["README", "calibration", "families", "onnx", "scale", "scoring", "sharing", "training"]
     assert [page.stem for page in WITH_CODE] == expected
     texts = [page.read_text(encoding="utf-8") for page in WITH_CODE]
     assert sum(len(blocks(text)) for text in texts) == sum(text.count("```python") for text in texts)
