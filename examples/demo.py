@@ -30,6 +30,7 @@ from transformers import HfArgumentParser
 
 from modeling_romebert.certificate import certificate_of, sentence
 from modeling_romebert.exit_policies import as_policy
+from modeling_romebert.hub import read_record
 
 EXAMPLES = ("A delight from start to finish.", "It is not without charm, yet I kept looking at my watch.")
 FILE_ANSWER = "file-answer"  # id of the line about a file
@@ -64,6 +65,7 @@ class Demo:
         self.model, self.tokenizer = self.labeller.model, self.labeller.tokenizer
         self.config, self.max_rows = self.model.config, max_rows
         self.layers = self.model.exit_layers[-1]
+        self.evaluation = read_record(model).get("evaluation")
         self.own = as_policy(self.config.exit_policy or "entropy", None if self.config.exit_policy else 0.2)
         self.grid = sorted(type(self.own).grid(len(self.model.exit_layers)))
 
@@ -101,10 +103,8 @@ class Demo:
 
     def curve(self, threshold: float) -> str:
         """The model's evaluation, with the threshold marked."""
-        evaluation = self.model.evaluation
-        if evaluation and evaluation["policy"]["name"] != self.own.name:
-            evaluation = None
-        return curve(evaluation, threshold)
+        of_this_policy = self.evaluation and self.evaluation["policy"]["name"] == self.own.name
+        return curve(self.evaluation if of_this_policy else None, threshold)
 
     def promise(self, threshold: float) -> str:
         """What the certificate says of a threshold."""

@@ -4,9 +4,9 @@ depth.
     python examples/benchmarks/serving.py  # after `make quickstart`; needs the extra `serve`
     python examples/benchmarks/serving.py --seconds 5 --loads 0.9 --output_file serving.json
 
-1. Sides, all of them LitServe with the same gate, queues and model:
+1. Sides, all of them LitServe with the same gate, queues and engine:
        continuous          examples/serve.py
-       whole batches       LitServe's own dynamic batching: a batch is gathered, run, and answered as a whole
+       whole batches       what waits when a batch ends makes the next one, and is answered as a whole
        whole, full depth   the same, and every text runs every layer
 2. Saturation: so many callers that a side is never idle -> answers per second.
 3. Load: Poisson arrivals at shares of each side's own saturation, and all sides at those of full depth. They
@@ -46,8 +46,11 @@ from benchmarks.load import Caller
 from modeling_romebert import score
 from modeling_romebert.evaluation.provenance import provenance, write_json
 
-SIDES = {"continuous": [], "whole batches": ["--batching", "whole"]}
-SIDES["whole, full depth"] = ["--batching", "whole", "--full_depth"]
+SIDES = {
+    "continuous": [],
+    "whole batches": ["--whole_batches"],
+    "whole, full depth": ["--whole_batches", "--full_depth"],
+}
 CALLERS = 48  # of the closed loop
 WARM_UP = 200  # requests before anything is measured
 START_SECONDS = 300

@@ -8,7 +8,7 @@ from typing import Any
 
 from support.exit_trace import ExitSeen, Times
 
-WIDTH, HEIGHT, MARGIN = 520, 220, 48  # of the curve, in units of its SVG
+WIDTH, HEIGHT, MARGIN = 380, 220, 52  # of the curve, in units of its SVG
 
 
 def exits_table(exits: Sequence[ExitSeen], layers: int) -> str:

@@ -185,7 +185,9 @@ class DepthLoop(LitLoop):
                 send_error(address, HTTPException(500, f"the model failed: {error}"))
 
     def _arrived(self, request_queue: Any, wait: bool) -> Iterator[Any]:
-        """Requests that are there; where there is nothing else to do, the first one that comes."""
-        while (one := self.get_request(request_queue, block=wait, timeout=IDLE_SECONDS)) is not None:
-            wait = False
+        """Requests that are there; where there is nothing else to do, also the first one that comes."""
+        if wait and (one := self.get_request(request_queue, timeout=IDLE_SECONDS)) is not None:
             yield one
+        # Nobody else takes any. Asking an empty queue for one would cost an exception in another process.
+        for _ in range(request_queue.qsize()):
+            yield request_queue.get()

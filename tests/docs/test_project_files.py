@@ -63,6 +63,7 @@ def test_workflow():
     assert True in workflow and jobs.keys() == {
         "lint",
         "test",
+        "scale",
         "versions",
         "wheel",
     }  # YAML reads `on` as true

@@ -129,9 +129,9 @@ def test_what_the_page_promises(demo):
     config.calibration |= {"num_examples": 12, "cost": 1.0}
     assert "12 are too few" in demo.promise(0.6)
     assert demo.promise(0.7).startswith("Not certified at this threshold.")
-    demo.model.evaluation = EVALUATION
+    demo.evaluation = EVALUATION
     assert "accuracy is 80.0%" in demo.curve(0.99)
-    demo.model.evaluation = {**EVALUATION, "policy": {"name": "patience"}}
+    demo.evaluation = {**EVALUATION, "policy": {"name": "patience"}}
     assert "holds no evaluation" in demo.curve(0.99)
 
 

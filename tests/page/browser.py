@@ -61,7 +61,8 @@ class Page:
     """
 
     def __init__(self, address: str, width: int = 1000, height: int = 1250):
-        chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        driver = shutil.which("chromedriver")
         if chromium is None or driver is None:
             raise RuntimeError(HOW)
         options = webdriver.ChromeOptions()
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/results/demo.png"))
     arguments = parser.parse_args()
     with served(arguments.model) as address:
-        page = Page(address, height=1000)
+        page = Page(address, height=1420)
         try:
             page.type("Sentence", SENTENCE)
             page.button("Classify").click()
