@@ -167,7 +167,7 @@ def build_page(demo: Demo, max_characters: int) -> Any:
             picture = gr.HTML(demo.curve(demo.threshold))
             promise = gr.Markdown(demo.promise(demo.threshold))
         with gr.Tab("One sentence"):
-            sentence_box = gr.Textbox(label="Sentence", lines=2, max_length=max_characters, autofocus=True)
+            sentence_box = gr.Textbox(label="Sentence", lines=1, max_length=max_characters, autofocus=True)
             button = gr.Button("Classify", variant="primary")
             line, table = gr.HTML(said("")), gr.HTML()
             gr.Examples([[example] for example in EXAMPLES], sentence_box)
@@ -179,7 +179,13 @@ def build_page(demo: Demo, max_characters: int) -> Any:
             names = [column.value, "label", "score", "exit_layer", "error"]
             rows = gr.Dataframe(headers=names, label=f"First {SHOWN} rows", interactive=False)
             download = gr.File(label="All rows with labels", interactive=False)
-        gr.on([button.click, sentence_box.submit], demo.classify, [sentence_box, threshold], [line, table])
+        gr.on(
+            [button.click, sentence_box.submit],
+            demo.classify,
+            [sentence_box, threshold],
+            [line, table],
+            trigger_mode="always_last",  # or what is typed while one runs would be dropped
+        )
         start.click(demo.label_file, [file, column, threshold], [of_file, rows, download])
         threshold.change(
             lambda value: (demo.curve(value), demo.promise(value)), threshold, [picture, promise]

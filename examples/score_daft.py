@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from support import installed  # noqa: F401
 from support.labelling import RESULTS, Labeller
-from support.row_source import csv_settings, files_of, identity_of_files, kind_of
+from support.row_source import csv_settings, files_of, kind_of, open_rows
 from support.scoring_run import ScoringArguments, config_of, run
 from transformers import HfArgumentParser
 
@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
 
         ray.init(arguments.ray, runtime_env={"working_dir": EXAMPLES})
         daft.set_runner_ray()
-    rows = read(arguments)
+    files = files_of(arguments.input)
+    source = open_rows(arguments.input, arguments.columns)
+    rows = read(files, arguments)
 
     def labelled(done: int) -> Iterator[pa.Table]:
         """Rows with labels, from one on; where a worker dies, from the first that did not come back."""
@@ -86,29 +88,20 @@ def main(argv: list[str] | None = None) -> None:
 
     engine = {"daft": daft.__version__, "workers": arguments.workers, "threads": threads}
     engine["batch_rows"] = arguments.batch_rows
-    run(arguments, arguments.settings(identity_of_files(files_of(arguments.input)), engine), labelled)
+    run(arguments, arguments.settings(source.identity, engine), labelled, source.total)
 
 
-def read(arguments: ScoreDaftArguments) -> Any:
-    """The input as a frame, lazily: the columns that are used.
-
-    Raises:
-        SystemExit: it is of no kind that can be read, or has no such column.
-    """
-    path, kind = arguments.input, kind_of(arguments.input)
-    files = files_of(path)
+def read(files: list[str], arguments: ScoreDaftArguments) -> Any:
+    """The input as a frame, lazily: the columns that are used."""
+    kind = kind_of(files[0])
     if kind == "parquet":
         frame = daft.read_parquet(files)
     elif kind == "json":
         frame = daft.read_json(files)
     else:
-        settings = csv_settings(f"--input {path}", files[0])
+        settings = csv_settings(f"--input {arguments.input}", files[0])
         schema = {name: daft.DataType.string() for name in settings["features"]}
         frame = daft.read_csv(files, infer_schema=False, schema=schema, delimiter=settings["sep"])
-    if missing := [name for name in arguments.columns if name not in frame.column_names]:
-        raise SystemExit(
-            f"--input {path} has no column {', '.join(missing)}; it has {', '.join(frame.column_names)}."
-        )
     return frame.select(*arguments.columns)
 
 

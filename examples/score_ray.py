@@ -23,7 +23,7 @@ import pyarrow.csv as pa_csv
 import torch
 from support import installed  # noqa: F401
 from support.labelling import Labeller
-from support.row_source import csv_settings, files_of, identity_of_files, kind_of
+from support.row_source import csv_settings, files_of, kind_of, open_rows
 from support.scoring_run import ScoringArguments, config_of, run, with_labels
 from transformers import HfArgumentParser
 
@@ -77,9 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"--model {arguments.model}: {error}") from None
     threads = arguments.threads or max(1, torch.get_num_threads() // arguments.workers)
     files = files_of(arguments.input)
+    source = open_rows(arguments.input, arguments.columns)
     engine = {"ray": ray.__version__, "workers": arguments.workers, "threads": threads}
     engine["batch_rows"] = arguments.batch_rows
-    settings = arguments.settings(identity_of_files(files), engine)
+    settings = arguments.settings(source.identity, engine)
 
     def labelled(done: int) -> Iterator[pa.Table]:
         rows = read(files, arguments).map_batches(
@@ -92,8 +93,14 @@ def main(argv: list[str] | None = None) -> None:
         )
         yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
 
+    def score() -> None:
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False  # there is one
+        run(arguments, settings, labelled, source.total, resumes=False)
+
     if ray.is_initialized():  # as by a program that calls this
-        run(arguments, settings, labelled, resumes=False)
+        score()
         return
     path = os.pathsep.join([EXAMPLES, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     where: dict[str, Any] = {"address": arguments.ray, "runtime_env": {"working_dir": EXAMPLES}}
@@ -101,16 +108,11 @@ def main(argv: list[str] | None = None) -> None:
         where = {"num_cpus": arguments.workers + 1, "include_dashboard": False}
         where["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     with ray.init(**where, log_to_driver=False):
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
-        run(arguments, settings, labelled, resumes=False)
+        score()
 
 
 def read(files: list[str], arguments: ScoreRayArguments) -> Any:
-    """The input as a dataset of Ray, lazily: the columns that are used.
-
-    Raises:
-        SystemExit: it has no such column.
-    """
+    """The input as a dataset of Ray, lazily: the columns that are used."""
     kind = kind_of(files[0])
     if kind == "parquet":
         return ray.data.read_parquet(files, columns=arguments.columns)

@@ -8,6 +8,7 @@ import numpy as np
 
 from modeling_romebert.evaluation.provenance import read_json
 from study.bootstrap import Interval, Run, exits_of, paired
+from study.cells import FAILED
 
 Group = tuple[str, str]  # task and backbone
 Groups = dict[Group, dict[str, list[Run]]]  # recipe -> its runs, by seed
@@ -28,11 +29,13 @@ def load(folder: Path) -> Groups:
     return groups
 
 
-def load_failed(folder: Path) -> dict[str, str]:
-    """A folder of failures -> the name of each run, and why it failed."""
+def load_failed(results: Path) -> dict[str, str]:
+    """A folder of results -> the name of each run that failed and has none, and why it failed."""
+    folder = results.parent / FAILED
     return {
         " ".join(path.relative_to(folder).with_suffix("").parts): read_json(path)["reason"]
         for path in sorted(folder.glob("*/*/*/*.json"))
+        if not (results / path.relative_to(folder)).is_file()
     }
 
 

@@ -24,7 +24,7 @@ from support.results_picture import made_with
 from transformers import HfArgumentParser
 
 from study.bootstrap import Run, exits_of, over_seeds
-from study.cells import FAILED, GRID, HERE, RESULTS, read_grid
+from study.cells import GRID, HERE, RESULTS, read_grid
 from study.findings import (
     CEILING,
     COSTS,
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     (where.parent / PLOTS).mkdir(parents=True, exist_ok=True)
     for group, recipes in groups.items():
         plot(group, recipes, where.parent / plot_of(group))
-    failed = load_failed(results.parent / FAILED)
-    where.write_text(page(groups, read_grid(Path(arguments.grid)), failed), encoding="utf-8")
+    grid = read_grid(Path(arguments.grid))
+    where.write_text(page(groups, grid, load_failed(results)), encoding="utf-8")
     print(f"{sum(len(runs) for recipes in groups.values() for runs in recipes.values())} runs: {where}")
 
 
@@ -112,12 +112,12 @@ def in_short(groups: Groups) -> str:
         if best is None or TWO_STAGES not in recipes:
             lines.append(f"- {task}, {backbone}: too few recipes were run to compare.")
             continue
-        told = f"`{best}` has the highest mean over exits of all recipes with as many epochs"
-        told += f" ({points(summary(recipes[best])['mean'])})"
-        told += f"; against DeeBERT {in_words(difference(recipes, best, TWO_STAGES, np.mean))}"
+        told = f"of the recipes with as many epochs, `{best}` has the highest mean over exits"
+        told += f" ({points(summary(recipes[best])['mean'])}). Against DeeBERT:"
+        told += f" {in_words(difference(recipes, best, TWO_STAGES, np.mean))}"
         if CEILING in recipes:
             told += (
-                f"; its last exit against no exits {in_words(difference(recipes, best, CEILING, last_of))}"
+                f". Its last exit against no exits: {in_words(difference(recipes, best, CEILING, last_of))}"
             )
         lines.append(f"- {task}, {backbone}: {told}.")
     return "\n".join(lines)
@@ -232,7 +232,7 @@ def rules(groups: Groups) -> str:
             at = [mean_of([at_cost(run, cost, rule) for run in runs]) for cost in COSTS]
             rows.append([task, backbone, str(len(runs)), f"`{rule}`", *map(points, at)])
     head = ["task", "backbone", "models", "rule", *(f"at {cost}" for cost in COSTS)]
-    return markdown(head, rows) if rows else ""
+    return markdown(head, rows) if rows else "Nothing yet: no run has a curve."
 
 
 def against_the_paper(groups: Groups) -> str:

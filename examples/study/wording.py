@@ -33,18 +33,18 @@ def in_words(found: Interval | None) -> str:
 
     Example:
         >>> in_words(Interval(0.021, 0.012, 0.03, 3))
-        'it is 2.1 points ahead [+1.2, +3.0] (3 seeds)'
+        '2.1 points ahead [+1.2, +3.0] (3 seeds)'
         >>> in_words(Interval(0.001, -0.01, 0.012, 1))
-        'no difference is shown: +0.1 [-1.0, +1.2] (1 seed)'
+        'no difference shown, +0.1 [-1.0, +1.2] (1 seed)'
     """
     if found is None:
-        return "nothing can be said, as no seed has both"
+        return "not compared, as no seed has both"
     seeds = f"({found.seeds} seed{'s' * (found.seeds > 1)})"
     bounds = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     if not found.excludes_zero:
-        return f"no difference is shown: {100 * found.difference:+.1f} {bounds} {seeds}"
+        return f"no difference shown, {100 * found.difference:+.1f} {bounds} {seeds}"
     side = "ahead" if found.difference > 0 else "behind"
-    return f"it is {100 * abs(found.difference):.1f} points {side} {bounds} {seeds}"
+    return f"{100 * abs(found.difference):.1f} points {side} {bounds} {seeds}"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from study import cells, findings, one_run, report, run
+from study import bootstrap, cells, findings, one_run, report, run
 from support.glue_arguments import KINDS
 from support.glue_arguments import parse as parse_glue
 from support.recipes import as_arguments, shipped_recipes
@@ -126,9 +126,9 @@ def test_arguments_that_cannot_be_run(here, argv, message):
 @pytest.fixture
 def a_run(here, encoder):
     """One run in this process on own files and a tiny encoder -> what its result holds."""
-    given = files(labelled(48, color), labelled(20, color, seed=1))
 
-    def one(recipe: str, **more) -> dict:
+    def one(recipe: str, label=color, **more) -> dict:
+        given = files(labelled(48, label), labelled(20, label, seed=1))
         (found,) = cells.cells_of(
             cells.own_task(cells.read_grid(), given[1], given[3]),
             recipes=[recipe],
@@ -166,6 +166,13 @@ def test_a_run_says_all_that_there_is_to_say(a_run):
     assert len(found["digests"]["backbone"]) == len(found["digests"]["train"]) == 64
     assert found["training_seconds"] > 0 and found["device"] == "cpu" and found["threads"] >= 1
     assert str(Path.cwd()) not in json.dumps(found)
+
+
+def test_numbers_are_judged_by_whether_exits_agree(a_run):
+    found = a_run("joint-0.3", label=lambda number: number % 7 + 0.5)
+    assert found["metric"] == "pearson" and found["policy"] == "patience" and found["policies"] == {}
+    assert "predictions" not in found and len(found["curve"]) > 1
+    assert bootstrap.paired([found], [found], lambda exits: exits.mean(axis=-1)).difference == 0
 
 
 def test_without_exits_only_the_last_is_told(a_run):

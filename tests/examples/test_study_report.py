@@ -1,12 +1,13 @@
 """examples/study/report.py: intervals, against resamples written out, and the page."""
 
+import doctest
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
-from study import bootstrap, cells, findings, report
+from study import bootstrap, cells, findings, one_run, report, run, wording
 
 from modeling_romebert.evaluation.provenance import write_json
 
@@ -165,7 +166,8 @@ def test_the_best_of_one_stage_has_the_most_seeds_and_no_more_epochs(results):
 def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     grid = {"tasks": {"t": {"backbones": ["b", "c"], "seeds": [1, 2, 3]}}, "recipes": ["joint", "kl-0.3"]}
     write_json(tmp_path / "grid.json", grid)  # which is YAML too
-    write_json(tmp_path / "failed/t/b/paper/1.json", {"reason": "first\nloss is nan at step 7"})
+    for recipe in ("paper", "joint"):
+        write_json(tmp_path / f"failed/t/b/{recipe}/1.json", {"reason": "first\nloss is nan at step 7"})
     report.main(
         [
             "--results",
@@ -177,12 +179,19 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
         ]
     )
     page = (tmp_path / "study.md").read_text()
-    assert "- t, b: `joint` has the highest mean over exits of all recipes with as many epochs" in page
-    assert re.search(r"against DeeBERT it is [12]\d\.\d points ahead \[\+.*, \+.*\] \(3 seeds\)", page)
+    assert "- t, b: of the recipes with as many epochs, `joint` has the highest mean over exits (" in page
+    assert re.search(r"Against DeeBERT: [12]\d\.\d points ahead \[\+.*, \+.*\] \(3 seeds\)", page)
     assert "7 runs of the grid have no result yet." in page
     assert "- t, b: seeds 3 of `kl-0.3`" in page and "- t, c: all" in page
+    assert "joint 1: " not in page  # it has a result by now
     assert "- failed: t b paper 1: loss is nan at step 7" in page
     assert (tmp_path / "results/study-t-b.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("module", [wording, one_run, run], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_no_results_is_an_error(tmp_path):
@@ -193,7 +202,7 @@ def test_no_results_is_an_error(tmp_path):
 def test_the_page_is_of_the_results_that_are_there():
     """After new results: python examples/study/report.py"""
     groups = findings.load(cells.RESULTS)
-    failed = findings.load_failed(cells.RESULTS.parent / cells.FAILED)
+    failed = findings.load_failed(cells.RESULTS)
     assert report.PAGE.read_text(encoding="utf-8") == report.page(groups, cells.read_grid(), failed)
     for group in groups:
         assert (report.PAGE.parent / report.plot_of(group)).is_file()

@@ -29,7 +29,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
 )
-SECONDS = 180  # that anything may take
+SECONDS = 60  # that anything may take
 SENTENCE = "It is not without charm, yet I kept looking at my watch."
 
 

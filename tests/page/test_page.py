@@ -47,7 +47,7 @@ def test_the_slider_moves_with_keys_and_changes_the_exit(page):
     for key, layer in ((Keys.HOME, 4), (Keys.END, 1)):
         slider.send_keys(key)
         page.type("Sentence", f"{TEXTS[1]} {layer}", Keys.ENTER)
-        page.until(lambda layer=layer: f"after layer {layer} of 4" in page.text("#answer"))
+        page.until(lambda layer=layer: f"after layer {layer} of 4" in page.answer())
 
 
 def test_the_page_has_labels_for_screen_readers(page):
