@@ -240,8 +240,8 @@ def defaults(groups: Groups) -> str:
     """What speaks for another start than the paper's settings."""
     lines = [
         "`RomeBertTrainingArguments` starts from the settings of the paper (the recipe `paper`), the"
-        " quickstart from those of `mean-6`. That changes when a recipe is ahead of both in the mean over exits, and not"
-        " behind in the last exit, on more than one task and with more than one seed."
+        " quickstart from those of `mean-6`. That changes when a recipe is ahead of both in the mean over"
+        " exits, and not behind in the last exit, on more than one task and with more than one seed."
     ]
     for (task, backbone), recipes in groups.items():
         best = best_one_stage(recipes)
