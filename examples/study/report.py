@@ -133,7 +133,12 @@ def section(group: Group, recipes: dict[str, list[Run]]) -> str:
         f"{first['metric']} on {rows['evaluation']:,} rows, trained on {rows['train']:,}; {made_with(first)}."
     )
     picture = f"![The metric at each exit, and over cost]({plot_of(group).as_posix()})"
-    return "\n\n".join([f"### {task}, {backbone}", picture, made, table(recipes), compared(recipes)])
+    bare = [
+        f"`{name}`" for name, runs in recipes.items() if any(r["policy"] and not r["curve"] for r in runs)
+    ]
+    note = f"No curve was kept of {', '.join(bare)}." if bare else ""
+    parts = [f"### {task}, {backbone}", picture, made, table(recipes), note, compared(recipes)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def table(recipes: dict[str, list[Run]]) -> str:
