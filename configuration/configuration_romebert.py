@@ -18,8 +18,9 @@ if int(transformers.__version__.partition(".")[0]) < 5:  # before anything is im
     )
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
+from .own_code import INSTALLED, CustomPipelines, is_own, leave_to_what_is_installed, name_siblings
 from .setting_checks import (
     EXIT_POOLINGS,
     LABELS,
@@ -35,9 +36,9 @@ from .setting_checks import (
     take_misplaced,
     with_labels,
 )
-from .settings import LOSS_SETTINGS, LossSettings, ProblemType, loss_settings, plain
+from .settings import LOSS_SETTINGS, LossSettings, ProblemType, loss_settings, plain, scale_of_reduction
 
-# What the model's files take from here; settings.py is where it lies.
+# What the model's files take from here; settings.py and own_code.py are where it lies.
 __all__ = [
     "LOSS_SETTINGS",
     "VERSION",
@@ -48,7 +49,10 @@ __all__ = [
     "is_own",
     "loss_settings",
     "plain",
+    "scale_of_reduction",
 ]
+
+logger = logging.get_logger(__name__)
 
 VERSION = "0.1.0"  # of this package
 # Settings that every config has and that the backbone obeys. Like those of its own they live in
@@ -57,30 +61,6 @@ OBEYED_BY_THE_BACKBONE = (
     *("dtype", "output_hidden_states", "_output_attentions", "return_dict", "chunk_size_feed_forward"),
     *("per_layer_config", "tie_last_hidden_states", "rope_scaling"),
 )
-# Ends this file in a saved model's folder, followed by an import of each other file of the model.
-# transformers finds a model's class by that of its config, and tells the configs of two folders apart by this
-# file and those that it imports: without it, two versions of the other files would mix. All are named, as
-# some versions (4.57 and 5.0 among them) copy only what this file imports.
-NAMES_THE_MODEL = (
-    "\nif False:  # for transformers, which reads the imports of this file to know what belongs to it\n"
-)
-# Whether this is the package, not a copy of it in a saved model's folder.
-INSTALLED = not __name__.startswith("transformers_modules.")
-# Files that hold a class which config.json may name.
-ENTRY_FILES = ("configuration_romebert", "modeling_romebert", "pipeline_romebert")
-
-
-class CustomPipelines(dict[str, Any]):
-    """`custom_pipelines` of a config: task -> its entry. Ours is listed, so that `pipeline(model=FOLDER)`
-    finds the task.
-
-    Where this package is installed, ours is listed and yet not `in` here: the library then takes the pipeline
-    that is registered for the task, runs no code of the folder, and needs no `trust_remote_code`. A user's
-    own is in here as in any dict.
-    """
-
-    def __contains__(self, task: Any) -> bool:
-        return super().__contains__(task) and not (INSTALLED and is_own(self[task]["impl"]))
 
 
 class RomeBertConfig(PreTrainedConfig):
@@ -98,13 +78,15 @@ class RomeBertConfig(PreTrainedConfig):
             not named. When `num_hidden_layers` is written later, every layer stays every layer, and the last
             exit moves to the new last layer.
         exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of
-            the attended tokens.
+            the attended tokens. A token classifier pools nothing: it writes `"token"` here.
+        exit_mix: each exit reads a learned mix of the layers so far (scale times softmax weights) instead of
+            the layer that it is after.
         exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}`
             or `{"name": "entropy", "thresholds": [...]}` with one threshold per exit. Used by the pipeline;
             written by `calibrate`.
         calibration: what `calibrate` promised of that policy, on what grounds (`Calibration.to_dict`).
         distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights,
-        exit_reduction,
+        exit_scale,
             class_weights: the joint loss that the model returns when it is given labels, see
                 `modeling_romebert.ExitLoss`.
         romebert_version: version of this package that wrote the config; set by `save_pretrained`.
@@ -136,6 +118,7 @@ class RomeBertConfig(PreTrainedConfig):
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
         exit_layers: list[int] | None = None,
         exit_pooling: str = "cls",
+        exit_mix: bool = False,
         exit_policy: dict[str, Any] | None = None,
         calibration: dict[str, Any] | None = None,
         romebert_version: str = VERSION,
@@ -150,8 +133,11 @@ class RomeBertConfig(PreTrainedConfig):
         refuse_contradictions(backbone, kwargs)
         self.exit_layers = exit_layers
         self.exit_pooling = exit_pooling
+        self.exit_mix = exit_mix
         self.exit_policy = exit_policy
         self.calibration = calibration
+        if (exit_reduction := kwargs.pop("exit_reduction", None)) is not None:  # of version 0.1
+            _read_reduction(exit_reduction, len(self.exit_layers), kwargs)
         for name in LOSS_SETTINGS:
             setattr(self, name, kwargs.pop(name, getattr(LossSettings, name)))
         self.romebert_version = romebert_version
@@ -205,6 +191,8 @@ class RomeBertConfig(PreTrainedConfig):
             value = as_backbone(value)
         elif name == "exit_pooling" and value not in EXIT_POOLINGS:
             raise ValueError(f"exit_pooling={value!r} is unknown; choose from {', '.join(EXIT_POOLINGS)}.")
+        elif name == "exit_mix" and not isinstance(value, bool):
+            raise ValueError(f"exit_mix={value!r}: give True or False.")
         elif name == "id2label" and value is not None:
             value = checked_labels(value)
         super().__setattr__(name, value)
@@ -230,6 +218,11 @@ class RomeBertConfig(PreTrainedConfig):
     @_attn_implementation.setter
     def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
         PreTrainedConfig._attn_implementation.fset(self, value)  # hands it down
+
+    @property
+    def classifies_tokens(self) -> bool:
+        """Whether the exits read every token, as those of a token classifier do."""
+        return self.exit_pooling == "token"
 
     @property
     def exit_layers(self) -> list[int]:
@@ -299,14 +292,7 @@ class RomeBertConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in `PreTrainedConfig`; beside the code of a model, this file's copy names it."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        here, model = (Path(save_directory, f"{name}_romebert.py") for name in ("configuration", "modeling"))
-        if model.exists():
-            source = here.read_text(encoding="utf-8").partition(NAMES_THE_MODEL)[0]
-            siblings = {model.stem, *(Path(file).stem for file in get_relative_import_files(model))} - {
-                here.stem
-            }
-            imports = "".join(f"    from .{name} import *  # noqa: F403\n" for name in sorted(siblings))
-            here.write_text(source + NAMES_THE_MODEL + imports, encoding="utf-8")
+        name_siblings(Path(save_directory))
 
     @classmethod
     def get_config_dict(
@@ -323,10 +309,11 @@ class RomeBertConfig(PreTrainedConfig):
         """
         config_dict = nest_plain_config(config_dict, cls.model_type)
         if INSTALLED:
-            _leave_to_what_is_installed(config_dict)
+            leave_to_what_is_installed(config_dict)
         config_dict = with_labels(config_dict, {name: kwargs.pop(name) for name in LABELS if name in kwargs})
         config_dict.setdefault("problem_type", None)
-        for_constructor = (own_fields(cls) - {"backbone_config", "exit_layers"}) & kwargs.keys()
+        own = own_fields(cls) - {"backbone_config", "exit_layers"} | {"exit_reduction"}
+        for_constructor = own & kwargs.keys()
         config_dict |= {name: kwargs.pop(name) for name in for_constructor}
         if (backbone := kwargs.get("backbone_config")) is not None:
             stored = config_dict.setdefault("backbone_config", backbone)
@@ -352,6 +339,16 @@ for _name in OBEYED_BY_THE_BACKBONE:
     setattr(RomeBertConfig, _name, _setting_of_the_backbone(_name))
 
 
+def _read_reduction(exit_reduction: str, exits: int, kwargs: dict[str, Any]) -> None:
+    """`exit_reduction` of version 0.1 -> `exit_scale` in `kwargs`, unless it is there already; says so."""
+    scale = scale_of_reduction(exit_reduction, exits)
+    counts = kwargs.setdefault("exit_scale", scale)
+    logger.warning(
+        f"exit_reduction={exit_reduction!r} is called exit_scale={scale:.4g} now (with {exits} exits)"
+        + (f"; exit_scale={counts} is given too, and counts." if counts != scale else ".")
+    )
+
+
 def _check_version(written_by: str) -> None:
     """Refuse the config of a newer major version, whose settings this one cannot know."""
     if int(written_by.split(".")[0]) > int(VERSION.split(".")[0]):
@@ -359,21 +356,3 @@ def _check_version(written_by: str) -> None:
             f"romebert_version={written_by!r}: this model was written by a newer major version than the one"
             f" that is running, {VERSION}. Install the newer one: pip install --upgrade romebert."
         )
-
-
-def is_own(reference: Any) -> bool:
-    """Whether what config.json names, `[REPOSITORY--]module.Class`, is a class of this package."""
-    return isinstance(reference, str) and reference.rpartition("--")[2].partition(".")[0] in ENTRY_FILES
-
-
-def _leave_to_what_is_installed(config_dict: dict[str, Any]) -> None:
-    """Take out what names classes of this package; what names a user's own stays, and asks for
-    `trust_remote_code` as anywhere.
-    """
-    auto_map, tasks = config_dict.pop("auto_map", None), config_dict.pop("custom_pipelines", None)
-    if users := {
-        auto_class: reference for auto_class, reference in (auto_map or {}).items() if not is_own(reference)
-    }:
-        config_dict["auto_map"] = users
-    if tasks:
-        config_dict["custom_pipelines"] = CustomPipelines(tasks)

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-__all__ = ["LOSS_SETTINGS", "LossSettings", "ProblemType", "loss_settings", "plain"]
+__all__ = [
+    "LOSS_SETTINGS",
+    "LossSettings",
+    "ProblemType",
+    "loss_settings",
+    "plain",
+    "scale_of_reduction",
+]
 
 
 class ProblemType(str, Enum):
@@ -54,12 +61,11 @@ class LossSettings:
             "choices": ["uniform", "depth"],
         },
     )
-    exit_reduction: str = field(
-        default="sum",
+    exit_scale: float = field(
+        default=1.0,
         metadata={
-            "help": "sum over the exits before the last (the paper), or mean, which keeps the last exit from"
-            " being outweighed in deep models.",
-            "choices": ["sum", "mean"],
+            "help": "Factor above 0 on the sum over the exits before the last: 1 is the paper's sum, and"
+            " 1 / (exits - 1) their mean. Less keeps the last exit from being outweighed in deep models."
         },
     )
     class_weights: Any = None  # one number per class; in training arguments also "balanced"
@@ -79,6 +85,11 @@ class LossSettings:
                 f"distillation_temperature={self.distillation_temperature} is not above 0 (1 leaves the"
                 " logits as they are)."
             )
+        if not 0 < self.exit_scale < float("inf"):
+            raise ValueError(
+                f"exit_scale={self.exit_scale} is not above 0 (1 is the sum over exits, 1 / (exits - 1) their"
+                " mean; objective='last' trains the last exit alone)."
+            )
 
 
 LOSS_SETTINGS = tuple(setting.name for setting in fields(LossSettings))
@@ -87,6 +98,22 @@ LOSS_SETTINGS = tuple(setting.name for setting in fields(LossSettings))
 def loss_settings(source: Any) -> dict[str, Any]:
     """The loss settings of a config, of training arguments or of a loss, by name."""
     return {name: getattr(source, name) for name in LOSS_SETTINGS}
+
+
+def scale_of_reduction(exit_reduction: str, exits: int) -> float:
+    """`exit_reduction`, which version 0.1 had in the place of `exit_scale`, of a model with so many exits ->
+    `exit_scale`.
+
+    Raises:
+        ValueError: it is neither "sum" nor "mean".
+    """
+    scales = {"sum": 1.0, "mean": 1 / max(exits - 1, 1)}
+    if exit_reduction not in scales:
+        raise ValueError(
+            f"exit_reduction={exit_reduction!r} is unknown; it was 'sum' or 'mean', and is called exit_scale"
+            " now: a factor on the sum over the exits before the last. Set exit_scale=1.0 for the sum."
+        )
+    return scales[exit_reduction]
 
 
 def plain(value: Any) -> Any:

@@ -82,8 +82,12 @@ class QuickstartArguments:
         default="romebert",
         metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."},
     )
-    exit_reduction: str = field(
-        default="mean", metadata={"help": "sum is the paper's; mean keeps the last exit good."}
+    exit_scale: float = field(
+        default=0.2,
+        metadata={
+            "help": "Factor on the sum over the exits before the last; 1 is the paper's. Less keeps the"
+            " last exit good."
+        },
     )
     distillation_reduction: str = field(
         default="mean", metadata={"help": "batchmean is the paper's; mean weighs it less."}
@@ -196,7 +200,7 @@ def run(arguments: QuickstartArguments, folder: Path) -> None:
         warmup_steps=0.06,
         train_sampling_strategy="group_by_length",
         objective=arguments.objective,
-        exit_reduction=arguments.exit_reduction,
+        exit_scale=arguments.exit_scale,
         distillation_reduction=arguments.distillation_reduction,
         gradient_regularization=arguments.gradient_regularization,
         bf16=arguments.bf16,

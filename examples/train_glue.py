@@ -6,29 +6,26 @@ transformers.
     torchrun --nproc_per_node 2 examples/train_glue.py --recipe mnli --output_dir runs/mnli
 
 Files are CSV, TSV, JSON or JSONL with `text`, `label` and for pairs `text_pair`; with --task_name also with
-the Hub's column names. A recipe is a YAML file of arguments, read before those of the command line. The same
-command again continues from the last checkpoint, or reports the finished run. --output_dir receives
-metrics.json, exits.json (cost and metric of an exit policy) and model/, which
-`pipeline("early-exit-classification")` loads.
+the Hub's column names. A recipe is a YAML file of arguments, read before those of the command line; one of a
+task and one of a method go together (`--recipe rte kl-0.3`). The same command again continues from the last
+checkpoint, or reports the finished run. --output_dir receives metrics.json, exits.json (cost and metric of an
+exit policy) and model/, which `pipeline("early-exit-classification")` loads.
 """
 
 import support.installed  # noqa: F401
 
 # isort: split
-import hashlib
-import json
 import sys
-from dataclasses import dataclass, field, fields
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import yaml
 from accelerate import PartialState
 from datasets import disable_progress_bars
-from support.glue_data import TASKS, GlueData, data_files, load_glue
+from support.glue_arguments import DataArguments, ModelArguments, parse, settings_of
+from support.glue_data import GlueData, load_glue
 from support.run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
-from transformers import AutoTokenizer, DataCollatorWithPadding, HfArgumentParser, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, TrainerCallback, set_seed
 
 from modeling_romebert import (
     RomeBertForSequenceClassification,
@@ -43,114 +40,10 @@ from modeling_romebert.exit_policies import POLICIES
 
 METRICS = "metrics.json"
 TOLERANCE = 0.1  # of the range of labels: exits whose numbers differ by less agree
-# Training arguments that decide which weights come out. Others (logging, saving, loading, devices) may change
-# when a run goes on.
-DECISIVE = (
-    *(
-        "num_train_epochs",
-        "max_steps",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "train_sampling_strategy",
-    ),
-    *(
-        "learning_rate",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-    ),
-    *(
-        "optim",
-        "optim_args",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "label_smoothing_factor",
-        "neftune_noise_alpha",
-    ),
-    *("seed", "data_seed", "dataloader_drop_last", "bf16", "fp16"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    *(
-        f.name
-        for f in fields(RomeBertTrainingArguments)
-        if f.name not in {f.name for f in fields(TrainingArguments)}
-    ),
-)
-
-
-@dataclass
-class ModelArguments:
-    """Where to start from, and which exits."""
-
-    model_name_or_path: str = field(
-        default="bert-base-uncased",
-        metadata={"help": "Encoder or RomeBERT checkpoint to start from: folder or id on the Hub."},
-    )
-    exit_pooling: str | None = field(
-        default=None,
-        metadata={
-            "help": "cls (default): a pooler per exit, as in the paper; mean: mean of the tokens, for"
-            " backbones trained that way.",
-            "choices": ["cls", "mean"],
-        },
-    )
-    exit_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers with an exit, counted from 1; default all."}
-    )
-
-
-@dataclass
-class DataArguments:
-    """What to train and evaluate on."""
-
-    recipe: str | None = field(
-        default=None,
-        metadata={
-            "help": "Name of a recipe that comes with romebert, or a YAML file of arguments. The command"
-            " line wins over it."
-        },
-    )
-    task_name: str | None = field(
-        default=None,
-        metadata={"help": "GLUE task, from the Hub when no files are given.", "choices": list(TASKS)},
-    )
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "CSV, TSV, JSON, JSONL with text[, text_pair], label. Labels with a decimal point (4.0)"
-            " make it a regression."
-        },
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "The same, to evaluate on; for mnli, matched."}
-    )
-    validation_mismatched_file: str | None = field(
-        default=None, metadata={"help": "The same, for mnli, mismatched."}
-    )
-    test_file: str | None = field(
-        default=None, metadata={"help": "The same, with labels, evaluated once, after training."}
-    )
-    max_length: int = field(default=128, metadata={"help": "Tokens that longer texts are cut to."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on a random sample, the same in every run."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on such a sample of each evaluation set."}
-    )
-    calibrate_max_drop: float | None = field(
-        default=None,
-        metadata={
-            "help": "Hold out a tenth of train and choose there the exit policy of least cost that is"
-            " certified to lose at most this share of right answers (0.01 is one point of accuracy). It is"
-            " stored in the model's config."
-        },
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    where, data, training = parse(sys.argv[1:] if argv is None else argv)
+    where, data, training = parse(sys.argv[1:] if argv is None else argv, __doc__.split("\n")[0])
     try:
         run(where, data, training)
     finally:
@@ -169,37 +62,21 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
             print(exit_table(read_json(folder / METRICS)))
         return
 
-    # 1. Data, then tokens.
+    # 1. Data, tokens and the model.
     if not is_main:
         disable_progress_bars()
     with training.main_process_first(desc="loading the data"):
         glue = load_glue(data)
-    tokenizer = AutoTokenizer.from_pretrained(where.model_name_or_path)
-    max_length = min(data.max_length, tokenizer.model_max_length)
-    glue = glue.map(
-        lambda rows: tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length)
-    )
-
-    # 2. The model: the weights of its exits depend on the seed.
-    set_seed(training.seed)
-    model = load_model(where, glue.names)
+    trainer, glue = make_trainer(where, data, training, glue)
+    model, tokenizer = trainer.model, trainer.processing_class
     with training.main_process_first(local=False, desc="opening the run's folder"):
         open_run_folder(folder, settings)
 
-    # 3. Fine-tune, from the last checkpoint where there is one.
-    trainer = RomeBertTrainer(
-        model=model,
-        args=training,
-        train_dataset=glue.train,
-        eval_dataset=validation_sets(glue),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=compute_metrics(glue.metrics, model.problem_type),
-    )
+    # 2. Fine-tune, from the last checkpoint where there is one.
     checkpoint = training.resume_from_checkpoint or last_checkpoint(folder, say=is_main)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 4. Every exit on every evaluation set; all processes take part.
+    # 3. Every exit on every evaluation set; all processes take part.
     metrics = {}
     for prefix, rows in glue.evaluation.items():
         metrics |= trainer.evaluate(rows, metric_key_prefix=prefix)
@@ -207,7 +84,7 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
         name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))
     }
 
-    # 5. What leaving early costs and saves, the model, and last of all the file that says that the run is
+    # 4. What leaving early costs and saves, the model, and last of all the file that says that the run is
     # finished.
     if trainer.is_world_process_zero():
         policy = judge_policy(model, tokenizer, glue, data, training, folder)
@@ -240,74 +117,35 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
     trainer.accelerator.end_training()  # of what logs it
 
 
-# ---- arguments
-
-
-def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, RomeBertTrainingArguments]:
-    """The command line, after the arguments of its recipe."""
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, RomeBertTrainingArguments), description=__doc__.split("\n")[0]
-    )
-    recipe = parser.parse_args(argv).recipe
-    if recipe is not None:
-        argv = [*recipe_arguments(recipe), *argv]
-    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-
-
-def recipe_arguments(recipe: str) -> list[str]:
-    """A recipe, by name or file -> its arguments as on a command line.
-
-    Raises:
-        SystemExit: there is no such recipe, or it holds what is no argument.
-    """
-    shipped = Path(import_module("modeling_romebert.configuration").__file__).parent / "recipes"
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else shipped / f"{recipe}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
-        raise SystemExit(f"--recipe {recipe} is unknown; choose from {known}, or give a .yaml file.")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise SystemExit(f"--recipe {recipe}: {path} is no mapping of argument names to values.")
-    known_fields = {
-        f.name: f for kind in (ModelArguments, DataArguments, RomeBertTrainingArguments) for f in fields(kind)
-    }
-    if unknown := [str(key) for key in content if key not in known_fields or key == "recipe"]:
-        raise SystemExit(
-            f"--recipe {recipe}: {path} holds {', '.join(unknown)}, which is no argument; see --help."
-        )
-    arguments: list[str] = []
-    for key, value in content.items():
-        kind = known_fields[key].type
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
-            raise SystemExit(
-                f"--recipe {recipe}: {key} is read as {value}; in YAML, put no, yes, on and off in quotes:"
-                ' "no".'
-            )
-        if isinstance(value, list):
-            arguments += [f"--{key}", *map(str, value)]
-        else:
-            arguments.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
-    return arguments
-
-
-def settings_of(
-    where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments
-) -> dict[str, Any]:
-    """What makes a run this run and no other. Files count by what they hold."""
-    files = {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in data_files(data).items()
-    }
-    others = ("task_name", "max_length", "max_train_samples", "max_eval_samples", "calibrate_max_drop")
-    values = training.to_dict()
-    return {
-        "model": vars(where),
-        "data": {name: getattr(data, name) for name in others} | files,
-        "training": {name: values[name] for name in DECISIVE},
-        "world_size": training.world_size,
-    }
-
-
 # ---- the run
+
+
+def make_trainer(
+    where: ModelArguments,
+    data: DataArguments,
+    training: RomeBertTrainingArguments,
+    glue: GlueData,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[RomeBertTrainer, GlueData]:
+    """Arguments and rows of text -> the trainer of a model that is loaded, and the rows as tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(where.model_name_or_path)
+    max_length = min(data.max_length, tokenizer.model_max_length)
+    glue = glue.map(
+        lambda rows: tokenizer(rows["text"], rows.get("text_pair"), truncation=True, max_length=max_length)
+    )
+    set_seed(training.seed)  # which the weights of the exits depend on
+    model = load_model(where, glue.names)
+    trainer = RomeBertTrainer(
+        model=model,
+        args=training,
+        train_dataset=glue.train,
+        eval_dataset=validation_sets(glue),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics(glue.metrics, model.problem_type),
+        callbacks=list(callbacks),
+    )
+    return trainer, glue
 
 
 def load_model(where: ModelArguments, names: list[str]) -> RomeBertForSequenceClassification:
@@ -317,6 +155,10 @@ def load_model(where: ModelArguments, names: list[str]) -> RomeBertForSequenceCl
         for name in ("exit_pooling", "exit_layers")
         if getattr(where, name) is not None
     }
+    if where.exit_mix:
+        given["exit_mix"] = True
+    if where.keep_layers != 1:
+        given["num_hidden_layers"] = layers_kept(where)
     if names:
         labels = {
             "id2label": dict(enumerate(names)),
@@ -326,6 +168,14 @@ def load_model(where: ModelArguments, names: list[str]) -> RomeBertForSequenceCl
     else:
         given |= {"num_labels": 1, "problem_type": "regression"}
     return RomeBertForSequenceClassification.from_pretrained(where.model_name_or_path, **given)
+
+
+def layers_kept(where: ModelArguments) -> int:
+    """How many layers `--keep_layers` leaves of the encoder."""
+    if not 0 < where.keep_layers <= 1:
+        raise SystemExit(f"--keep_layers {where.keep_layers:g} is not in 0..1 (0 excluded): it is a share.")
+    layers = AutoConfig.from_pretrained(where.model_name_or_path).num_hidden_layers
+    return max(1, round(where.keep_layers * layers))
 
 
 def validation_sets(glue: GlueData) -> Any:

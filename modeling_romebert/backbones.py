@@ -20,7 +20,6 @@ be passed on. transformers unpads ModernBERT inside flash attention only; with e
 padded rows, which are cut to the longest as rows exit.
 """
 
-import inspect
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -30,47 +29,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .batch_layout import BlockDiagonalMask, RunLayer
-
-TESTED_TRANSFORMERS = "5.19.0 to 5.24.0"  # what setup.cfg allows; docs/versions.md has the runs
-
-try:  # a part of the library that moves between versions
-    from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
-except ImportError as error:
-    raise ImportError(
-        f"transformers {transformers.__version__} makes masks in another way than the early-exit loop"
-        f" expects ({error}). Install a version that this package was tested with: {TESTED_TRANSFORMERS}."
-    ) from error
-
-_CAN_BE_TOLD = "allow_is_bidirectional_skip" in inspect.signature(create_bidirectional_mask).parameters
-
-
-def bidirectional_mask(
-    backbone: PreTrainedModel, hidden: Tensor, attention_mask: Tensor | None, padded: bool
-) -> Any:
-    """Hidden states (B, T, H) and mask (B, T) -> the mask as the attention backend wants it; padded: see
-    `Adapter.prepare`.
-
-    For torch's own attention what the library would make is made directly: (B, 1, T, T), or none where
-    nothing is padded. After rows have left it is made anew, and the library's way takes as long as an exit.
-    Texts that lie end to end bring their mask.
-    """
-    if isinstance(attention_mask, BlockDiagonalMask) or (
-        attention_mask is not None and attention_mask.dim() == 4
-    ):
-        return attention_mask
-    if backbone.config._attn_implementation == "sdpa":
-        if attention_mask is None:
-            return None
-        if padded and attention_mask.dim() == 2:
-            rows, tokens = attention_mask.shape
-            return attention_mask.bool()[:, None, None, :].expand(rows, 1, tokens, tokens)
-    no_look = (
-        {"allow_is_bidirectional_skip": False}
-        if padded and attention_mask is not None and _CAN_BE_TOLD
-        else {}
-    )
-    return create_bidirectional_mask(backbone.config, hidden, attention_mask, **no_look)
+from .batch_layout import RunLayer
+from .layer_masks import TESTED_TRANSFORMERS, LayerRows, bidirectional_mask, sliding_window_mask
 
 
 def _padding_id(backbone: PreTrainedModel) -> int:
@@ -100,6 +60,9 @@ class Adapter:
     layer_list = "encoder.layer"
     others: tuple[str, ...] = ()  # what else the adapter reaches for in the backbone
     packs = True  # layers are given a mask and nothing else, so that texts can be packed (batch_layout.py)
+    # Where a layer that packs has the projections to keys and values, for tokens that have halted
+    # (active_attention.py).
+    keys_and_values: tuple[str, str] = ("attention.self.key", "attention.self.value")
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         """Longest sequence that there are positions for, special tokens included; `None` where any length
@@ -135,21 +98,11 @@ class Adapter:
         """The L layers in the order of use; one that is applied n times is there n times."""
         return attrgetter(self.layer_list)(backbone)
 
-    def prepare(
-        self,
-        backbone: PreTrainedModel,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        padded: bool = False,
-    ) -> RunLayer:
-        """Hidden states (B, T, H), mask and positions (B, T) -> how to run a layer on these rows.
-
-        Called again for the survivors whenever rows have left. Masks are made as the attention backend wants
-        them. padded: the mask is known to mask something, so that nobody has to look, which would wait for
-        the device.
+    def prepare(self, backbone: PreTrainedModel, rows: LayerRows) -> RunLayer:
+        """How to run a layer on some rows, with their mask made as the attention backend wants it. Called
+        again for the survivors whenever rows have left.
         """
-        mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
+        mask = bidirectional_mask(backbone, rows)
         return lambda number, layer, hidden: _states(layer(hidden, attention_mask=mask))
 
     def finish(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -202,6 +155,7 @@ class DistilBertAdapter(Adapter):
 
     inputs = ("input_ids", "position_ids", "inputs_embeds")
     layer_list = "transformer.layer"
+    keys_and_values = ("attention.k_lin", "attention.v_lin")
 
 
 class MPNetAdapter(Adapter):
@@ -222,16 +176,9 @@ class MPNetAdapter(Adapter):
     ) -> Tensor | None:
         return None if from_ids else _places_from(first, tokens) + 2
 
-    def prepare(
-        self,
-        backbone: PreTrainedModel,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        padded: bool = False,
-    ) -> RunLayer:
-        mask = bidirectional_mask(backbone, hidden, attention_mask, padded)
-        bias = backbone.encoder.compute_position_bias(hidden[:1])  # (1, heads, T, T): the same for every row
+    def prepare(self, backbone: PreTrainedModel, rows: LayerRows) -> RunLayer:
+        mask = bidirectional_mask(backbone, rows)
+        bias = backbone.encoder.compute_position_bias(rows.hidden[:1])  # (1, heads, T, T), of every row
         return lambda number, layer, hidden: _states(layer(hidden, attention_mask=mask, position_bias=bias))
 
 
@@ -261,19 +208,10 @@ class DebertaV2Adapter(Adapter):
     ) -> Tensor:
         return backbone.embeddings(mask=attention_mask, **inputs)
 
-    def prepare(
-        self,
-        backbone: PreTrainedModel,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        padded: bool = False,
-    ) -> RunLayer:
+    def prepare(self, backbone: PreTrainedModel, rows: LayerRows) -> RunLayer:
         encoder = backbone.encoder
-        rows = hidden.shape[:2]
-        attended = (
-            hidden.new_ones(rows) if attention_mask is None else attention_mask.to(hidden.dtype)
-        )  # (B, T)
+        hidden, mask = rows.hidden, rows.attention_mask
+        attended = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.dtype)  # (B, T)
         arguments = {
             "attention_mask": encoder.get_attention_mask(attended),  # (B, 1, T, T)
             "relative_pos": encoder.get_rel_pos(hidden),
@@ -293,6 +231,7 @@ class AlbertAdapter(Adapter):
 
     layer_list = "encoder.albert_layer_groups"
     others = ("encoder.embedding_hidden_mapping_in",)
+    keys_and_values = ("albert_layers.0.attention.key", "albert_layers.0.attention.value")
 
     def embed(
         self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None
@@ -333,25 +272,16 @@ class ModernBertAdapter(Adapter):
     ) -> None:
         return None  # rotary: only distances count
 
-    def prepare(
-        self,
-        backbone: PreTrainedModel,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        padded: bool = False,
-    ) -> RunLayer:
+    def prepare(self, backbone: PreTrainedModel, rows: LayerRows) -> RunLayer:
         masks = {
-            "full_attention": bidirectional_mask(backbone, hidden, attention_mask, padded),
-            "sliding_attention": create_bidirectional_sliding_window_mask(
-                backbone.config, hidden, attention_mask
-            ),
+            "full_attention": bidirectional_mask(backbone, rows),
+            "sliding_attention": sliding_window_mask(backbone, rows),
         }
-        if position_ids is None:
-            position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
-        rotary = {
-            kind: backbone.rotary_emb(hidden, position_ids, kind) for kind in set(backbone.config.layer_types)
-        }
+        positions = rows.position_ids
+        if positions is None:
+            positions = torch.arange(rows.hidden.shape[1], device=rows.hidden.device).unsqueeze(0)
+        kinds = set(backbone.config.layer_types)
+        rotary = {kind: backbone.rotary_emb(rows.hidden, positions, kind) for kind in kinds}
 
         def run(number: int, layer: Any, hidden: Tensor) -> Tensor:
             kind = layer.attention_type
@@ -398,69 +328,3 @@ def check_layout(backbone: PreTrainedModel) -> None:
                 " the early-exit loop needs. Install a version that this package was tested with,"
                 f" {TESTED_TRANSFORMERS}, or mend {type(adapter).__name__} in modeling_romebert/backbones.py."
             ) from None
-
-
-def check_inputs(
-    model: Any, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
-) -> None:
-    """Whether ids (B, T) or embeddings (B, T, H) and a mask fit one of our models.
-
-    Raises:
-        ValueError: not exactly one of input_ids and inputs_embeds, more tokens than positions, a mask that is
-            not (B, T), or ids beyond the vocabulary, see `check_token_ids`.
-    """
-    given = input_ids if input_ids is not None else inputs_embeds
-    if given is None or (input_ids is not None and inputs_embeds is not None):
-        raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-    rows, tokens = given.shape[:2]
-    if (limit := model.max_tokens) is not None and tokens > limit:
-        raise ValueError(
-            f"input of {tokens} tokens, but the backbone has positions for {limit}. Cut it in the tokenizer"
-            f" with truncation=True and max_length={limit}; a pipeline takes the same arguments."
-        )
-    if attention_mask is not None and attention_mask.shape != (rows, tokens):
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (batch, tokens) = ({rows},"
-            f" {tokens})."
-        )
-    if input_ids is not None:
-        check_token_ids(model, input_ids)
-
-
-def vocabulary_size(model: Any) -> int:
-    """Token ids that a model has embeddings for."""
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else model.config.vocab_size
-
-
-def check_token_ids(model: Any, input_ids: Tensor) -> None:
-    """Whether the vocabulary of one of our models has ids (...). Ids on a GPU are not looked at, which would
-    wait for the device: where they go there in the package, call this first.
-
-    Raises:
-        ValueError: an id that is not in the vocabulary, as those of tokens that were added to a tokenizer
-            later.
-    """
-    if (
-        input_ids.device.type != "cpu"
-        or not input_ids.numel()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-    ):
-        return
-    lowest, highest = (int(value) for value in input_ids.aminmax())
-    if (flaw := beyond_vocabulary(lowest, highest, vocabulary_size(model))) is not None:
-        raise ValueError(flaw)
-
-
-def beyond_vocabulary(lowest: int, highest: int, known: int) -> str | None:
-    """Why a model with so many tokens in its vocabulary cannot take ids in lowest .. highest; `None` where it
-    can.
-    """
-    if lowest >= 0 and highest < known:
-        return None
-    return (
-        f"input_ids contain {lowest if lowest < 0 else highest}, but the model's vocabulary has {known}"
-        f" tokens, from 0 to {known - 1}. Use the model's own tokenizer. If tokens were added to it, call"
-        " model.resize_token_embeddings(len(tokenizer)) and train."
-    )

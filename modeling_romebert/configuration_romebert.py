@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         is_own,
         loss_settings,
         plain,
+        scale_of_reduction,
     )
 else:
     # Without transformers, where a bundle of ONNX runs, there are the settings alone.
@@ -43,4 +44,5 @@ __all__ = [
     "is_own",
     "loss_settings",
     "plain",
+    "scale_of_reduction",
 ]

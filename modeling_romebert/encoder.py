@@ -13,25 +13,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .backbones import RunLayer, check_inputs
 from .batch_layout import (
     Batch,
-    BlockDiagonalMask,
     Features,
     PackedBatch,
     PaddedBatch,
+    RunLayer,
     first_attended,
     may_begin_late,
     rounded_up,
 )
 from .cpu import workers_for
+from .input_checks import check_inputs
+from .layer_masks import LayerRows
+from .packed_attention import BlockDiagonalMask
 
 # What a forward pass takes.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 
 class TorchEncoder:
-    """The layers and exits of a `RomeBertForSequenceClassification`.
+    """The layers and exits of a `RomeBertForSequenceClassification`; of one for tokens see token_encoder.py.
 
     Args:
         model: the classifier.
@@ -53,6 +55,7 @@ class TorchEncoder:
         self.exit_layers: list[int] = model.exit_layers
         self.num_labels: int = model.num_labels
         self.pools_mean: bool = model.pools_mean
+        self.mixes_layers: bool = model.mixes_layers
         self.states, self.pad_token_id = states, pad_token_id
 
     @property
@@ -154,28 +157,43 @@ class TorchEncoder:
                 batch.hidden = batch.run_layer(number, layer, batch.hidden)
             if self.states is not None:
                 self.states.append(batch.hidden)
+            if self.mixes_layers:
+                self.note_pooled(batch)
+
+    def note_pooled(self, batch: Batch, is_finished: bool = False) -> None:
+        """Add what an exit reads of the layer that ran last to what it reads of those before: for exits that
+        mix layers.
+        """
+        pooled = self._pool(batch, self._finished(batch, is_finished)).unsqueeze(1)  # (b, 1, H)
+        batch.pooled = pooled if batch.pooled is None else torch.cat([batch.pooled, pooled], dim=1)
+
+    def _finished(self, batch: Batch, is_finished: bool) -> Tensor:
+        return batch.hidden if is_finished else self.adapter.finish(self.backbone, batch.hidden)
+
+    def _pool(self, batch: Batch, finished: Tensor) -> Tensor:
+        """States that lie as `hidden` does -> (b, H)"""
+        return batch.means(finished) if self.pools_mean else batch.first_tokens(finished)
 
     def exit_logits(self, batch: Batch, layer: int, is_finished: bool = False) -> Tensor:
         """(b, C) of the exit after `layer`. is_finished: `hidden` is what the stock model returns, not what
         its layer did.
         """
-        finished = batch.hidden if is_finished else self.adapter.finish(self.backbone, batch.hidden)
+        finished = self._finished(batch, is_finished)
         if self.states is not None and layer == self.exit_layers[-1]:
             self.states[-1] = finished  # as the stock model returns its last state
-        pooled = batch.means(finished) if self.pools_mean else batch.first_tokens(finished)  # (b, H)
+        # (b, layer, H), or (b, H)
+        pooled = batch.pooled if self.mixes_layers else self._pool(batch, finished)
         return self.exits[str(layer)](pooled)
 
     def _prepare(self, batch: Batch) -> RunLayer:
         """How to run a layer on the rows of a batch: made once for the same rows."""
         if isinstance(batch, PackedBatch):
             lengths = [*batch.lengths, batch.filler] if batch.filler else batch.lengths
-            return self.adapter.prepare(
-                self.backbone, batch.hidden, BlockDiagonalMask.of(lengths), None, padded=True
-            )
-        assert isinstance(batch, PaddedBatch)
-        return self.adapter.prepare(
-            self.backbone, batch.hidden, batch.attention_mask, batch.position_ids, padded=batch.is_measured
-        )
+            rows = LayerRows(batch.hidden, BlockDiagonalMask.of(lengths), padded=True)
+        else:
+            assert isinstance(batch, PaddedBatch)
+            rows = LayerRows(batch.hidden, batch.attention_mask, batch.position_ids, batch.is_measured)
+        return self.adapter.prepare(self.backbone, rows)
 
     def _checkpoints(self, layer: nn.Module) -> bool:
         """Whether gradient checkpointing is done here, for families whose layers do not do it themselves."""

@@ -22,16 +22,20 @@ from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file, logging
 
+from .card_metadata import with_base
 from .configuration_romebert import CustomPipelines, RomeBertConfig, is_own
-from .model_card import public, with_base, write_model_card, write_whole
+from .model_card import public, write_model_card, write_whole
 
 logger = logging.get_logger(__name__)
 
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
+    "active_attention.py",
     "arrays.py",
     "backbones.py",
     "batch_layout.py",
+    "card_metadata.py",
+    "card_tasks.py",
     "certificate.py",
     "confidence.py",
     "configuration_romebert.py",
@@ -41,33 +45,54 @@ CLOSURE = (
     "exit_heads.py",
     "exit_policies.py",
     "hub.py",
+    "input_checks.py",
+    "layer_masks.py",
     "losses.py",
     "model_card.py",
     "modeling_romebert.py",
     "monitor.py",
+    "multi_exit.py",
+    "out_of_memory.py",
+    "own_code.py",
+    "packed_attention.py",
+    "pipeline_arguments.py",
     "pipeline_romebert.py",
     "policy_base.py",
     "pretrained.py",
     "rebatching.py",
+    "result_format.py",
     "scoring.py",
     "setting_checks.py",
     "settings.py",
     "text_batcher.py",
+    "token_batcher.py",
+    "token_encoder.py",
+    "token_exits.py",
+    "token_pipeline.py",
+    "token_spans.py",
 )
 
 # Those that lie beside the config.
-OF_CONFIG = ("configuration_romebert.py", "setting_checks.py", "settings.py")
+OF_CONFIG = ("configuration_romebert.py", "own_code.py", "setting_checks.py", "settings.py")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_romebert.RomeBertConfig",
     "AutoModel": "modeling_romebert.RomeBertModel",
     "AutoModelForSequenceClassification": "modeling_romebert.RomeBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_romebert.RomeBertForTokenClassification",
 }
 
 CUSTOM_PIPELINES = {
     "early-exit-classification": {
         "impl": "pipeline_romebert.EarlyExitPipeline",
         "pt": ["AutoModelForSequenceClassification"],
+        "type": "text",
+    }
+}
+TOKEN_PIPELINES = {
+    "early-exit-token-classification": {
+        "impl": "token_pipeline.EarlyExitTokenPipeline",
+        "pt": ["AutoModelForTokenClassification"],
         "type": "text",
     }
 }
@@ -79,7 +104,7 @@ def name_code(config: Any) -> None:
     config.auto_map = AUTO_MAP | {
         auto_class: named[auto_class] for auto_class in named if not is_own(named[auto_class])
     }
-    tasks = dict(CUSTOM_PIPELINES)
+    tasks = dict(TOKEN_PIPELINES if config.classifies_tokens else CUSTOM_PIPELINES)
     for task, entry in (getattr(config, "custom_pipelines", None) or {}).items():
         if not is_own(entry["impl"]):
             # `pipeline` puts the auto classes themselves where their names were, and JSON has no classes.

@@ -2,12 +2,12 @@
 others.
 
     L_last = task(y, z_E)
-    L_exit = sum over k < E of w_k [ (1 - gamma) task(y, z_k)
-                                     + gamma T^2 KL( softmax(teacher_k / T) || softmax(z_k / T) ) ]
+    L_exit = s * sum over k < E of w_k [ (1 - gamma) task(y, z_k)
+                                         + gamma T^2 KL( softmax(teacher_k / T) || softmax(z_k / T) ) ]
 
-(RomeBERT, arXiv 2101.09755, section 3). Pure functions and one bundle of settings; how the gradients of the
-two terms are combined is in gradient_projection.py, which terms a step uses in objectives.py. Everything is
-computed in fp32.
+(RomeBERT, arXiv 2101.09755, section 3, where s = 1). Pure functions and one bundle of settings; how the
+gradients of the two terms are combined is in gradient_projection.py, which terms a step uses in
+objectives.py. Everything is computed in fp32.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,6 +77,25 @@ def labelled_rows(labels: Tensor, problem_type: str) -> Tensor:
     if problem_type == ProblemType.SINGLE_LABEL and labels.numel() == rows:
         return labels.reshape(rows) != IGNORED_LABEL
     return torch.ones(rows, dtype=torch.bool, device=labels.device)
+
+
+def as_rows(exit_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """exit_logits (B, E, T, C), labels (B, T) -> (B * T, E, C), (B * T,): every token is a row of the loss.
+
+    Those of whole texts, (B, E, C), stay as they are.
+
+    Raises:
+        ValueError: there is not one label per token.
+    """
+    if exit_logits.ndim < 4:
+        return exit_logits, labels
+    rows, _, tokens, _ = exit_logits.shape
+    if labels.shape != (rows, tokens):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, and a token classifier needs one per token, ({rows},"
+            f" {tokens}), with {IGNORED_LABEL} for tokens without one."
+        )
+    return exit_logits.transpose(1, 2).flatten(0, 1), labels.flatten()
 
 
 def task_losses(
@@ -221,7 +240,6 @@ def _by_depth(layers: Tensor) -> Tensor:
 
 TEACHERS: dict[str, Callable[[Tensor], Tensor]] = {"last": _last_exit, "next": _next_exit}
 EXIT_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"uniform": _uniform, "depth": _by_depth}
-EXIT_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "mean": torch.mean}
 
 
 class LossTerms(NamedTuple):
@@ -238,7 +256,7 @@ class ExitLoss(LossSettings):
 
     Args:
         distillation_weight, distillation_temperature, distillation_reduction, teacher, exit_weights,
-            exit_reduction: see `LossSettings` (settings.py), which says what each is.
+            exit_scale: see `LossSettings` (settings.py), which says what each is.
         class_weights: one number, 0 or more, per class; `None` weighs all alike. See `task_losses`.
         label_smoothing: as in `torch.nn.functional.cross_entropy`; for a single label only.
 
@@ -280,8 +298,9 @@ class ExitLoss(LossSettings):
 
     def task_losses(self, exit_logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
         """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, see
-        `task_losses`.
+        `task_losses`; of tokens (B, E, T, C) and (B, T).
         """
+        exit_logits, labels = as_rows(exit_logits, labels)
         return task_losses(exit_logits, labels, problem_type, self.label_smoothing, self.class_weights)
 
     def __call__(
@@ -296,9 +315,11 @@ class ExitLoss(LossSettings):
         """The two terms of a batch.
 
         Args:
-            exit_logits (B, E, C), labels (B,) or (B, C), exit_layers: of length E.
+            exit_logits (B, E, C), labels (B,) or (B, C); of tokens (B, E, T, C) and (B, T).
+            exit_layers: of length E.
             per_exit (E,): another loss of each exit against the labels, to take the place of `task_losses`.
         """
+        exit_logits, labels = as_rows(exit_logits, labels)
         if per_exit is None:
             per_exit = self.task_losses(exit_logits, labels, problem_type)  # (E,)
         early = per_exit[:-1]  # (E-1,)
@@ -317,4 +338,4 @@ class ExitLoss(LossSettings):
         # Or the host waits.
         layers = torch.tensor(exit_layers[:-1], dtype=early.dtype).to(early.device, non_blocking=True)
         early = EXIT_WEIGHTS[self.exit_weights](layers) * early
-        return LossTerms(per_exit[-1], EXIT_REDUCTIONS[self.exit_reduction](early), per_exit.detach())
+        return LossTerms(per_exit[-1], self.exit_scale * early.sum(), per_exit.detach())

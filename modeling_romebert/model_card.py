@@ -1,12 +1,10 @@
-"""The model card: config, evaluation and training settings -> README.md, with metadata that the Hub reads.
+"""The model card: config, evaluation and training settings -> README.md, with metadata that the Hub reads
+(card_metadata.py).
 
-Every number comes from what is handed in; nothing is measured here. Travels to the Hub with the model's code,
-so it writes its YAML
-by hand: scalars and flow collections of JSON are YAML.
+Every number comes from what is handed in; nothing is measured here.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -17,19 +15,24 @@ from urllib.parse import quote
 
 from transformers.utils import logging
 
+from .card_metadata import (
+    BEGIN,
+    END,
+    base_model,
+    calibrated_figures,
+    card_name,
+    front_matter,
+    merged,
+    metadata,
+)
+from .card_tasks import task_of
 from .certificate import certificate_of, sentence
 from .configuration_romebert import ProblemType, RomeBertConfig, loss_settings
 
 logger = logging.get_logger(__name__)
 
-BEGIN = "<!-- romebert: written by modeling_romebert from here on; what you change is overwritten -->"
-END = "<!-- romebert: yours again from here on -->"
 # In the card that transformers writes where there is none
 TEMPLATE = "This model card has been automatically generated."
-TAGS = ["romebert", "early-exit", "text-classification", "custom_code"]
-# Of an evaluation that may be gone: never kept from an older card. Other metadata is, where there is nothing
-# new to say.
-EVALUATED = ("metrics", "model-index")
 NEEDED = ("metric", "num_examples", "num_layers", "exit_layers", "exits", "policy", "curve")
 # Entries of `training` that have another place in the card.
 ELSEWHERE = ("license", "datasets", "language", "base_model", "hub_model_id", "provenance", "rows_seen")
@@ -75,7 +78,7 @@ def model_card(
         True
     """
     front, body = _card(config, evaluation, training or {})
-    return f"{_front_matter(front.items())}\n{BEGIN}\n{body}\n{END}\n"
+    return f"{front_matter(front.items())}\n{BEGIN}\n{body}\n{END}\n"
 
 
 def write_model_card(
@@ -112,11 +115,11 @@ def write_model_card(
     if path.exists():
         # Not a byte of what stays may change.
         old = path.read_bytes().decode("utf-8", errors="surrogateescape")
-        merged = _merged(old, *_card(config, evaluation, training or {}))
-        if merged is None:
+        replaced = merged(old, *_card(config, evaluation, training or {}))
+        if replaced is None:
             logger.info(f"{path} was not written by modeling_romebert, so it stays as it is.")
             return path
-        text = merged
+        text = replaced
     write_whole(path, text.encode("utf-8", errors="surrogateescape"))
     return path
 
@@ -159,9 +162,9 @@ def _card(
     """-> metadata by name, and the text between the marks."""
     if evaluation is not None:
         _check(config, evaluation)
-    base = _base_model(config, training)
+    base = base_model(config, training)
     parts = [
-        f"# {_name(config, training)}\n\n{_what_it_is(config, base)}",
+        f"# {card_name(config, training)}\n\n{_what_it_is(config, base)}",
         f"## Use\n\n{_usage(config, training)}",
         f"## Evaluation\n\n{_evaluation(config, evaluation)}",
         f"## Exit policy\n\n{_policy(config, evaluation)}",
@@ -170,7 +173,7 @@ def _card(
         f"## Limits\n\n{LIMITS}",
         f"## Citation\n\n{CITATION}",
     ]
-    return _metadata(config, evaluation, training, base), "\n\n".join(parts)
+    return metadata(config, evaluation, training, base), "\n\n".join(parts)
 
 
 def _check(config: RomeBertConfig, evaluation: dict[str, Any]) -> None:
@@ -194,128 +197,6 @@ def _check(config: RomeBertConfig, evaluation: dict[str, Any]) -> None:
         )
 
 
-# ---- metadata
-
-
-def _metadata(
-    config: RomeBertConfig, evaluation: dict[str, Any] | None, training: dict[str, Any], base: str | None
-) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": TAGS,
-    }
-    known = {"base_model": base, **{name: training.get(name) for name in ("license", "language", "datasets")}}
-    metadata.update({name: value for name, value in known.items() if value})
-    if evaluation is not None:
-        metadata["metrics"] = [evaluation["metric"]]
-        if index := _model_index(config, evaluation, training):
-            metadata["model-index"] = index
-    return metadata
-
-
-def _model_index(
-    config: RomeBertConfig, evaluation: dict[str, Any], training: dict[str, Any]
-) -> list[dict[str, Any]] | None:
-    """The figures in the form that the Hub shows beside the card; `None` where none of them is a number."""
-    metric, dataset = evaluation["metric"], evaluation.get("dataset") or {}
-    name = dataset.get("name", "unknown")
-    figures = [{"type": metric, "value": evaluation["exits"][-1], "name": f"{metric} at full depth"}]
-    if calibrated := _calibrated(config, evaluation):
-        title = f"{metric} with the calibrated exit policy, cost {calibrated['cost']:.3f}"
-        figures.append({"type": metric, "value": calibrated["metric"], "name": title})
-    figures = [figure for figure in figures if math.isfinite(figure["value"])]
-    result = {
-        "task": {"type": "text-classification", "name": "Text classification"},
-        "dataset": {"type": dataset.get("type", name), "name": name}
-        | ({"split": dataset["split"]} if "split" in dataset else {}),
-        "metrics": figures,
-    }
-    return [{"name": _name(config, training), "results": [result]}] if figures else None
-
-
-def with_base(training: dict[str, Any], config: RomeBertConfig) -> dict[str, Any]:
-    """Settings of a training with the encoder's id on the Hub, where it is known: a loaded config no longer
-    tells it.
-    """
-    base = _base_model(config, training)
-    return {"base_model": base, **training} if base else training
-
-
-def _base_model(config: RomeBertConfig, training: dict[str, Any]) -> str | None:
-    """The encoder's id on the Hub; `None` when what is known is a folder, or nothing."""
-    name = training.get("base_model") or config.backbone_config._name_or_path or ""
-    looks_like_an_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) and not os.path.isdir(name)
-    return name if looks_like_an_id else None
-
-
-def _name(config: RomeBertConfig, training: dict[str, Any]) -> str:
-    if training.get("hub_model_id"):
-        return training["hub_model_id"].split("/")[-1]
-    return f"romebert-{(_base_model(config, training) or config.backbone_config.model_type).split('/')[-1]}"
-
-
-def _yaml(value: Any) -> str:
-    """A value of JSON -> YAML on one line.
-
-    Example:
-        >>> print(_yaml({"value": 1e-05, "names": ["a", None]}))
-        {"value": 1.0e-05, "names": ["a", null]}
-    """
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_yaml(str(name))}: {_yaml(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
-    text = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, float):
-        return re.sub(r"^(-?\d+)e", r"\1.0e", text)  # 1e-05 is a string to YAML
-    # YAML takes printable ones only.
-    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
-
-
-def _front_matter(metadata: Any, kept: str = "") -> str:
-    """(name, value) pairs and lines to keep as they are -> the block between `---` lines."""
-    lines = "".join(f"{name}: {_yaml(value)}\n" for name, value in metadata)
-    return f"---\n{lines}{kept}---\n"
-
-
-# ---- what an older card leaves
-
-
-def _merged(old: str, metadata: dict[str, Any], body: str) -> str | None:
-    """An older README.md with new metadata and a new text between the marks; `None` when it is not one of
-    ours.
-    """
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        return None
-    before, after = old[: old.index(BEGIN)], old[old.index(END) + len(END) :]
-    front = re.match(r"\s*---[ \t]*\r?\n(.*?\n)??---[ \t]*(?:\r?\n|\Z)", before, flags=re.DOTALL)
-    kept: str | None = ""
-    if front:
-        kept, before = _other_metadata(front[1] or "", {*metadata, *EVALUATED}), before[front.end() :]
-    elif not before.startswith("\n"):
-        before = f"\n{before}"
-    return (
-        None
-        if kept is None
-        else f"{_front_matter(metadata.items(), kept)}{before}{BEGIN}\n{body}\n{END}{after}"
-    )
-
-
-def _other_metadata(block: str, names: set[str]) -> str | None:
-    """The lines of a YAML block that belong to other names than these; `None` where the block is not lines of
-    `name: value`.
-    """
-    kept, keep = "", True
-    for line in block.splitlines(keepends=True):
-        if found := re.match(r"""(["']?)([^\s"'#\[\]{}:-][^"':]*)\1\s*:(?:\s|$)""", line):
-            keep = found[2] not in names
-        elif not re.match(r"[\s#-]", line):
-            return None
-        kept += line if keep or line.startswith("#") else ""  # cards have no comments of their own
-    return kept
-
-
 # ---- the text
 
 
@@ -328,21 +209,25 @@ def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
         if every
         else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
     )
-    if config.problem_type == ProblemType.REGRESSION or (not config.problem_type and config.num_labels == 1):
+    mixes = ", which reads a learned mix of the layers so far" if config.exit_mix else ""
+    is_regression = config.problem_type == ProblemType.REGRESSION or (
+        not config.problem_type and config.num_labels == 1
+    )
+    if is_regression and not config.classifies_tokens:
         says = "a number"
     else:
         kind = "any number of" if config.problem_type == ProblemType.MULTI_LABEL else "one of"
         names = ", ".join(f"`{_text(name)}`" for name in config.id2label.values())
         says = f"{kind} {config.num_labels} labels ({names})"
     return (
-        f"A RomeBERT text classifier, which gives a text {says}: {encoder} of {layers} layers with an exit"
-        f" after {where}, at which a text leaves as soon as the model is sure enough. Answers hold `label`,"
-        " `score` and `exit_layer`, the number of layers that ran."
+        f"{task_of(config).gives} {says}: {encoder} of {layers} layers with an exit after {where}{mixes},"
+        f" {task_of(config).answers}"
     )
 
 
 def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
     model = json.dumps(training["hub_model_id"]) if training.get("hub_model_id") else "ID"
+    task = task_of(config)
     explained = (
         ""
         if training.get("hub_model_id")
@@ -351,12 +236,12 @@ def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
     installed = [
         "import modeling_romebert  # registers the task",
         "from transformers import pipeline",
-        f'classify = pipeline("early-exit-classification", model={model})',
+        f'classify = pipeline("{task.pipeline}", model={model})',
     ]
     remote = [
-        "from transformers import AutoModelForSequenceClassification, pipeline",
-        f'classify = pipeline("early-exit-classification", model={model}, trust_remote_code=True)',
-        f"model = AutoModelForSequenceClassification.from_pretrained({model}, trust_remote_code=True)",
+        f"from transformers import {task.auto_class}, pipeline",
+        f'classify = pipeline("{task.pipeline}", model={model}, trust_remote_code=True)',
+        f"model = {task.auto_class}.from_pretrained({model}, trust_remote_code=True)",
     ]
     return "\n".join(
         [
@@ -403,14 +288,6 @@ def _evaluation(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> st
     return "\n".join(lines)
 
 
-def _calibrated(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the exit policy gave; `None` where there is no policy, or where it was another one."""
-    calibrated = (evaluation or {}).get("calibrated")
-    if not config.exit_policy or not calibrated:
-        return None
-    return calibrated if calibrated.get("policy") in (None, config.exit_policy) else None
-
-
 def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
     if not config.exit_policy:
         return (
@@ -420,7 +297,7 @@ def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
     text = f"The pipeline uses `config.exit_policy`: `{_text(config.exit_policy)}`."
     if certificate := certificate_of(config):
         text = f"{text} {_text(sentence(certificate))}{_certified_with(certificate)}"
-    calibrated = _calibrated(config, evaluation)
+    calibrated = calibrated_figures(config, evaluation)
     if evaluation is None or calibrated is None:
         return text if certificate else f"{text} What it costs has not been measured."
     metric = _text(evaluation["metric"])

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .backbones import Adapter, adapter_for, check_layout
 from .configuration_romebert import VERSION, RomeBertConfig
+from .exit_heads import LayerMix
 from .hub import check_code, copy_code, name_code, read_record, weights_digest, write_card_and_record
 from .model_card import TEMPLATE
 
@@ -76,8 +77,9 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         The card tells figures that were measured with the very weights that are saved, in this process or
         before, and no others.
         """
-        # Named here, the pipeline's file goes wherever this one goes.
+        # Named here, the pipelines' files go wherever this one goes.
         from .pipeline_romebert import EarlyExitPipeline  # noqa: F401
+        from .token_pipeline import EarlyExitTokenPipeline  # noqa: F401
 
         name_code(self.config)
         self.config.romebert_version = VERSION
@@ -182,14 +184,20 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         with safetensors_only(pretrained_model_name_or_path):
             if stored.get("model_type") in (cls.config_class.model_type, RomeBertConfig.model_type):
                 return cls._from_own_checkpoint(
-                    pretrained_model_name_or_path, *model_args, config=config, **kwargs
+                    pretrained_model_name_or_path,
+                    *model_args,
+                    config=config,
+                    stored_pooling=stored.get("exit_pooling", "cls"),
+                    **kwargs,
                 )
             return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
 
     @classmethod
-    def _from_own_checkpoint(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def _from_own_checkpoint(
+        cls, *args: Any, stored_pooling: str, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_exits(model, info, args[0])
+        check_exits(model, info, args[0], stored_pooling)
         model._record = read_record(
             args[0], **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         )
@@ -210,6 +218,12 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         model._start_from(pooler)
         model.eval()
         return (model, info) if output_loading_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As `PreTrainedModel._init_weights`: also of what a checkpoint has no weights for."""
+        super()._init_weights(module)
+        if isinstance(module, LayerMix):
+            module.reset_parameters()
 
     def _start_from(self, pooler: nn.Linear | None) -> None:
         """Use the pretrained pooler (`None` where the checkpoint has none) in a model that has just been
@@ -232,12 +246,25 @@ def load_plain(
     return backbone, adapter_for(config).pooler(backbone) if has_pooler else None, info
 
 
-def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any) -> None:
+def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any, stored_pooling: str) -> None:
     """Hold the exits that a checkpoint of ours was found to have against those that the config asks for.
 
+    Args:
+        stored_pooling: `exit_pooling` of the checkpoint's own config.
+
     Raises:
-        ValueError: they pool in another way, or some of them are not there.
+        ValueError: they pool in another way, are of another task, or some of them are not there.
     """
+    of_exits = [key for key in model.state_dict() if key.startswith("exits.")]
+    has_exits = bool(set(of_exits) - set(info["missing_keys"]))
+    if has_exits and (stored_pooling == "token") != model.config.classifies_tokens:
+        reads, auto_class = "whole texts", "AutoModelForSequenceClassification"
+        if stored_pooling == "token":
+            reads, auto_class = "tokens", "AutoModelForTokenClassification"
+        raise ValueError(
+            f"the exits of checkpoint {name} classify {reads}: load it with {auto_class}. For another task"
+            " start from its encoder: save AutoModel.from_pretrained(...).backbone, and fine-tune that."
+        )
     heads = tuple(f"exits.{layer}.pooler." for layer in getattr(model, "exits", ()))
     if any(key.startswith(heads) for key in info["unexpected_keys"]):
         raise ValueError(
@@ -245,14 +272,19 @@ def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any) -> None
             f" exit_pooling={model.config.exit_pooling!r} is asked for. Leave it out; to change the"
             " pooling, start again from the plain encoder checkpoint and fine-tune."
         )
+    if any(".mix." in key for key in info["unexpected_keys"] if key.startswith("exits.")):
+        raise ValueError(
+            f"the exits of checkpoint {name} mix layers, but exit_mix={model.config.exit_mix} is asked for."
+            " Leave it out; to do without, start again from the plain encoder checkpoint and fine-tune."
+        )
     absent = sorted(key for key in info["missing_keys"] if key.startswith("exits."))
     stored = len(absent) < sum(key.startswith("exits.") for key in model.state_dict())
     if absent and (stored or any(key.startswith("exits.") for key in info["unexpected_keys"])):
         raise ValueError(
             f"the checkpoint {name} has no weights for {', '.join(absent)};"
-            f" exit_layers={model.config.exit_layers} and exit_pooling={model.config.exit_pooling!r} ask"
-            " for them. Leave both out to load the exits it has; to change the exits, start again from the"
-            " plain encoder checkpoint and fine-tune."
+            f" exit_layers={model.config.exit_layers}, exit_pooling={model.config.exit_pooling!r} and"
+            f" exit_mix={model.config.exit_mix} ask for them. Leave them out to load the exits it has; to"
+            " change the exits, start again from the plain encoder checkpoint and fine-tune."
         )
 
 

@@ -75,7 +75,7 @@ class Scheduler:
             self._waiting[batch.depth].append(batch)
 
     def _lengths_at(self, depth: int) -> list[int]:
-        return [length for batch in self._waiting[depth] for length in batch.batch.lengths]
+        return [length for batch in self._waiting[depth] for length in batch.lengths]
 
     def _fill(self, lengths: Iterable[int], batch_tokens: int) -> tuple[int, bool]:
         """Lengths of rows in their order -> how many go in one batch, at least one, and whether that is a
@@ -103,7 +103,7 @@ class Scheduler:
         if not waiting:
             del self._waiting[depth]
         self._running.append(depth)
-        return ActiveBatch.merge(parts)
+        return parts[0].merge(parts)
 
 
 def fill(

@@ -7,7 +7,7 @@ While one window runs, a thread tokenises the next; a window's results come in t
 caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from io import IOBase
 from itertools import islice
@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pipelines.text_classification import ClassificationFunction, sigmoid, softmax
+from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.utils import logging
 
-from .backbones import vocabulary_size
 from .certificate import say_if_precision_differs
-from .configuration_romebert import ProblemType
 from .cpu import keep_freed_memory, open_workers, take_number_of_threads
 from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .exit_policies import ExitPolicy, FullDepth, as_policy
+from .input_checks import vocabulary_size
 from .monitor import ExitMonitor, as_monitor, exit_indices
+from .out_of_memory import OutOfMemory, or_out_of_memory
+from .policy_base import check_unit
 from .rebatching import Scheduler, batches_of
+from .result_format import ResultFormat, Results, error_at
 from .text_batcher import TextBatcher, Window, one_ahead, windows
 
 logger = logging.get_logger(__name__)
@@ -113,11 +115,9 @@ def score(
         >>> for result in score(model, tokenizer, texts, batch_tokens=4096):  # doctest: +SKIP
         ...     print(result["label"], result["exit_layer"])
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r} is unknown; choose from raise, skip.")
-    for name, value in {"batch_tokens": batch_tokens, "batch_size": batch_size, "window": window}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r}: give a whole number from 1.")
+    check_bulk_settings(on_error, batch_tokens=batch_tokens, batch_size=batch_size, window=window)
+    if model.config.classifies_tokens:
+        raise ValueError("model classifies tokens: call modeling_romebert.score_tokens instead.")
     if isinstance(texts, (str, bytes, dict)):
         raise TypeError(
             f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
@@ -133,14 +133,9 @@ def score(
     policy = policy_for(model, exit_policy)
     watch = as_monitor(monitor, model.config)
     as_results = ResultFormat(model.config, function_to_apply, top_k)
-    if rebatching is None:
-        rebatching = model.device.type in REBATCHING_PAYS
-    tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
-    # Only an `ExitPolicy` can say that it may be rebatched.
-    rebatching = rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch()
-    skips = on_error == "skip"
-    scorer = _Scorer(model, tokenizer.pad_token_id, policy, tokens, batch_size, rebatching, skips)
-    full_depth = _Scorer(model, tokenizer.pad_token_id, FullDepth(), tokens, batch_size, False, skips)
+    limits, skips = (batch_tokens, batch_size), on_error == "skip"
+    scorer = Scorer(model, tokenizer.pad_token_id, policy, *limits, rebatching, skips)
+    full_depth = Scorer(model, tokenizer.pad_token_id, FullDepth(), *limits, False, skips)
     batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
     length = len(texts) if isinstance(texts, Sized) else None
 
@@ -172,8 +167,17 @@ def score(
     return Results(results(), length)
 
 
+def check_bulk_settings(on_error: str, **numbers: int | None) -> None:
+    """Refuse settings of bulk scoring that mean nothing: `numbers` are `None` or whole numbers from 1."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r} is unknown; choose from raise, skip.")
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r}: give a whole number from 1.")
+
+
 def _compare_some(
-    monitor: ExitMonitor, window: Window, logits: Tensor, exit_layer: Tensor, full_depth: "_Scorer"
+    monitor: ExitMonitor, window: Window, logits: Tensor, exit_layer: Tensor, full_depth: "Scorer"
 ) -> None:
     """Of a classified window: tell a monitor where rows left, and for some the answers at full depth.
 
@@ -188,26 +192,6 @@ def _compare_some(
         chosen = [row for row in chosen if row not in window.errors]
         monitor.compare(logits[chosen], deep[chosen], full_depth.model.problem_type)
     monitor.speak()
-
-
-class Results(Iterator[Any]):
-    """An iterator over results. Its length is the number of texts, where that is known; `close` ends it
-    early.
-    """
-
-    def __init__(self, results: Any, length: int | None):
-        self._results, self._length = results, length
-
-    def __next__(self) -> Any:
-        return next(self._results)
-
-    def __len__(self) -> int:
-        if self._length is None:
-            raise TypeError("these results have no length: the texts have none.")
-        return self._length
-
-    def close(self) -> None:
-        self._results.close()
 
 
 def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
@@ -227,71 +211,10 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
         else:
             say_if_precision_differs(model)
     policy = FullDepth() if exit_policy is None or exit_policy is False else as_policy(exit_policy)
+    check_unit(policy, model.config.classifies_tokens)
     # Or it would fail for every text.
     policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
     return policy
-
-
-class ResultFormat:
-    """Logits and exit layers of many texts -> results, as the stock pipeline has them, with `exit_layer`.
-
-    See `score`.
-    """
-
-    def __init__(
-        self, config: Any, function_to_apply: str | ClassificationFunction | None, top_k: int | str | None
-    ):
-        if isinstance(top_k, str) and top_k != "best":
-            raise ValueError(f'top_k={top_k!r}: give "best", a number of labels, or None for all.')
-        if isinstance(function_to_apply, str):
-            if function_to_apply.upper() not in ClassificationFunction.__members__:
-                choices = ", ".join(name.lower() for name in ClassificationFunction.__members__)
-                raise ValueError(
-                    f"function_to_apply={function_to_apply!r} is unknown; choose from {choices}."
-                )
-            function_to_apply = ClassificationFunction[function_to_apply.upper()]
-        if function_to_apply is None:
-            if config.problem_type == ProblemType.REGRESSION:
-                function_to_apply = ClassificationFunction.NONE
-            elif config.problem_type == ProblemType.MULTI_LABEL or config.num_labels == 1:
-                function_to_apply = ClassificationFunction.SIGMOID
-            else:
-                function_to_apply = ClassificationFunction.SOFTMAX
-        self.function, self.top_k = function_to_apply, top_k
-        self.labels = [config.id2label[index] for index in range(config.num_labels)]
-
-    def __call__(self, logits: Tensor, exit_layer: Tensor) -> list[Any]:
-        """logits (N, C), exit_layer (N,) -> N results."""
-        scores = logits.float().cpu().numpy()  # (N, C); half precision has no numpy
-        if self.function is not ClassificationFunction.NONE:
-            scores = sigmoid(scores) if self.function is ClassificationFunction.SIGMOID else softmax(scores)
-        layers = exit_layer.tolist()
-        if self.top_k == "best":
-            best = zip(scores.argmax(axis=-1).tolist(), scores.max(axis=-1).tolist(), layers, strict=True)
-            return [
-                {"label": self.labels[index], "score": score, "exit_layer": layer}
-                for index, score, layer in best
-            ]
-        ordered = torch.from_numpy(scores).sort(dim=-1, descending=True, stable=True)
-        values, indices = ordered.values[:, : self.top_k].tolist(), ordered.indices[:, : self.top_k].tolist()
-        return [
-            [
-                {"label": self.labels[i], "score": score, "exit_layer": layer}
-                for i, score in zip(of_row, row, strict=True)
-            ]
-            for of_row, row, layer in zip(indices, values, layers, strict=True)
-        ]
-
-    def of_window(self, window: Window, logits: Tensor, exit_layer: Tensor) -> list[Any]:
-        """logits (N, C) and exit_layer (N,) of a window's rows -> N results, with what stands for rows that
-        failed.
-        """
-        results = self(logits, exit_layer)
-        for row, error in window.errors.items():
-            reason = str(error_at(window.start + row, error))
-            failed = {"label": None, "score": None, "exit_layer": None, "error": reason}
-            results[row] = failed if self.top_k == "best" else [failed]
-        return results
 
 
 def each(texts: Any) -> Iterator[Any]:
@@ -302,22 +225,9 @@ def each(texts: Any) -> Iterator[Any]:
         yield from (texts[index] for index in range(len(texts)))
 
 
-def error_at(position: int, error: Exception) -> Exception:
-    """What is wrong with one text, told with its position."""
-    return type(error)(f"text {position}: {error}")
-
-
-class _OutOfMemory(Exception):
-    """There was not enough memory for a batch of these rows."""
-
-    def __init__(self, rows: list[int], reason: str):
-        super().__init__(reason)
-        self.rows = rows
-
-
-class _Scorer:
-    """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; see
-    `score`.
+class Scorer:
+    """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; for
+    the arguments see `score`.
     """
 
     def __init__(
@@ -325,14 +235,19 @@ class _Scorer:
         model: Any,
         pad_token_id: int | None,
         policy: ExitPolicy,
-        batch_tokens: int,
+        batch_tokens: int | None,
         batch_rows: int | None,
-        rebatching: bool,
+        rebatching: bool | None,
         skips: bool,
     ):
         self.model, self.pad_token_id, self.policy = model, pad_token_id, policy
-        self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
-        self.rebatching, self.skips = rebatching, skips
+        device = model.device.type
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cuda"])
+        self.batch_rows, self.skips = batch_rows, skips
+        if rebatching is None:
+            rebatching = device in REBATCHING_PAYS
+        # Only an `ExitPolicy` can say that it may be rebatched.
+        self.rebatching = rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch()
 
     def __call__(self, window: Window, bar: Any, rows: Iterable[int] | None = None) -> tuple[Tensor, Tensor]:
         """-> logits (N, C) and exit_layer (N,), zeros for the rows with an error and those not among `rows`.
@@ -340,9 +255,16 @@ class _Scorer:
         Raises:
             TypeError, ValueError: what is wrong with a text, unless such texts are skipped.
         """
-        take_number_of_threads()
         logits = torch.zeros(window.size, self.model.num_labels)
         exit_layer = torch.zeros(window.size, dtype=torch.long)
+        for exited in self.exited(window, bar, rows):
+            logits[exited.rows] = torch.as_tensor(exited.logits).float().cpu()
+            exit_layer[exited.rows] = exited.layer
+        return logits, exit_layer
+
+    def exited(self, window: Window, bar: Any, rows: Iterable[int] | None = None) -> Iterator[Exited]:
+        """As calling it: the rows of each step in which some exited."""
+        take_number_of_threads()
         bar.update(len(window.errors))
         self._raise_unless_skipped(window)
         left = dict(zip(window.features, window.lengths, strict=True))  # rows to classify, and their tokens
@@ -351,21 +273,19 @@ class _Scorer:
         while left:
             try:
                 for exited in self._run(window, left):
-                    logits[exited.rows] = torch.as_tensor(exited.logits).float().cpu()
-                    exit_layer[exited.rows] = exited.layer
-                    bar.update(len(exited.rows))
                     for row in exited.rows:
                         del left[row]
-            except _OutOfMemory as error:
+                    yield exited
+                    bar.update(len(exited.rows))
+            except OutOfMemory as error:
                 self._shrink(error, window, left)
-        return logits, exit_layer
 
     def _raise_unless_skipped(self, window: Window) -> None:
         if window.errors and not self.skips:
             row = min(window.errors)
-            raise error_at(window.start + row, window.errors[row]) from window.errors[row]
+            raise error_at(window.position(row), window.errors[row]) from window.errors[row]
 
-    def _shrink(self, error: _OutOfMemory, window: Window, left: dict[int, int]) -> None:
+    def _shrink(self, error: OutOfMemory, window: Window, left: dict[int, int]) -> None:
         """Halve the batches after one was too large; a row too large alone is an error of that row."""
         if len(error.rows) == 1:
             (row,) = error.rows
@@ -396,42 +316,17 @@ class _Scorer:
             model = self.model
             policy = self.policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
             texts = [window.features[row] for row in of_batch]
-            return ActiveBatch(encoder, of_batch, None, policy, texts=texts)
+            return model.active_batch(encoder, of_batch, None, policy, texts=texts)
 
         with open_workers(min(len(rows), encoder.workers(sum(lengths)))) as workers:
             if self.rebatching:
                 scheduler = Scheduler(rows, lengths, begin, *limits, workers.count)
-                for batch, exited in workers.run(_or_out_of_memory(ActiveBatch.step), scheduler.schedule):
+                for batch, exited in workers.run(or_out_of_memory(ActiveBatch.step), scheduler.schedule):
                     scheduler.put_back(batch)
                     if exited is not None:
                         yield exited
             else:
                 rest = iter(rows)
                 batches = (begin(list(islice(rest, count))) for count in batches_of(lengths, *limits))
-                for _, exited_here in workers.map(_or_out_of_memory(run_to_the_end), batches):
+                for _, exited_here in workers.map(or_out_of_memory(run_to_the_end), batches):
                     yield from exited_here
-
-
-def _or_out_of_memory(function: Callable[[ActiveBatch], Any]) -> Callable[[ActiveBatch], Any]:
-    """The same function, which tells for which rows there was not enough memory."""
-
-    def run(batch: ActiveBatch) -> Any:
-        rows = batch.rows
-        try:
-            return function(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error)
-        # Outside of the handler, which would keep what the batch has in memory.
-        raise _OutOfMemory(rows, reason)
-
-    return run
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # torch's allocator on a CPU
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))

@@ -14,8 +14,8 @@ from typing import Any
 from transformers import BatchEncoding
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-from .backbones import beyond_vocabulary
 from .batch_layout import Features
+from .input_checks import beyond_vocabulary
 
 # A window of long texts ends early: this bounds the memory that it takes.
 WINDOW_CHARACTERS = 2**20
@@ -31,6 +31,10 @@ class Window:
     features: dict[int, Features] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)  # by row
     cut: list[int] = field(default_factory=list)  # rows whose text was too long
+
+    def position(self, row: int) -> int:
+        """Of the text of a row, among all texts."""
+        return self.start + row
 
     @property
     def lengths(self) -> list[int]:
@@ -208,9 +212,9 @@ def _not_unicode(text: str) -> TypeError | None:
     return None
 
 
-def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> Generator[Window, None, None]:
+def one_ahead(batcher: Any, items: Iterable[tuple[int, list[Any]]]) -> Generator[Any, None, None]:
     """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone
-    needs no thread.
+    needs no thread. batcher: a `TextBatcher`, or what is called and copied as one.
 
     Closing the iterator ends the thread, once it is through with its window.
     """

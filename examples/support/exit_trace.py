@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modeling_romebert.backbones import vocabulary_size
 from modeling_romebert.early_exit import ActiveBatch, run_to_the_end
 from modeling_romebert.exit_policies import ExitPolicy, FullDepth
-from modeling_romebert.scoring import ResultFormat
+from modeling_romebert.input_checks import vocabulary_size
+from modeling_romebert.result_format import ResultFormat
 from modeling_romebert.text_batcher import TextBatcher
 
 ROUNDS = 5  # of each timing

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 from transformers.utils import logging
 
-from ..backbones import check_token_ids
 from ..configuration_romebert import ProblemType
 from ..data.checks import check_length
 from ..data.labels import LABEL_COLUMNS, LabelReader, say_ignored, take_class_names
+from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
 from ..scoring import each

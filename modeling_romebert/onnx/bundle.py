@@ -6,6 +6,7 @@ Nothing is opened that the manifest does not name. Needs nothing but the standar
 import hashlib
 import json
 import platform
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,29 @@ def multiplies_int8() -> bool | None:
         return None
     flags = cpuinfo.read_text(encoding="utf-8", errors="replace")
     return any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def downloaded(name: str, revision: str | None, token: Any) -> Path:
+    """A repository on the Hub -> the folder that it was downloaded to."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise OSError(
+            f"{name} is no folder here; to look for it on the Hub: pip install huggingface-hub."
+        ) from None
+    return Path(snapshot_download(name, revision=revision, token=token))
+
+
+def warn_of_processor(manifest: Manifest) -> None:
+    """Say so when int8 graphs were made for another kind of processor."""
+    made_for, here = manifest.processor.get("multiplies_int8"), multiplies_int8()
+    if made_for is None or here is None or made_for == here:
+        return
+    if here:
+        text = "without VNNI, and gives away a bit of every weight here"
+    else:
+        text = "with VNNI, and sums of its products may saturate here, which changes labels"
+    warnings.warn(
+        f"this bundle's int8 graphs were made for a processor {text}. Export it on a machine like this one.",
+        stacklevel=3,
+    )

@@ -28,10 +28,13 @@ class OnnxBatch:
         inputs: of the first graph, (b, T) each.
         lengths: tokens of each row.
         hidden (b, T, H): states after some layers; `None` before the first.
+        pooled (b, layers run, H): what exits that mix layers read of each.
     """
 
-    def __init__(self, inputs: Mapping[str, np.ndarray], lengths: Sequence[int], hidden: Any = None):
-        self.inputs, self.hidden = inputs, hidden
+    def __init__(
+        self, inputs: Mapping[str, np.ndarray], lengths: Sequence[int], hidden: Any = None, pooled: Any = None
+    ):
+        self.inputs, self.hidden, self.pooled = inputs, hidden, pooled
         self.lengths = list(lengths)
         self.logits: np.ndarray | None = None  # (b, C) of the exit behind the layers that ran last
 
@@ -63,7 +66,8 @@ class OnnxBatch:
     def _narrowed(self, rows: Any, lengths: list[int]) -> "OnnxBatch":
         longest = max(lengths, default=1)
         inputs = {name: values[rows, :longest] for name, values in self.inputs.items()}
-        return OnnxBatch(inputs, lengths, None if self.hidden is None else self.hidden[rows, :longest])
+        hidden = None if self.hidden is None else self.hidden[rows, :longest]
+        return OnnxBatch(inputs, lengths, hidden, None if self.pooled is None else self.pooled[rows])
 
     def concat(self, others: Sequence["OnnxBatch"]) -> "OnnxBatch":
         """All rows, padded on the right to the longest."""
@@ -72,16 +76,46 @@ class OnnxBatch:
         inputs = {
             name: np.concatenate([_pad(part.inputs[name], longest) for part in parts]) for name in self.inputs
         }
-        hidden = None
+        hidden = pooled = None
         if self.hidden is not None:
             hidden = np.concatenate([_pad(part.hidden, longest) for part in parts])
-        return OnnxBatch(inputs, [length for part in parts for length in part.lengths], hidden)
+        if self.pooled is not None:
+            pooled = np.concatenate([part.pooled for part in parts])
+        return OnnxBatch(inputs, [length for part in parts for length in part.lengths], hidden, pooled)
 
 
 def _pad(values: np.ndarray, tokens: int) -> np.ndarray:
     """(b, T, ...) -> (b, tokens, ...), zeros behind."""
     missing = tokens - values.shape[1]
     return np.pad(values, [(0, 0), (0, missing)] + [(0, 0)] * (values.ndim - 2)) if missing else values
+
+
+def batch_of(manifest: Manifest, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> OnnxBatch:
+    """Inputs of a call (B, T) each, padded on the right -> a batch.
+
+    Raises:
+        ValueError: inputs that a bundle does not take.
+    """
+    ids = np.asarray(input_ids, dtype=np.int64)
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids have shape {ids.shape}; give (B, T).")
+    if manifest.max_tokens is not None and ids.shape[1] > manifest.max_tokens:
+        raise ValueError(
+            f"input_ids have {ids.shape[1]} tokens, and the model has positions for {manifest.max_tokens}."
+        )
+    if ids.size and not 0 <= ids.min() <= ids.max() < manifest.vocab_size:
+        raise ValueError(
+            f"input_ids hold {ids.min()}..{ids.max()}, and the vocabulary has ids"
+            f" 0..{manifest.vocab_size - 1}."
+        )
+    mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, dtype=np.int64)
+    lengths = mask.sum(axis=1)  # (B,)
+    if (mask != (np.arange(ids.shape[1]) < lengths[:, None])).any():
+        raise ValueError("attention_mask is padded on the left, or has gaps; pad on the right for a bundle.")
+    types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids, dtype=np.int64)
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    inputs = {name: given[name] for name in manifest.inputs}
+    return OnnxBatch(inputs, np.maximum(lengths, 1).tolist())
 
 
 class OnnxEncoder:
@@ -115,24 +149,26 @@ class OnnxEncoder:
         for index in range(self._layers.index(first), self._layers.index(last)):
             segment = self._manifest.segments[index]
             for name in segment.files:
-                batch.hidden, batch.logits = self._run(name, batch)
+                self._run(name, batch)
             if segment.exit_file is not None:
-                _, batch.logits = self._run(segment.exit_file, batch)
+                self._run(segment.exit_file, batch)
 
     def exit_logits(self, batch: Any, layer: int) -> Array:
         """(b, C) of the exit after `layer`, which the graph of its segment has computed with it."""
         return batch.logits
 
-    def _run(self, name: str, batch: OnnxBatch) -> tuple[Any, Any]:
-        """One graph -> hidden states and logits, as far as it gives them."""
+    def _run(self, name: str, batch: OnnxBatch) -> None:
+        """Run one graph, in place: hidden states, pooled states and logits, as far as it gives them."""
         session, takes, gives = self._sessions[name]
         feed = {one: self._input(one, batch) for one in takes}
         found = dict(zip(gives, session.run(gives, feed), strict=True))
-        return found.get("hidden_out", batch.hidden), found.get("logits", batch.logits)
+        batch.hidden = found.get("hidden_out", batch.hidden)
+        batch.pooled = found.get("pooled_out", batch.pooled)
+        batch.logits = found.get("logits", batch.logits)
 
     def _input(self, name: str, batch: OnnxBatch) -> np.ndarray:
-        if name == "hidden":
-            return batch.hidden
+        if name in ("hidden", "pooled"):
+            return getattr(batch, name)
         return batch.mask if name == "mask" else batch.inputs[name]
 
 

@@ -23,6 +23,7 @@ from ..certificate import certificate_of
 from ..encoder import TorchEncoder
 from ..evaluation.calibration import calibrate
 from ..exit_policies import threshold_settings
+from ..layer_masks import LayerRows
 from ..pretrained import inner_model
 from ..scoring import each
 from ..text_batcher import TextBatcher, Window, with_truncation
@@ -62,34 +63,47 @@ class _Layers(nn.Module):
         else:
             hidden = named["hidden"]
         attended = named["mask"] if self.mask_is_made else mask
-        run_layer = model.adapter.prepare(model.backbone, hidden, attended, None, padded=True)
+        run_layer = model.adapter.prepare(model.backbone, LayerRows(hidden, attended, padded=True))
+        encoder, batch = TorchEncoder(model), PaddedBatch(hidden, mask)
+        batch.pooled = named.get("pooled")
         for number in range(self.first, self.last):
-            hidden = run_layer(number, model.layers[number], hidden)
-        return (hidden, _logits(model, hidden, mask, self.last)) if self.with_exit else (hidden,)
+            batch.hidden = run_layer(number, model.layers[number], batch.hidden)
+            if model.mixes_layers:
+                encoder.note_pooled(batch)
+        states = (batch.hidden, batch.pooled) if batch.pooled is not None else (batch.hidden,)
+        return (*states, encoder.exit_logits(batch, self.last)) if self.with_exit else states
 
     @property
     def names(self) -> list[str]:
         """Inputs in their order."""
         embeds = [name for name in self.model.adapter.inputs if name in ("input_ids", "token_type_ids")]
-        return [*(embeds if self.first == 0 else ["hidden"]), "attention_mask", *["mask"] * self.mask_is_made]
+        states = ["hidden", *["pooled"] * self.model.mixes_layers]
+        return [*(embeds if self.first == 0 else states), "attention_mask", *["mask"] * self.mask_is_made]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Outputs in their order."""
+        return ["hidden_out", *["pooled_out"] * self.model.mixes_layers, *["logits"] * self.with_exit]
 
 
 class _Exit(nn.Module):
     """An exit alone: for layers whose graph runs again and again."""
 
-    names = ("hidden", "attention_mask")
+    outputs = ("logits",)
 
     def __init__(self, model: Any, layer: int):
         super().__init__()
-        self.model, self.layer = model, layer
+        self.model, self.last = model, layer
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor]:
-        return (_logits(self.model, hidden, mask, self.layer),)
+    def forward(self, states: Tensor, *mask: Tensor) -> tuple[Tensor]:
+        if self.model.mixes_layers:
+            return (self.model.exits[str(self.last)](states),)
+        return (TorchEncoder(self.model).exit_logits(PaddedBatch(states, *mask), self.last),)
 
-
-def _logits(model: Any, hidden: Tensor, mask: Tensor, layer: int) -> Tensor:
-    """hidden (b, T, H), attention mask (b, T) -> (b, C)"""
-    return TorchEncoder(model).exit_logits(PaddedBatch(hidden, mask), layer)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Inputs in their order."""
+        return ("pooled",) if self.model.mixes_layers else ("hidden", "attention_mask")
 
 
 @torch.no_grad()
@@ -161,6 +175,10 @@ def export_onnx(
 
 def _for_export(model: Any, exits: Sequence[int] | None) -> Any:
     """A copy of a model on the host, in fp32, with plain attention, and with the exits that are asked for."""
+    if model.config.classifies_tokens:
+        raise ValueError(
+            "model classifies tokens, and bundles hold classifiers of whole texts: run it in torch."
+        )
     asked = list(model.exit_layers) if exits is None else sorted({*exits, model.exit_layers[-1]})
     if absent := [layer for layer in asked if layer not in model.exit_layers]:
         raise ValueError(
@@ -261,16 +279,19 @@ def _export(module: Any, path: Path) -> None:
     """Trace a module whose inputs are (b, T, ...) into a graph, for any b and T."""
     module.eval()  # the exporter puts it back as it was, all of it
     model, (rows, tokens) = module.model, (2, 7)
+    layers = module.last if isinstance(module, _Exit) else module.first  # that have run before
     made = {
         "hidden": lambda: torch.randn(rows, tokens, model.config.hidden_size),
+        "pooled": lambda: torch.randn(rows, layers, model.config.hidden_size),
         "mask": lambda: torch.zeros(rows, 1, 1, tokens),
         "attention_mask": lambda: torch.tensor([[1] * tokens, [1] * (tokens - 2) + [0, 0]]),
     }
     names = list(module.names)
     inputs = tuple(made.get(name, lambda: torch.ones(rows, tokens, dtype=torch.long))() for name in names)
-    outputs = ["logits"] if isinstance(module, _Exit) else ["hidden_out", "logits"][: 1 + module.with_exit]
+    outputs = list(module.outputs)
     axes = {name: {0: "rows", 1: "tokens"} for name in (*names, "hidden_out")}
     axes |= {"mask": {0: "rows", 3: "tokens"}, "logits": {0: "rows"}}
+    axes |= {"pooled": {0: "rows", 1: "layers"}, "pooled_out": {0: "rows", 1: "layers_out"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: constants that are constants
         torch.onnx.export(

@@ -4,9 +4,10 @@ left out.
 
 import itertools
 import logging as std_logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,42 +55,76 @@ def _leave_out_what_changes_labels(
     """From the first segment on, drop int8 where it changes more labels at the segment's exit than is
     allowed.
 
-    What a segment changes is told apart from what those before it have changed: it runs in both precisions on
-    the same states.
+    A graph that runs in several segments leaves int8 in all of them, so the first ones are looked at again.
     """
     features = list(texts.features.values())
-    sessions = {True: open_sessions(in_int8, default_options(), [CPU])}
-    sessions[False] = open_sessions(
-        {name: graphs / name for name in manifest.graphs}, default_options(), [CPU]
-    )
-    fp32 = OnnxEncoder(manifest, sessions[False])
-    whole = [fp32.embed_texts(features[start : start + 32]) for start in range(0, len(features), 32)]
-    chosen = [batch.select(range(len(batch))) for batch in whole]  # what the bundle will compute
-    changed, kept = [], []
-    for first, last in itertools.pairwise([0, *manifest.exit_layers]):
-        names = manifest.segments[manifest.exit_layers.index(last)].files
-        reference = _run(fp32, whole, first, last)  # (N, C)
-        states = [batch.hidden for batch in chosen]
-        in_both = [_run(fp32, chosen, first, last)]
-        after = [batch.hidden for batch in chosen]
-        for batch, before in zip(chosen, states, strict=True):
-            batch.hidden = before
-        here = {name: sessions[True][name] for name in names if name in in_int8}
-        in_both.append(_run(OnnxEncoder(manifest, sessions[False] | here), chosen, first, last))
-        if here and _changed(in_both[1], in_both[0], manifest) > max_changed:
-            kept.append(f"{first + 1} to {last}")
-            for name in names:
-                in_int8.pop(name, None)
-            for batch, state in zip(chosen, after, strict=True):
-                batch.hidden = state
-            in_both.pop()
-        changed.append(_changed(in_both[-1], reference, manifest))
+    fp32 = open_sessions({name: graphs / name for name in manifest.graphs}, default_options(), [CPU])
+    int8 = open_sessions(in_int8, default_options(), [CPU])
+    changed = None
+    while changed is None:
+        chosen = {name: int8[name] for name in in_int8}
+        changed, too_many = _shares_changed(fp32, chosen, manifest, features, max_changed)
+        for name in too_many:
+            del in_int8[name]
     manifest.checked = {"texts": len(features), "labels_changed": [round(share, 6) for share in changed]}
+    spans = itertools.pairwise([0, *manifest.exit_layers])
+    kept = [
+        f"{first + 1} to {last}"
+        for (first, last), segment in zip(spans, manifest.segments, strict=True)
+        if not in_int8.keys() >= set(segment.files)
+    ]
     if kept:
         logger.warning(
             f"Layers {', '.join(kept)} stay in fp32: in int8 they change the label of more than"
             f" {max_changed:.1%} of {len(features)} texts."
         )
+
+
+def _shares_changed(
+    fp32: Mapping[str, Any], int8: dict[str, Any], manifest: Manifest, features: Sequence[Any], limit: float
+) -> tuple[list[float] | None, list[str]]:
+    """Sessions of graphs by name -> share of labels that the bundle changes at each exit, and the graphs
+    whose int8 changes more than the limit, which run in fp32 here.
+
+    What a segment changes is told apart from what those before it have changed: it runs in both precisions on
+    the same states. Shares are `None` when a graph fell out that segments before have used.
+    """
+    plain = OnnxEncoder(manifest, fp32)
+    whole = [plain.embed_texts(features[start : start + 32]) for start in range(0, len(features), 32)]
+    chosen = [batch.select(range(len(batch))) for batch in whole]  # what the bundle will compute
+    changed: list[float] = []
+    too_many: list[str] = []
+    used: set[str] = set()
+    for first, last in itertools.pairwise([0, *manifest.exit_layers]):
+        names = manifest.segments[manifest.exit_layers.index(last)].files
+        reference = _run(plain, whole, first, last)  # (N, C)
+        before = _states(chosen)
+        logits = _run(plain, chosen, first, last)
+        after = _states(chosen)
+        if here := {name: int8[name] for name in names if name in int8 and name not in too_many}:
+            _put_back(chosen, before)
+            in_int8 = _run(OnnxEncoder(manifest, {**fp32, **here}), chosen, first, last)
+            if _changed(in_int8, logits, manifest) > limit:
+                too_many += here
+                if used & here.keys():
+                    return None, too_many
+                _put_back(chosen, after)
+            else:
+                logits = in_int8
+        changed.append(_changed(logits, reference, manifest))
+        used |= here.keys()
+    return changed, too_many
+
+
+def _states(batches: list[OnnxBatch]) -> list[tuple[Any, Any]]:
+    """What layers have made of each batch."""
+    return [(batch.hidden, batch.pooled) for batch in batches]
+
+
+def _put_back(batches: list[OnnxBatch], states: list[tuple[Any, Any]]) -> None:
+    """Let batches be as they were."""
+    for batch, (hidden, pooled) in zip(batches, states, strict=True):
+        batch.hidden, batch.pooled = hidden, pooled
 
 
 def _run(encoder: OnnxEncoder, batches: list[OnnxBatch], first: int, last: int) -> np.ndarray:

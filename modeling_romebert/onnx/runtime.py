@@ -7,7 +7,6 @@ goes: the pipeline, `score`, `evaluate_exits`, `calibrate`. Without them it has 
 import ctypes
 import os
 import shutil
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +20,9 @@ from ..arrays import Array, exp, is_tensor, log_sigmoid, log_softmax
 from ..configuration_romebert import ProblemType
 from ..early_exit import ActiveBatch, all_exits, classify, run_to_the_end
 from ..exit_policies import ExitPolicy, FullDepth, as_policy
-from .bundle import Manifest, multiplies_int8
-from .engine import CPU, OnnxBatch, OnnxEncoder, cores, default_options, onnxruntime, open_sessions
+from ..policy_base import check_unit
+from .bundle import Manifest, downloaded, warn_of_processor
+from .engine import CPU, OnnxEncoder, batch_of, cores, default_options, onnxruntime, open_sessions
 
 BATCH_TOKENS = 2048  # of a full batch of `classify`, padding included
 
@@ -50,6 +50,7 @@ class OnnxRomeBertForSequenceClassification:
     training = False
     watches_exits = False
     hf_device_map = None
+    active_batch = ActiveBatch
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class OnnxRomeBertForSequenceClassification:
         """
         path = Path(folder)
         if not path.is_dir():
-            path = _downloaded(str(folder), revision, token)
+            path = downloaded(str(folder), revision, token)
         wanted = list(providers or [provider])
         names = [one if isinstance(one, str) else one[0] for one in wanted]
         if absent := [name for name in names if name not in onnxruntime.get_available_providers()]:
@@ -109,7 +110,7 @@ class OnnxRomeBertForSequenceClassification:
                 f" {', '.join(onnxruntime.get_available_providers())}."
             )
         manifest = Manifest.load(path)
-        _warn_of_processor(manifest)
+        warn_of_processor(manifest)
         if session_options is not None and num_threads is not None:
             raise ValueError(
                 f"num_threads={num_threads} and session_options are both given; set"
@@ -194,7 +195,7 @@ class OnnxRomeBertForSequenceClassification:
         """
         if given := sorted(name for name, value in others.items() if value is not None):
             raise ValueError(f"{', '.join(given)}: a bundle takes {', '.join(self.manifest.inputs)}.")
-        batch = self._batch(input_ids, attention_mask, token_type_ids)
+        batch = batch_of(self.manifest, input_ids, attention_mask, token_type_ids)
         encoder = self.encoder()
         exit_logits = None
         if not len(batch):
@@ -291,7 +292,9 @@ class OnnxRomeBertForSequenceClassification:
     # ---- inside
 
     def _started(self, policy: Any) -> ExitPolicy:
-        return as_policy(policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
+        policy = as_policy(policy)
+        check_unit(policy, classifies_tokens=False)
+        return policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
 
     def _sessions(self, workers: int = 1) -> dict[str, Any]:
         """Name of a graph -> its session and the names of its inputs and outputs, for batches that run side
@@ -310,30 +313,6 @@ class OnnxRomeBertForSequenceClassification:
             options = self._options or default_options(max(1, self._threads // workers))
             opened[workers] = open_sessions(files, options, self._providers)
         return opened[workers]
-
-    def _batch(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> OnnxBatch:
-        ids = np.asarray(input_ids, dtype=np.int64)
-        if ids.ndim != 2:
-            raise ValueError(f"input_ids have shape {ids.shape}; give (B, T).")
-        if self.max_tokens is not None and ids.shape[1] > self.max_tokens:
-            raise ValueError(
-                f"input_ids have {ids.shape[1]} tokens, and the model has positions for {self.max_tokens}."
-            )
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.manifest.vocab_size:
-            raise ValueError(
-                f"input_ids hold {ids.min()}..{ids.max()}, and the vocabulary has ids"
-                f" 0..{self.manifest.vocab_size - 1}."
-            )
-        mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, dtype=np.int64)
-        lengths = mask.sum(axis=1)  # (B,)
-        if (mask != (np.arange(ids.shape[1]) < lengths[:, None])).any():
-            raise ValueError(
-                "attention_mask is padded on the left, or has gaps; pad on the right for a bundle."
-            )
-        types = np.zeros_like(ids) if token_type_ids is None else np.asarray(token_type_ids, dtype=np.int64)
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        inputs = {name: given[name] for name in self.manifest.inputs}
-        return OnnxBatch(inputs, np.maximum(lengths, 1).tolist())
 
     def _config(self) -> Any:
         """The config of the model, where transformers is installed, with the policy of the bundle."""
@@ -376,30 +355,4 @@ def _as_encode_takes(item: Any, row: int) -> Any:
     raise TypeError(
         f"text {row} is {item!r} of type {type(item).__name__}: give a string, a pair of strings, or"
         ' {"text": ..., "text_pair": ...}.'
-    )
-
-
-def _downloaded(name: str, revision: str | None, token: Any) -> Path:
-    """A repository on the Hub -> the folder that it was downloaded to."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise OSError(
-            f"{name} is no folder here; to look for it on the Hub: pip install huggingface-hub."
-        ) from None
-    return Path(snapshot_download(name, revision=revision, token=token))
-
-
-def _warn_of_processor(manifest: Manifest) -> None:
-    """Say so when int8 graphs were made for another kind of processor."""
-    made_for, here = manifest.processor.get("multiplies_int8"), multiplies_int8()
-    if made_for is None or here is None or made_for == here:
-        return
-    if here:
-        text = "without VNNI, and gives away a bit of every weight here"
-    else:
-        text = "with VNNI, and sums of its products may saturate here, which changes labels"
-    warnings.warn(
-        f"this bundle's int8 graphs were made for a processor {text}. Export it on a machine like this one.",
-        stacklevel=3,
     )

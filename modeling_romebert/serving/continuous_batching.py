@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from ..backbones import vocabulary_size
 from ..batch_layout import Features
 from ..cpu import PREPACKING_TOKENS, keep_freed_memory
 from ..early_exit import ActiveBatch, Exited
 from ..exit_policies import ExitPolicy
+from ..input_checks import vocabulary_size
+from ..out_of_memory import is_out_of_memory
 from ..rebatching import Scheduler
-from ..scoring import BATCH_TOKENS, ResultFormat, error_at, is_out_of_memory, policy_for
+from ..result_format import ResultFormat, error_at
+from ..scoring import BATCH_TOKENS, policy_for
 from ..text_batcher import TextBatcher
 from .mixed_policy import MixedPolicy
 
@@ -126,6 +128,8 @@ class ContinuousBatcher:
     ):
         if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
             raise ValueError(f"batch_tokens={batch_tokens!r}: give a whole number from 1.")
+        if model.config.classifies_tokens:
+            raise ValueError("model classifies tokens, and continuous batching is of whole texts.")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.policy = self.checked(exit_policy)
         self._as_results = ResultFormat(model.config, function_to_apply, top_k)

@@ -3,15 +3,19 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transformers import TrainingArguments
+from transformers.utils import logging
 
-from ..configuration_romebert import LossSettings, loss_settings
+from ..configuration_romebert import LossSettings, loss_settings, scale_of_reduction
 from ..losses import ExitLoss
 from .class_weights import parse_class_weights
 from .gradient_projection import PROTECTED
 from .non_finite import NON_FINITE
 from .objectives import BOTH, OBJECTIVES, Objective
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -30,8 +34,8 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         metadata={
             "help": "romebert: one stage, all exits, distillation and gradient regularization; joint: all"
             " exits on the labels alone; last: the last exit alone; deebert: two stages of num_train_epochs"
-            " each, last exit first, then the others on the frozen backbone; alternating: odd steps the last"
-            " exit, even steps all.",
+            " each, last exit first, then the others on the frozen backbone; mixed: two stages, last exit"
+            " first, then as romebert; alternating: odd steps the last exit, even steps all.",
             "choices": list(OBJECTIVES),
         },
     )
@@ -52,6 +56,10 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
             "choices": [*PROTECTED, "off"],
         },
     )
+    exit_reduction: str | None = field(
+        default=None,
+        metadata={"help": "Of version 0.1: sum is exit_scale 1, mean is exit_scale 1 / (exits - 1)."},
+    )
     non_finite: str = field(
         default="stop",
         metadata={
@@ -69,7 +77,7 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         super().__post_init__()
         if left_out and re.search(r"loss(_exit_\d+|_mean)$", self.metric_for_best_model or ""):
             self.greater_is_better = False  # as for a name that ends in loss
-        for name in ("distillation_weight", "distillation_temperature"):
+        for name in ("distillation_weight", "distillation_temperature", "exit_scale"):
             # A search casts to the type it finds: of 0.5 an int would make 0.
             setattr(self, name, float(getattr(self, name)))
         self.check()
@@ -116,6 +124,16 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
                 {*cycle} != {BOTH} for cycle in self.training_objective.stages
             )
 
+    def settle_exit_scale(self, exits: int) -> None:
+        """`exit_reduction` of version 0.1 -> the `exit_scale` of a model with so many exits; says so."""
+        if self.exit_reduction is not None:
+            scale = scale_of_reduction(self.exit_reduction, exits)
+            logger.warning(
+                f"exit_reduction={self.exit_reduction!r} is called exit_scale now: with {exits} exits write"
+                f" exit_scale={scale:.4g}."
+            )
+            self.exit_scale, self.exit_reduction = scale, None
+
     @property
     def regularizes(self) -> bool:
         """Whether gradients are projected."""
@@ -156,3 +174,18 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         settings = loss_settings(self) | {"class_weights": class_weights}
         loss = ExitLoss(**settings, label_smoothing=self.label_smoothing_factor)
         return loss if self.training_objective.distills else replace(loss, distillation_weight=0.0)
+
+    def for_card(self) -> dict[str, Any]:
+        """What a reader of the model card wants to know of the training."""
+        names = ["objective", "learning_rate", "num_train_epochs", "weight_decay", "warmup_steps", "seed"]
+        if self.max_steps > 0:
+            names.append("max_steps")
+        settings = {name: getattr(self, name) for name in names}
+        if self.regularizes:
+            settings["gradient_regularization"] = self.gradient_regularization
+        settings["batch_size"] = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return settings | {
+            "processes": self.world_size,
+            "optimizer": str(self.optim),
+            "hub_model_id": self.hub_model_id,
+        }

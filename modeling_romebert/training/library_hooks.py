@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 from transformers import Trainer, TrainerCallback
 
-from ..backbones import TESTED_TRANSFORMERS
+from ..layer_masks import TESTED_TRANSFORMERS
 
 # Of Trainer -> what a method must have been called before; `None` for what is only set or used.
 HOOKS = {

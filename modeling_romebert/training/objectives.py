@@ -42,6 +42,9 @@ OBJECTIVES: dict[str, Objective] = {
     "deebert": Objective(
         stages=((LAST,), (EXITS,))
     ),  # ACL 2020: fine-tune, then the other exits on the frozen backbone
+    "mixed": Objective(
+        stages=((LAST,), (BOTH,)), distills=True, regularizes=True
+    ),  # ICML 2025: fine-tune, then all exits with the backbone
     "alternating": Objective(
         stages=((LAST, BOTH),)
     ),  # BERxiT, EACL 2021: odd steps the last exit, even steps all

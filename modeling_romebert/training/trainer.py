@@ -19,14 +19,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 from transformers.utils import logging
 
 from ..data.fingerprint import sample_of
-from ..losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
+from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
 from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
 from .exit_trainer import ExitTrainer
 from .library_hooks import HookWatch
 from .objectives import EXITS
+from .own_loss import losses_of_own
 from .resume import TRAINER_STATE, checkpoint_to_resume
-from .search import evaluation_loss, metrics_of_last_exit
+from .search import Trials, evaluation_loss, metrics_of_last_exit
 from .stages import restarting
 from .training_run import TrainingRun, minimised
 
@@ -34,13 +35,14 @@ logger = logging.get_logger(__name__)
 
 
 class RomeBertTrainer(ExitTrainer):
-    """Trains and evaluates a `RomeBertForSequenceClassification`.
+    """Trains and evaluates a `RomeBertForSequenceClassification` or `RomeBertForTokenClassification`.
 
     Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` and
     `preprocess_logits_for_metrics` see one exit at a time, (N, C) and (B, C), and evaluation reports the
     figures of the last exit under their own names, of each exit as `{name}_exit_{layer}` and, of what is a
     number, the mean over exits as `{name}_mean` (exit_metrics.py). Without either, the metric is accuracy, or
-    what fits the problem type. Losses are those of the objective.
+    what fits the problem type; of a token classifier that of entities and tags (entities.py). Losses are
+    those of the objective.
 
     Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the
     labels), and with regularization `gradient_cosine` (of the two gradients on the shared weights) and
@@ -76,13 +78,14 @@ class RomeBertTrainer(ExitTrainer):
         self._run: TrainingRun | None = None  # while there is one
         # Which class weights were last asked for, of which data, and they.
         self._weighed: tuple[Any, Any, Any] | None = None
-        self._searched: list[Any] = []  # objective and loss of each trial of a search
+        self._trials = Trials()  # of a search
 
     def _check_settings(self) -> None:
         """Refuse a model and arguments that do not go together, as they are now."""
-        self.args.check()
         if not hasattr(self.romebert, "exits"):
             raise TypeError(f"model is a {type(self.romebert).__name__}, which has no exits to train.")
+        self.args.settle_exit_scale(len(self.romebert.exits))
+        self.args.check()
         if len(self.romebert.exits) == 1 and any(
             set(cycle) == {EXITS} for cycle in self.args.training_objective.stages
         ):
@@ -110,19 +113,14 @@ class RomeBertTrainer(ExitTrainer):
         if labels is None:
             raise ValueError("the batch has no labels; the dataset needs a column `labels` (or `label`).")
         romebert = self.romebert
-        if romebert.config.problem_type is None:
-            romebert.config.problem_type = infer_problem_type(romebert.config.num_labels, labels)
-        if labels.device.type == "cpu":
-            check_labels(labels, romebert.problem_type, romebert.config.num_labels)
+        romebert.note_labels(labels)
         if self._run is None:
             self._check_settings()
         run = self._run if self.model.training and torch.is_grad_enabled() else None
         terms = self.args.training_objective.terms if run is None else run.enter_step(self.state.global_step)
         exit_loss = self._exit_loss() if self._run is None else self._run.exit_loss
         outputs = model(**inputs | {"return_dict": True})  # whatever the config says
-        per_exit = None
-        if self.compute_loss_func is not None:
-            per_exit = self._losses_of_own(outputs, labels, num_items_in_batch, trains=run is not None)
+        per_exit = self._losses_of_exits(outputs, labels, inputs, num_items_in_batch, run is not None)
         losses = exit_loss(
             outputs.exit_logits,
             labels,
@@ -133,7 +131,8 @@ class RomeBertTrainer(ExitTrainer):
         if run is None:
             loss = minimised(losses, terms)
         else:
-            any_labelled = labelled_rows(labels, romebert.problem_type).any()
+            _, of_rows = as_rows(outputs.exit_logits, labels)
+            any_labelled = labelled_rows(of_rows, romebert.problem_type).any()
             loss = run.loss(losses, terms, any_labelled, end_of_group=self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
 
@@ -149,23 +148,24 @@ class RomeBertTrainer(ExitTrainer):
             self._weighed = asked, dataset, weights
         return self.args.exit_loss(self._weighed[2])
 
-    def _losses_of_own(self, outputs: Any, labels: Tensor, num_items_in_batch: Any, trains: bool) -> Tensor:
-        """(E,): `compute_loss_func` of each exit, which sees that exit's logits (B, C).
+    def _losses_of_exits(
+        self, outputs: Any, labels: Tensor, inputs: dict[str, Any], num_items_in_batch: Any, trains: bool
+    ) -> Tensor | None:
+        """(E,): another loss of each exit against the labels, `compute_loss_func`'s; `None` without one."""
+        if self.compute_loss_func is None:
+            return None
+        return losses_of_own(
+            self.compute_loss_func, outputs, labels, self.romebert.config.exit_layers, num_items_in_batch
+        ) * self._items_per_mean(num_items_in_batch, trains)
 
-        As in the stock Trainer it may divide by the items of a whole group of micro-batches, in all
-        processes; what comes out of `compute_loss` is a mean over a micro-batch.
+    def _items_per_mean(self, num_items_in_batch: Any, trains: bool) -> int:
+        """A user's loss may divide by the items of a whole group of micro-batches, in all processes, as in
+        the stock Trainer; what comes out of `compute_loss` is a mean over a micro-batch.
         """
-        of_exits = []
-        for logits, layer in zip(
-            outputs.exit_logits.unbind(1), self.romebert.config.exit_layers, strict=True
-        ):
-            exit_layer = torch.full_like(outputs.exit_layer, layer)
-            seen = type(outputs)(**{**outputs, "logits": logits, "exit_layer": exit_layer})
-            of_exits.append(self.compute_loss_func(seen, labels, num_items_in_batch=num_items_in_batch))
         factor = self.current_gradient_accumulation_steps if trains else 1
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             factor *= self.accelerator.num_processes
-        return torch.stack(of_exits).float() * factor
+        return factor
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `Trainer.training_step`; notes what only the gradients tell, after the last backward pass of a
@@ -235,10 +235,11 @@ class RomeBertTrainer(ExitTrainer):
         model = self.romebert
         self._run = TrainingRun(model, self.model, self.args, self._exit_loss(), self._sum_over_processes)
         self._settle_unused_weights()
-        self._compare_trials()
+        if self.hp_search_backend is not None and self.compute_objective is evaluation_loss:
+            self._trials.compare(self.args.objective, self._run.exit_loss)
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
         model.exit_loss = self._run.exit_loss
-        model.evaluation, model.training_settings = None, self._settings_for_card()
+        model.evaluation, model.training_settings = None, self.args.for_card()
         if (seen := sample_of(self.train_dataset)) is not None:
             model.training_settings["rows_seen"] = seen  # which no calibration may use
 
@@ -249,23 +250,6 @@ class RomeBertTrainer(ExitTrainer):
         self.args.settle_unused_weights()
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.find_unused_parameters = self.args.ddp_find_unused_parameters
-
-    def _compare_trials(self) -> None:
-        """Say it once when the trials of a search are compared by losses that differ."""
-        if (
-            self.hp_search_backend is None
-            or self.compute_objective is not evaluation_loss
-            or self._run is None
-        ):
-            return
-        self._searched.append((self.args.objective, self._run.exit_loss))
-        *before, this = self._searched
-        if before and this != before[0] and all(loss == before[0] for loss in before):
-            logger.warning(
-                "The trials of this search minimise different losses, so their evaluation losses do not"
-                " compare. Search with direction='maximize', which goes by the metric, or give"
-                " compute_objective."
-            )
 
     def _close_run(self) -> None:
         run, self._run = self._run, None
@@ -331,7 +315,7 @@ class RomeBertTrainer(ExitTrainer):
                 either way. Trials whose loss is another one (`distillation_weight`, `objective`,
                 `class_weights`, ...) cannot be compared by it: maximise a metric then.
         """
-        self._searched = []
+        self._trials = Trials()
         if compute_objective is None:
             by_loss = self.compute_metrics == self._default_metrics and direction == "minimize"
             compute_objective = evaluation_loss if by_loss else metrics_of_last_exit
@@ -340,28 +324,6 @@ class RomeBertTrainer(ExitTrainer):
         )
 
     # ---- cards and logs
-
-    def _settings_for_card(self) -> dict[str, Any]:
-        """What a reader of the model card wants to know of the training."""
-        args = self.args
-        names = (
-            "objective",
-            "learning_rate",
-            "num_train_epochs",
-            "max_steps",
-            "weight_decay",
-            "warmup_steps",
-            "seed",
-        )
-        settings = {name: getattr(args, name) for name in names if name != "max_steps" or args.max_steps > 0}
-        if args.regularizes:
-            settings["gradient_regularization"] = args.gradient_regularization
-        settings["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return settings | {
-            "processes": args.world_size,
-            "optimizer": str(args.optim),
-            "hub_model_id": args.hub_model_id,
-        }
 
     def create_model_card(
         self,
@@ -380,7 +342,7 @@ class RomeBertTrainer(ExitTrainer):
         """
         if not self.is_world_process_zero():
             return
-        settings = dict(self.romebert.training_settings or self._settings_for_card())
+        settings = dict(self.romebert.training_settings or self.args.for_card())
         given = {
             "language": language,
             "license": license,

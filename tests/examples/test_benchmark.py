@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import layers, throughput
+from benchmarks import layers, onnx_agreement, throughput
 from benchmarks.sides import Predictions, Side, export, logits_of, sorted_batches
 from tiny import tiny_texts
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -242,3 +242,18 @@ def test_exported_model_is_the_stock_model(encoder, tmp_path):
         (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(logits), stock(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_agreement_is_of_labels_exits_and_scores():
+    def answer(label, score, layer):
+        return {"label": label, "score": score, "exit_layer": layer}
+
+    one = answer("a", 0.9, 2)
+    pairs = [
+        (one, answer("a", 0.8, 2)),
+        (one, answer("a", 0.1, 3)),
+        (one, answer("b", 0.2, 2)),
+        (one, answer("b", 0.2, 1)),
+    ]
+    found = onnx_agreement.agreement(pairs)
+    assert found == {"same_label": 0.5, "same_exit": 0.5, "largest_difference": pytest.approx(0.1)}

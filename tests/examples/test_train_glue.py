@@ -30,7 +30,7 @@ PUBLISHED = (
     "--model_name_or_path bert-base-uncased --exit_pooling cls --max_length 128 --learning_rate 2e-5"
     " --weight_decay 0 --warmup_steps 0 --lr_scheduler_type linear --per_device_train_batch_size 8"
     " --num_train_epochs 3 --max_grad_norm 1 --objective romebert --distillation_weight 0.9"
-    " --distillation_temperature 3 --distillation_reduction batchmean --exit_reduction sum --teacher last"
+    " --distillation_temperature 3 --distillation_reduction batchmean --exit_scale 1 --teacher last"
     " --exit_weights uniform"
 )
 TASKS = {
@@ -95,6 +95,25 @@ def test_command_line_beats_recipe_wherever_it_stands():
         assert (data.task_name, training.learning_rate, training.num_train_epochs) == ("mnli", 1e-3, 3)
 
 
+def test_a_recipe_of_a_task_and_one_of_a_method_go_together():
+    where, data, training = train_glue.parse(["--recipe", "rte", "deebert", "--use_cpu", "--output_dir=x"])
+    assert (data.task_name, training.objective, training.num_train_epochs) == ("rte", "deebert", 1.5)
+    _, _, training = train_glue.parse(["--recipe", "mnli", "paper", "--use_cpu"])
+    assert training.gradient_regularization == "protect_exits"  # the later one wins
+    assert (where.exit_mix, where.keep_layers) == (False, 1.0)
+
+
+def test_a_share_of_the_layers_and_of_the_epochs_that_mean_nothing(encoder):
+    with pytest.raises(SystemExit, match="--epochs_factor 0 is not above 0"):
+        train_glue.parse(["--epochs_factor", "0", "--use_cpu"])
+    where, _, _ = train_glue.parse(["--keep_layers=1.5", f"--model_name_or_path={encoder}", "--use_cpu"])
+    with pytest.raises(SystemExit, match=r"--keep_layers 1.5 is not in 0\.\.1"):
+        train_glue.load_model(where, ["no", "yes"])
+    where.keep_layers, where.exit_mix = 0.5, True
+    model = train_glue.load_model(where, ["no", "yes"])
+    assert model.config.num_hidden_layers == 2 and model.exits["2"].mix is not None
+
+
 def test_own_recipe_file_with_every_kind_of_value():
     Path("mine.yaml").write_text(
         'exit_layers: [2, 4]\neval_strategy: "no"\nload_best_model_at_end: '
@@ -129,7 +148,7 @@ def test_recipe_that_cannot_be_used(content, message):
 def test_unknown_recipe_lists_the_known(recipe):
     with pytest.raises(
         SystemExit,
-        match=f"--recipe {recipe} is unknown; choose from cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb",
+        match=f"--recipe {recipe} is unknown; choose from cola, conll2003, mnli, mrpc, qnli, qqp, rte,",
     ):
         train_glue.parse(["--recipe", recipe])
 

@@ -77,6 +77,9 @@ def made(backbone, num_labels, settings) -> RomeBertForSequenceClassification:
     ).eval()
     for head in model.exits.values():
         torch.nn.init.normal_(head.classifier.weight)
+        if head.mix is not None:
+            torch.nn.init.normal_(head.mix.weights)
+            torch.nn.init.normal_(head.mix.scale, mean=1.0, std=0.1)
     ids, mask = padded_batch()
     exit_logits = model(ids, mask).exit_logits  # (B, E, C)
     for head, logits in zip(model.exits.values(), exit_logits.unbind(1), strict=True):

@@ -23,7 +23,7 @@ TRAINING = {
     "learning_rate": 2e-5,
     "num_train_epochs": 3,
     "seed": 17,
-    "exit_reduction": "mean",
+    "exit_scale": 0.3,
 }
 DATASET = {"name": "reviews", "split": "test"}
 OWN_KEYS = "# mine\nco2_eq_emissions:\n  emissions: 3\nauthors:\n- Ann\n- Bo\n"
@@ -263,7 +263,7 @@ def test_training_settings_win_over_the_config_which_fills_the_gaps():
             "num_train_epochs": "3",
             "seed": "17",
         },
-        **{"exit_reduction": "mean", "distillation_weight": "0.9", "distillation_temperature": "3"},
+        **{"exit_scale": "0.3", "distillation_weight": "0.9", "distillation_temperature": "3"},
         **{"distillation_reduction": "batchmean", "teacher": "last", "exit_weights": "uniform"},
     }
 
@@ -402,7 +402,8 @@ def test_block_lists_and_windows_line_ends_are_read(tmp_path):
     write_model_card(tmp_path, config_of())
     content = path.read_bytes()
     front = yaml.safe_load(content.split(b"---")[1])
-    assert front["mine"] == [1, 2] and front["tags"] == module.TAGS
+    assert front["mine"] == [1, 2]
+    assert front["tags"] == ["romebert", "early-exit", "text-classification", "custom_code"]
     assert "\r\nHéllo\r\n".encode() + b"\xff\r\n<!--" in content and content.count(BEGIN.encode()) == 1
 
 

@@ -12,7 +12,7 @@ from transformers import RobertaConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from modeling_romebert import ExitPolicy, make_policy
-from modeling_romebert.backbones import bidirectional_mask
+from modeling_romebert.layer_masks import LayerRows, bidirectional_mask
 
 POLICIES = [
     {"name": "entropy", "threshold": 0.6},
@@ -70,7 +70,7 @@ def test_mask_is_the_library_s(attention):
         library_s = create_bidirectional_mask(
             backbone.config, here, of_batch, allow_is_bidirectional_skip=of_batch is None
         )
-        ours = bidirectional_mask(backbone, here, of_batch, padded=of_batch is not None)
+        ours = bidirectional_mask(backbone, LayerRows(here, of_batch, padded=of_batch is not None))
         assert (ours is None) == (library_s is None)
         assert ours is None or (ours.dtype == library_s.dtype and torch.equal(ours, library_s))
 

@@ -14,7 +14,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_romebert import score
 from modeling_romebert.encoder import TorchEncoder
-from modeling_romebert.scoring import ResultFormat
+from modeling_romebert.result_format import ResultFormat
 from modeling_romebert.text_batcher import TextBatcher, text_and_pair, windows
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}

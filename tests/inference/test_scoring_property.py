@@ -21,6 +21,8 @@ MODELS = [
         {"exit_pooling": "mean", "exit_layers": [2, 4]},
         {"family": RobertaConfig, "exit_pooling": "cls", "exit_layers": [1, 3, 4]},
         {"exit_pooling": "mean", "problem_type": "multi_label_classification"},
+        {"exit_pooling": "mean", "exit_mix": True},
+        {"exit_pooling": "cls", "exit_mix": True, "exit_layers": [1, 3, 4], "attention": "eager"},
     )
 ]
 

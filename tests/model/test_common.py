@@ -306,7 +306,7 @@ def test_exits_at_other_layers_than_those_saved_are_still_refused(tmp_path):
     build(exit_layers=[4]).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"no weights for exits\.2\.classifier\.bias.*Leave both out to load the exits it has",
+        match=r"no weights for exits\.2\.classifier\.bias.*Leave them out to load the exits it has",
     ):
         load(tmp_path, num_hidden_layers=2, exit_layers=[2])
 

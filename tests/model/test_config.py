@@ -56,7 +56,7 @@ def test_defaults():
     assert (config.exit_layers, config.exit_pooling, config.exit_policy) == (list(range(1, 13)), "cls", None)
     assert (config.distillation_weight, config.distillation_temperature) == (0.9, 3.0)
     assert (config.distillation_reduction, config.teacher) == ("batchmean", "last")
-    assert (config.exit_weights, config.exit_reduction) == ("uniform", "sum")
+    assert (config.exit_weights, config.exit_scale) == ("uniform", 1.0)
     assert (config.num_labels, config.problem_type) == (2, None)
 
 
@@ -234,10 +234,32 @@ OURS = {
     "distillation_reduction": "mean",
     "teacher": "next",
     "exit_weights": "depth",
-    "exit_reduction": "mean",
+    "exit_scale": 0.3,
 }
 TASK = {"id2label": {0: "bad", 1: "good", 2: "fair"}, "label2id": {"bad": 0, "good": 1, "fair": 2}}
 MULTI = "multi_label_classification"
+
+
+@pytest.mark.parametrize(("old", "scale"), [("sum", 1.0), ("mean", 1 / 3)])
+def test_exit_reduction_of_version_0_1_is_read_as_exit_scale(old, scale, tmp_path, caplog):
+    config = RomeBertConfig(**SMALL)
+    config.save_pretrained(tmp_path)
+    stored = {name: value for name, value in config.to_dict().items() if name != "exit_scale"}
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "exit_reduction": old}))
+    transformers_logging.enable_propagation()
+    read = RomeBertConfig.from_pretrained(tmp_path)
+    transformers_logging.disable_propagation()
+    assert f"exit_reduction='{old}' is called exit_scale={scale:.4g} now (with 4 exits)." in caplog.text
+    assert read.exit_scale == scale and "exit_reduction" not in read.to_dict()
+    # what is asked for beside it counts, under either name
+    assert RomeBertConfig.from_pretrained(tmp_path, exit_scale=0.5).exit_scale == 0.5
+    assert RomeBertConfig.from_pretrained(tmp_path, exit_reduction="mean").exit_scale == 1 / 3
+    assert RomeBertConfig(**SMALL, exit_layers=[2], exit_reduction="mean").exit_scale == 1.0
+
+
+def test_unknown_exit_reduction_says_what_it_is_called_now():
+    with pytest.raises(ValueError, match="exit_reduction='max' is unknown; it was 'sum' or 'mean', and is"):
+        RomeBertConfig(**SMALL, exit_reduction="max")
 
 
 @pytest.mark.parametrize("settings", [{}, OURS, {**OURS, **TASK, "problem_type": MULTI}])

@@ -485,7 +485,7 @@ def test_negative_ids_and_ids_that_another_tokenizer_made():
 
 def test_ids_on_another_device_are_not_looked_at():
     """It would wait for the device."""
-    from modeling_romebert.backbones import check_token_ids
+    from modeling_romebert.input_checks import check_token_ids
 
     beyond = torch.full((2, 3), 10**6)
     check_token_ids(build(), beyond.to("meta"))

@@ -69,7 +69,7 @@ def test_what_stands_in_the_padding_is_ignored(pooling):
     hidden_states, mask = states()
     mask[5] = mask[0]
     other = torch.where(mask.unsqueeze(-1) == 1, hidden_states, 1e4)
-    head = ExitHead(head_config(exit_pooling=pooling)).eval()
+    head = ExitHead(head_config(exit_pooling=pooling), layer=1).eval()
     assert torch.equal(run(head, hidden_states, mask), run(head, other, mask))
 
 
@@ -106,7 +106,7 @@ def test_pooler_is_the_stock_one():
 
 def test_cls_head_is_pooler_then_classifier():
     hidden_states, mask = states()
-    head = ExitHead(head_config(exit_pooling="cls")).eval()
+    head = ExitHead(head_config(exit_pooling="cls"), layer=1).eval()
     first = torch.stack(
         [row[int(of_row.argmax())] for row, of_row in zip(hidden_states, mask, strict=True)]
     )  # that is attended to
@@ -119,7 +119,7 @@ def test_cls_head_is_pooler_then_classifier():
 
 def test_mean_head_is_mean_then_classifier_without_a_pooler():
     hidden_states, mask = states()
-    head = ExitHead(head_config(exit_pooling="mean")).eval()
+    head = ExitHead(head_config(exit_pooling="mean"), layer=1).eval()
     assert sorted(name for name, _ in head.named_parameters()) == ["classifier.bias", "classifier.weight"]
     pooled = masked_mean(hidden_states, mask)
     torch.testing.assert_close(
@@ -142,13 +142,13 @@ def test_mean_head_is_mean_then_classifier_without_a_pooler():
 )
 def test_dropout_is_the_classifier_s_or_else_the_hidden_one(family, dropouts, expected):
     """... by the names of the family's config, as its stock classifier reads them."""
-    assert ExitHead(RomeBertConfig(tiny_backbone(family, **dropouts))).dropout.p == expected
+    assert ExitHead(RomeBertConfig(tiny_backbone(family, **dropouts)), layer=1).dropout.p == expected
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_dropout_comes_between_pooling_and_classifier_in_training_only(pooling):
     hidden_states, mask = states()
-    head = ExitHead(head_config(exit_pooling=pooling))
+    head = ExitHead(head_config(exit_pooling=pooling), layer=1)
     pooled = pooled_for(head, hidden_states, mask)
     pooled = pooled if pooling == "mean" else head.pooler(pooled)
     torch.manual_seed(1)

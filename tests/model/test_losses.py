@@ -64,7 +64,7 @@ def distillation_of_row(teacher, student, problem_type, temperature, reduction):
 
 
 def plain_terms(
-    exit_logits, labels, layers, problem_type, gamma, temperature, reduction, teacher, weights, over_exits
+    exit_logits, labels, layers, problem_type, gamma, temperature, reduction, teacher, weights, scale
 ):
     """L_last and L_exit, by the formula at the top of losses.py."""
     rows, exits = exit_logits.tolist(), len(layers)
@@ -79,20 +79,20 @@ def plain_terms(
             term += ((1 - gamma) * task_of_row(row[k], y, problem_type) + gamma * distilled) / len(rows)
         mean_depth = sum(layers[:-1]) / (exits - 1)
         terms.append(term * (layers[k] / mean_depth if weights == "depth" else 1))
-    return last, sum(terms) / (1 if over_exits == "sum" else len(terms))
+    return last, scale * sum(terms)
 
 
 @pytest.mark.parametrize(
-    ("reduction", "teacher", "weights", "over_exits"),
-    list(itertools.product(["batchmean", "mean"], ["last", "next"], ["uniform", "depth"], ["sum", "mean"])),
+    ("reduction", "teacher", "weights", "scale"),
+    list(itertools.product(["batchmean", "mean"], ["last", "next"], ["uniform", "depth"], [1.0, 0.3])),
 )
 @pytest.mark.parametrize("problem_type", PROBLEMS)
-def test_terms_are_the_formula(problem_type, reduction, teacher, weights, over_exits):
+def test_terms_are_the_formula(problem_type, reduction, teacher, weights, scale):
     exit_logits, labels = example(problem_type)
-    loss = ExitLoss(0.7, 2.5, reduction, teacher, weights, over_exits)
+    loss = ExitLoss(0.7, 2.5, reduction, teacher, weights, scale)
     terms = loss(exit_logits, labels, exit_layers=LAYERS, problem_type=problem_type)
     last, exits = plain_terms(
-        exit_logits, labels, LAYERS, problem_type, 0.7, 2.5, reduction, teacher, weights, over_exits
+        exit_logits, labels, LAYERS, problem_type, 0.7, 2.5, reduction, teacher, weights, scale
     )
     assert terms.last.item() == pytest.approx(last, rel=1e-5)
     assert terms.exits.item() == pytest.approx(exits, rel=1e-5)
@@ -380,7 +380,8 @@ def test_large_logits_are_finite(problem_type, dtype):
         ),
         ({"teacher": "first"}, "teacher='first' is unknown; choose from last, next"),
         ({"exit_weights": "linear"}, "exit_weights='linear' is unknown; choose from uniform, depth"),
-        ({"exit_reduction": "max"}, "exit_reduction='max' is unknown; choose from sum, mean"),
+        ({"exit_scale": 0.0}, r"exit_scale=0.0 is not above 0 .*objective='last' trains the last exit alone"),
+        ({"exit_scale": math.inf}, "exit_scale=inf is not above 0"),
         ({"distillation_weight": 1.1}, r"distillation_weight=1.1 is not in 0\.\.1"),
         ({"distillation_weight": -0.1}, r"distillation_weight=-0.1 is not in 0\.\.1"),
         ({"distillation_weight": math.nan}, r"distillation_weight=nan is not in 0\.\.1"),

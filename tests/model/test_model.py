@@ -211,9 +211,7 @@ def test_loss_is_the_joint_loss():
 def test_loss_settings_come_from_the_config():
     ids, mask = padded_batch()
     labels = labels_for("single_label_classification", CLASSES)
-    output = build(distillation_weight=0.0, exit_weights="depth", exit_reduction="mean")(
-        ids, mask, labels=labels
-    )
+    output = build(distillation_weight=0.0, exit_weights="depth", exit_scale=1 / 3)(ids, mask, labels=labels)
     tasks = [F.cross_entropy(logits, labels) for logits in output.exit_logits.unbind(1)]
     expected = tasks[3] + (1 * tasks[0] + 2 * tasks[1] + 3 * tasks[2]) / 6  # weights 1/2, 2/2, 3/2, averaged
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)

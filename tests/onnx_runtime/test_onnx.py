@@ -15,7 +15,7 @@ import pytest
 import torch
 from families import FAMILIES
 from tiny import assert_same_results, build, spread_exits, tiny_texts, tiny_tokenizer
-from transformers import AlbertConfig, pipeline
+from transformers import AlbertConfig, BertConfig, ModernBertConfig, pipeline
 
 from modeling_romebert import (
     OnnxRomeBertForSequenceClassification,
@@ -27,7 +27,7 @@ from modeling_romebert import (
     export_onnx,
     score,
 )
-from modeling_romebert.onnx import bundle, engine, quantise, runtime
+from modeling_romebert.onnx import bundle, engine, export, quantise
 
 ROOT = Path(__file__).parents[2]
 TEXTS, TOKENIZER = tiny_texts(60, seed=3), tiny_tokenizer()
@@ -98,6 +98,34 @@ def test_every_family(family, tmp_path):
         torch.testing.assert_close(
             onnx(**inputs).exit_logits, model(**inputs).exit_logits, atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("family", "exit_layers"),
+    [
+        (BertConfig, None),
+        pytest.param(AlbertConfig, [1, 3, 4], marks=pytest.mark.slow),
+        pytest.param(ModernBertConfig, [1, 3, 4], marks=pytest.mark.slow),
+    ],
+)
+def test_exits_that_mix_layers(family, exit_layers, tmp_path):
+    """With fewer exits too: every layer's pooled states go from graph to graph."""
+    model = spread_exits(build(family, exit_pooling="mean", exit_mix=True, exit_layers=exit_layers), TEXTS)
+    onnx = OnnxRomeBertForSequenceClassification.from_pretrained(
+        export_onnx(model, TOKENIZER, tmp_path / "bundle", precision="fp32")
+    )
+    expected = list(score(model, TOKENIZER, TEXTS, exit_policy=POLICY))
+    assert len(depths(expected)) > 1
+    assert_same_results(list(score(onnx, TOKENIZER, TEXTS, exit_policy=POLICY, batch_tokens=100)), expected)
+    fewer = OnnxRomeBertForSequenceClassification.from_pretrained(
+        export_onnx(model, TOKENIZER, tmp_path / "int8", exits=[3], dataset=TEXTS, max_changed=1.0)
+    )
+    exits = [index for index, layer in enumerate(model.exit_layers) if layer in (3, 4)]
+    inputs = TOKENIZER(TEXTS[:5], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        of_exits = model(**inputs).exit_logits[:, exits]
+    assert fewer.config.exit_layers == [3, 4]
+    torch.testing.assert_close(fewer(**inputs).exit_logits, of_exits, atol=0.3, rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +270,29 @@ def test_int8_keeps_in_fp32_what_changes_labels(model, tmp_path, monkeypatch, ca
     assert sum(one["label"] == other["label"] for one, other in zip(found, expected, strict=True)) > 50
 
 
+def test_a_shared_graph_leaves_int8_in_every_segment(tmp_path, monkeypatch):
+    """ALBERT's one layer is said to change labels where it runs last: every segment of it is fp32, and the
+    shares are those of the bundle.
+    """
+    config = AlbertConfig(**FAMILIES[0].backbone().to_dict() | {"model_type": "albert", "embedding_size": 16})
+    model = spread_exits(RomeBertForSequenceClassification(RomeBertConfig(config)).eval(), TEXTS)
+    own, actual, segments = iter([0.0, 0.0, 0.0, 0.9]), quantise._changed, len(model.exit_layers)
+    asked = []
+
+    def changed(logits, reference, manifest):
+        asked.append(actual(logits, reference, manifest))
+        first_pass = len(asked) < 2 * segments  # which ends with the fourth segment's own share
+        return next(own) if first_pass and len(asked) % 2 else asked[-1]
+
+    monkeypatch.setattr(quantise, "_changed", changed)
+    onnx = opened(model, TOKENIZER, tmp_path / "albert", dataset=TEXTS, max_changed=0.5)
+    assert [segment.precision for segment in onnx.manifest.segments] == ["int8", *["fp32"] * (segments - 1)]
+    inputs = TOKENIZER(TEXTS, padding=True, return_tensors="np")
+    fp32 = opened(model, TOKENIZER, tmp_path / "fp32", precision="fp32")(**inputs).exit_logits.argmax(axis=-1)
+    shares = (onnx(**inputs).exit_logits.argmax(axis=-1) != fp32).mean(axis=0)
+    assert onnx.manifest.checked["labels_changed"] == pytest.approx(shares, abs=0.035)  # padding rounds
+
+
 @pytest.mark.slow
 def test_shares_of_changed_labels_are_those_of_the_bundle(model, tmp_path):
     """What the manifest tells is what the bundle does, all of it in int8, and none of it."""
@@ -283,6 +334,21 @@ def test_a_certificate_holds_in_its_precision(certified, tmp_path, caplog):
     promise = again.config.calibration
     assert (promise["precision"], promise["max_drop"], promise["confidence"]) == ("int8", 0.2, 0.8)
     assert promise["policy"] == again.config.exit_policy
+
+
+def test_an_export_that_fails_leaves_the_bundle_that_was_there(certified, folder, tmp_path, monkeypatch):
+    model, rows = certified
+    there = shutil.copytree(folder, tmp_path / "bundle")
+    before = {path.name: path.read_bytes() for path in there.iterdir()}
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(export, "calibrate", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_onnx(model, TOKENIZER, there, dataset=rows)
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_what_is_calibrated_on_a_bundle_is_saved_with_it(folder, tmp_path):
@@ -382,9 +448,9 @@ def test_no_bundle_and_half_a_manifest(folder, tmp_path):
     ],
 )
 def test_another_kind_of_processor_is_told(monkeypatch, recwarn, onnx, made_for, here, said):
-    monkeypatch.setattr(runtime, "multiplies_int8", lambda: here)
+    monkeypatch.setattr(bundle, "multiplies_int8", lambda: here)
     manifest = type("M", (), {"processor": {"multiplies_int8": made_for}})
-    runtime._warn_of_processor(manifest)
+    bundle.warn_of_processor(manifest)
     assert [said in str(one.message) for one in recwarn] == ([True] if said else [])
 
 

@@ -156,7 +156,7 @@ class Trials(list):
         ("gradient_regularization", ["off", "protect_last", "protect_exits"]),
         ("objective", ["last", "joint", "romebert"]),
         ("class_weights", ["balanced", "0.2 0.3 0.5", "None"]),
-        ("exit_reduction", ["sum", "mean"]),
+        ("exit_scale", [1, 0.25]),
     ],
 )
 def test_a_trial_trains_with_its_settings(tmp_path, name, values):

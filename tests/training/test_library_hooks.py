@@ -9,7 +9,7 @@ from tiny import build, tiny_rows, tiny_tokenizer
 from transformers import Trainer, masking_utils
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments, backbones
-from modeling_romebert.backbones import TESTED_TRANSFORMERS
+from modeling_romebert.layer_masks import TESTED_TRANSFORMERS
 from modeling_romebert.training.library_hooks import HOOKS
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import LAYERS, build, tiny_backbone, tiny_rows, tiny_tokenizer
 from transformers import BertForSequenceClassification, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from modeling_romebert import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments
 
@@ -106,6 +107,14 @@ def test_alternating_trains_the_last_exit_in_odd_steps_and_all_in_even_ones(tmp_
     _, watch = watched(tmp_path, objective="alternating", gradient_accumulation_steps=accumulation)
     steps = 2 * STEPS // accumulation
     assert [watch.moved(step) for step in range(1, steps + 1)] == [{LAST}, {LAST, EARLY}] * (steps // 2)
+
+
+@pytest.mark.parametrize("protected", ["off", "protect_last"])
+def test_mixed_trains_the_last_exit_and_then_all(tmp_path, protected):
+    _, watch = watched(tmp_path, objective="mixed", gradient_regularization=protected)
+    stage = 2 * STEPS
+    assert [watch.moved(step) for step in range(1, stage + 1)] == [{LAST}] * stage
+    assert [watch.moved(step) for step in range(stage + 1, 2 * stage + 1)] == [{LAST, EARLY}] * stage
 
 
 def test_last_trains_the_last_exit_only(tmp_path):
@@ -231,7 +240,7 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, settings, step):
     [
         (
             {"objective": "deebeert"},
-            "objective='deebeert' is unknown; choose from romebert, joint, last, deebert, alternating",
+            "objective='deebeert' is unknown; choose from romebert, joint, last, deebert, mixed, alternating",
         ),
         (
             {"gradient_regularization": "on"},
@@ -239,7 +248,7 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, settings, step):
         ),
         ({"teacher": "first"}, "teacher='first' is unknown; choose from last, next"),
         ({"exit_weights": "deep"}, "exit_weights='deep' is unknown; choose from uniform, depth"),
-        ({"exit_reduction": "max"}, "exit_reduction='max' is unknown; choose from sum, mean"),
+        ({"exit_scale": 0.0}, "exit_scale=0.0 is not above 0"),
         (
             {"distillation_reduction": "sum"},
             "distillation_reduction='sum' is unknown; choose from batchmean, mean",
@@ -282,7 +291,10 @@ def test_objectives_that_freeze_let_distributed_training_know(tmp_path):
         found[objective] = RomeBertTrainingArguments(
             str(tmp_path), objective=objective
         ).ddp_find_unused_parameters
-    assert found == {"romebert": False, "joint": False, "last": True, "deebert": True, "alternating": True}
+    assert found == {
+        **{"romebert": False, "joint": False},
+        **{"last": True, "deebert": True, "mixed": True, "alternating": True},
+    }
     asked = RomeBertTrainingArguments(str(tmp_path), objective="last", ddp_find_unused_parameters=False)
     assert asked.ddp_find_unused_parameters is False
 
@@ -315,13 +327,28 @@ def test_config_remembers_the_loss(tmp_path):
         "distillation_temperature": 2.0,
         "teacher": "next",
         "exit_weights": "depth",
+        "exit_scale": 0.3,
     }
-    trainer = trainer_of(tmp_path, **settings, exit_reduction="mean", distillation_reduction="mean")
+    trainer = trainer_of(tmp_path, **settings, distillation_reduction="mean")
     trainer.train()
     config = trainer.model.config
     assert {name: getattr(config, name) for name in settings} == settings
-    assert (config.exit_reduction, config.distillation_reduction) == ("mean", "mean")
+    assert config.distillation_reduction == "mean"
     trainer = trainer_of(tmp_path, objective="joint")
     trainer.train()
     assert trainer.model.config.distillation_weight == 0.0  # it does not distil
     assert len(trainer.model.exits) == LAYERS
+
+
+def test_exit_reduction_of_version_0_1_is_read_as_exit_scale(tmp_path, caplog):
+    transformers_logging.enable_propagation()
+    trainer = trainer_of(tmp_path, exit_reduction="mean")
+    transformers_logging.disable_propagation()
+    assert (
+        "exit_reduction='mean' is called exit_scale now: with 4 exits write exit_scale=0.3333" in caplog.text
+    )
+    assert (trainer.args.exit_scale, trainer.args.exit_reduction) == (1 / 3, None)
+    assert trainer._exit_loss().exit_scale == 1 / 3
+    assert trainer_of(tmp_path, exit_reduction="sum", exit_scale=0.5).args.exit_scale == 1.0
+    with pytest.raises(ValueError, match="exit_reduction='max' is unknown; it was 'sum' or 'mean'"):
+        trainer_of(tmp_path, exit_reduction="max")

@@ -321,7 +321,7 @@ def test_training_learns(tmp_path, objective):
 def test_regression_and_multi_label_are_learned(tmp_path, problem_type, num_labels, label):
     """The problem type is left open: the first labels settle it."""
     model = build(num_labels=num_labels, exit_pooling="mean")
-    trainer = toy_training(tmp_path, model, label, exit_reduction="mean")
+    trainer = toy_training(tmp_path, model, label, exit_scale=0.5)
     before = trainer.evaluate()
     trainer.train()
     assert model.config.problem_type == problem_type

@@ -6,7 +6,7 @@ import pytest
 from packaging.version import Version
 from versions import run
 
-from modeling_romebert.backbones import TESTED_TRANSFORMERS
+from modeling_romebert.layer_masks import TESTED_TRANSFORMERS
 
 RUNS = json.loads(run.RESULTS.read_text())
 

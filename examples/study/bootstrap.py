@@ -1,0 +1,125 @@
+"""Is one recipe better than another, or were it the seeds and the rows? Paired bootstrap intervals.
+
+Both recipes are judged with the same seeds on the same rows, and so are their resamples: each draws seeds
+and evaluation rows with replacement, the same for both. Where a metric cannot be had from predictions
+(numbers, or a point of a curve), only seeds are drawn, which with three of them says little more than whether
+all agree.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Run = dict[str, Any]  # a result, as one_run.py wrote it
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """How much more the first recipe has, and between what the level's share of the resamples lies."""
+
+    difference: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def paired(
+    ones: Sequence[Run],
+    others: Sequence[Run],
+    of_exits: Callable[[np.ndarray], np.ndarray],
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Difference in what is made of the metrics of all exits (their mean, the last), of runs with the same
+    seeds.
+
+    Args:
+        ones, others: runs of two recipes, seed by seed.
+        of_exits: (..., E) -> (...).
+
+    Raises:
+        ValueError: the seeds are others, or none.
+    """
+    if not ones or [run["seed"] for run in ones] != [run["seed"] for run in others]:
+        raise ValueError("paired runs have the same seeds, at least one, in the same order.")
+    found = np.array(
+        [of_exits(exits_of(one)) - of_exits(exits_of(other)) for one, other in zip(ones, others, strict=True)]
+    )
+    generator = np.random.default_rng(0)
+    seeds = generator.integers(len(found), size=(resamples, len(found)))  # (R, S)
+    if all(has_predictions(run) for run in (*ones, *others)):
+        rows = len(ones[0]["labels"])
+        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)  # (R, N)
+        differences = np.stack(
+            [
+                of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
+                for one, other in zip(ones, others, strict=True)
+            ],
+            axis=1,
+        )  # (R, S)
+    else:
+        differences = np.broadcast_to(found, (resamples, len(found)))
+    means = np.take_along_axis(differences, seeds, axis=1).mean(axis=1)  # (R,)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(found.mean()), float(low), float(high), len(found))
+
+
+def over_seeds(differences: Sequence[float], resamples: int = RESAMPLES) -> Interval:
+    """Differences of one number, seed by seed -> their mean, and its interval over seeds alone."""
+    found = np.asarray(differences, float)
+    seeds = np.random.default_rng(0).integers(len(found), size=(resamples, len(found)))
+    low, high = np.quantile(found[seeds].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(found.mean()), float(low), float(high), len(found))
+
+
+def exits_of(run: Run) -> np.ndarray:
+    """(E,): the metric at each exit, from the first on."""
+    return np.array([run["exits"][layer] for layer in sorted(run["exits"], key=int)])
+
+
+def has_predictions(run: Run) -> bool:
+    return "predictions" in run and run["metric"] in FROM_COUNTS
+
+
+def resampled(run: Run, weights: np.ndarray) -> np.ndarray:
+    """weights (R, N), how often a resample has each row -> (R, E), the metric at each exit."""
+    labels = np.frombuffer(run["labels"].encode(), np.uint8)  # (N,)
+    layers = sorted(run["predictions"], key=int)
+    predicted = np.stack(
+        [np.frombuffer(run["predictions"][layer].encode(), np.uint8) for layer in layers]
+    )  # (E, N)
+    return FROM_COUNTS[run["metric"]](weights, predicted, labels)
+
+
+def _accuracy(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return weights @ (predicted == labels).T.astype(float) / weights.sum(axis=1, keepdims=True)
+
+
+def _counts(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of two classes -> how many are both, are predicted and are labelled class 1, and how many there are."""
+    yes, true = (predicted == ord("1")).astype(float), (labels == ord("1")).astype(float)
+    total = weights.sum(axis=1, keepdims=True)
+    return weights @ (yes * true).T, weights @ yes.T, weights @ true[:, None], total
+
+
+def _f1(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    both, yes, true, _ = _counts(weights, predicted, labels)
+    return 2 * both / np.maximum(yes + true, 1)
+
+
+def _matthews(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    both, yes, true, total = _counts(weights, predicted, labels)
+    spread = np.sqrt(yes * (total - yes) * true * (total - true))
+    return np.where(spread > 0, (total * both - yes * true) / np.where(spread > 0, spread, 1), 0.0)
+
+
+FROM_COUNTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews_correlation": _matthews,
+}

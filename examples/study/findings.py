@@ -1,0 +1,151 @@
+"""Results on disk -> runs by task, backbone and recipe, and the figures that the report tells of each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling_romebert.evaluation.provenance import read_json
+from study.bootstrap import Interval, Run, exits_of, paired
+from study.cells import FAILED
+
+Group = tuple[str, str]  # task and backbone
+Groups = dict[Group, dict[str, list[Run]]]  # recipe -> its runs, by seed
+COSTS = (0.5, 0.33)
+# What others are measured by: two stages, no exits at the last exit, half the layers at half the cost.
+TWO_STAGES, CEILING, HALF = "deebert", "no-exits", "half-depth"
+
+
+def load(folder: Path) -> Groups:
+    """A folder of results -> (task, backbone) -> recipe -> its runs, by seed."""
+    groups: Groups = {}
+    for path in sorted(folder.glob("*/*/*/*.json")):
+        run = read_json(path)
+        groups.setdefault((run["task"], run["backbone"]), {}).setdefault(run["recipe"], []).append(run)
+    for recipes in groups.values():
+        for runs in recipes.values():
+            runs.sort(key=lambda run: run["seed"])
+    return groups
+
+
+def load_failed(results: Path) -> dict[str, str]:
+    """A folder of results -> the name of each run that failed and has none, and why it failed."""
+    folder = results.parent / FAILED
+    return {
+        " ".join(path.relative_to(folder).with_suffix("").parts): read_json(path)["reason"]
+        for path in sorted(folder.glob("*/*/*/*.json"))
+        if not (results / path.relative_to(folder)).is_file()
+    }
+
+
+def in_common(ones: Sequence[Run], others: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs of two recipes -> those with a seed that both have."""
+    seeds = {run["seed"] for run in ones} & {run["seed"] for run in others}
+    mine, theirs = ([run for run in runs if run["seed"] in seeds] for runs in (ones, others))
+    return mine, theirs
+
+
+def at_cost(run: Run, cost: float, rule: str | None = None) -> float | None:
+    """The metric where the run's exit rule costs so much of full depth, between the points of its curve.
+
+    Of a model without exits it is its one point, if that costs no more; else there is none.
+
+    Args:
+        rule: another than that of the run's curve.
+    """
+    kept = run["arguments"].get("keep_layers", 1.0)
+    points = run["policies"].get(rule, []) if rule not in (None, run["policy"]) else run["curve"]
+    if not points:
+        return exits_of(run)[-1] if kept <= cost and run["policy"] is None else None
+    layers = [int(layer) for layer in run["exits"]]
+    exits = exits_of(run)
+    ends = [(min(layers) / run["num_layers"], exits[0]), (1.0, exits[-1])]
+    pairs = sorted([*((point["cost"], point["metric"]) for point in points), *ends])
+    costs, metrics = zip(*pairs, strict=True)
+    return float(np.interp(cost, costs, metrics))
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """`None` where any is."""
+    return None if not values or any(value is None for value in values) else float(np.mean(values))  # type: ignore[arg-type]
+
+
+def spread_of(values: Sequence[float]) -> float | None:
+    """Standard deviation over seeds; of one there is none."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Runs of one recipe -> means over seeds: of each exit, their mean, the last, the curve, the time."""
+    exits = {
+        layer: float(np.mean([run["exits"][layer] for run in runs]))
+        for layer in sorted(runs[0]["exits"], key=int)
+    }
+    means, lasts = [run["mean_over_exits"] for run in runs], [exits_of(run)[-1] for run in runs]
+    return {
+        "seeds": len(runs),
+        "exits": exits,
+        "mean": float(np.mean(means)) if len(exits) > 1 else None,
+        "mean_spread": spread_of(means),
+        "last": float(np.mean(lasts)),
+        "last_spread": spread_of(lasts),
+        "at_cost": {cost: mean_of([at_cost(run, cost) for run in runs]) for cost in COSTS},
+        "area": mean_of([run["area"] for run in runs]),
+        "seconds": float(
+            np.mean(
+                [
+                    run["training_cpu_seconds" if run["device"] == "cpu" else "training_seconds"]
+                    for run in runs
+                ]
+            )
+        ),
+        "projected": mean_of([run["projected"] for run in runs]),
+        "cosine": mean_of([run["gradient_cosine"] for run in runs]),
+    }
+
+
+def best_one_stage(recipes: dict[str, list[Run]]) -> str | None:
+    """The recipe with the highest mean over exits among those with the most seeds that train in one stage, in
+    as many epochs as DeeBERT.
+    """
+    fits = {
+        name: runs
+        for name, runs in recipes.items()
+        if len(runs[0]["exits"]) > 1
+        and runs[0]["arguments"]["objective"] not in ("deebert", "last")
+        and epochs_of(runs[0]) <= runs[0]["arguments"]["num_train_epochs"] * 1.001
+    }
+    most = max((len(runs) for runs in fits.values()), default=0)
+    fits = {name: runs for name, runs in fits.items() if len(runs) == most}
+    return max(fits, key=lambda name: summary(fits[name])["mean"], default=None)
+
+
+def epochs_of(run: Run) -> float:
+    """That all stages of a run take together."""
+    stages = 2 if run["arguments"]["objective"] in ("deebert", "mixed") else 1
+    return stages * run["arguments"].get("epochs_factor", 1.0) * run["arguments"]["num_train_epochs"]
+
+
+def last_of(exits: np.ndarray) -> np.ndarray:
+    """(..., E) -> (...)"""
+    return exits[..., -1]
+
+
+def difference(recipes: dict[str, list[Run]], one: str, other: str, what: Any) -> Interval | None:
+    """Of two recipes of a task; `what` is np.mean or `last_of`. `None` where no seed has both."""
+    ones, others = in_common(recipes.get(one, []), recipes.get(other, []))
+    of_exits = last_of if what is last_of else lambda exits: exits.mean(axis=-1)
+    return paired(ones, others, of_exits) if ones else None
+
+
+def missing_of(grid: dict[str, Any], groups: Groups) -> dict[Group, dict[str, list[int]]]:
+    """What the grid asks for and nobody ran: (task, backbone) -> recipe -> seeds."""
+    absent: dict[Group, dict[str, list[int]]] = {}
+    for task, of_task in grid["tasks"].items():
+        for backbone in of_task["backbones"]:
+            for recipe in grid["recipes"]:
+                have = {run["seed"] for run in groups.get((task, backbone), {}).get(recipe, [])}
+                if seeds := [seed for seed in of_task["seeds"] if seed not in have]:
+                    absent.setdefault((task, backbone), {})[recipe] = seeds
+    return absent

@@ -1,0 +1,229 @@
+"""examples/study: the grid, runs that are killed or fail, and what one run's file holds."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from study import bootstrap, cells, findings, one_run, report, run
+from support.glue_arguments import KINDS
+from support.glue_arguments import parse as parse_glue
+from support.recipes import as_arguments, shipped_recipes
+from tiny import color, labelled
+from tiny import train_and_validation_files as files
+
+from modeling_romebert.evaluation.provenance import read_json, write_json
+
+METHODS = [name for name, path in shipped_recipes().items() if path.parent.name == "methods"]
+
+
+# ---- the grid
+
+
+def test_the_grid_runs_every_recipe_of_a_method_that_there_is():
+    assert sorted(cells.read_grid()["recipes"]) == sorted(METHODS)
+
+
+@pytest.mark.parametrize("recipe", METHODS)
+def test_a_recipe_holds_arguments_that_go_together_and_says_what_it_is(recipe):
+    (cell,) = cells.cells_of(cells.read_grid(), ["rte"], ["e5-small"], [recipe], [1])
+    where, data, training = parse_glue([*as_arguments(cell.arguments, KINDS, recipe), "--use_cpu"])
+    assert (data.task_name, where.exit_pooling, training.learning_rate) == ("rte", "mean", 1e-4)
+    assert len(report.words_of(shipped_recipes()[recipe])) > 30
+
+
+def test_first_seeds_come_first_and_recipes_win_over_tasks():
+    grid = {
+        "common": {"max_length": 9, "learning_rate": 1.0},
+        "backbones": {"b": "x"},
+        "tasks": {"t": {"backbones": ["b"], "seeds": [1, 2], "arguments": {"learning_rate": 2.0}}},
+        "recipes": ["joint", "no-exits"],
+    }
+    found = cells.cells_of(grid)
+    assert [(cell.seed, cell.recipe) for cell in found] == [
+        *((1, "joint"), (1, "no-exits")),
+        *((2, "joint"), (2, "no-exits")),
+    ]
+    assert found[1].arguments == {"max_length": 9, "learning_rate": 2.0, "objective": "last"}
+    assert cells.cells_of(grid, more={"objective": "joint"})[1].arguments["objective"] == "joint"
+    with pytest.raises(SystemExit, match="--tasks u: the grid has t"):
+        cells.cells_of(grid, tasks=["u"])
+    with pytest.raises(SystemExit, match="--recipe jont is unknown; choose from"):
+        cells.cells_of(grid, recipes=["jont"])
+
+
+# ---- runs
+
+
+def cell(seed=1, recipe="joint") -> cells.Cell:
+    return cells.Cell("t", "b", recipe, seed, {"learning_rate": 1.0}, {})
+
+
+@pytest.fixture
+def stand_in(here, monkeypatch):
+    """Runs are a few lines of Python: seed 2 fails, all others write a result."""
+    code = """
+import json, pathlib, sys
+cell = json.loads(pathlib.Path(sys.argv[1], "cell.json").read_text())
+if cell["seed"] == 2:
+    sys.exit("no seed 2 today")
+exits = {"1": 0.5, "2": 0.75}
+kept = {name: cell[name] for name in ("arguments", "seed")}
+found = {"metric": "m", "exits": exits, "mean_over_exits": 0.6, **kept}
+pathlib.Path(cell["result"]).write_text(json.dumps(found))
+"""
+    monkeypatch.setattr(run, "python", lambda: [sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_has_a_result_is_not_run_and_what_fails_is_kept_apart(stand_in, capsys, workers):
+    asked, results, runs = [cell(seed) for seed in (1, 2, 3)], Path("results"), Path("runs")
+    assert run.work(run.missing(asked, results, False), results, runs, workers, keep=False) == 1
+    assert sorted(str(path) for path in results.rglob("*.json")) == [
+        "results/t/b/joint/1.json",
+        "results/t/b/joint/3.json",
+    ]
+    failure = read_json("failed/t/b/joint/2.json")
+    assert (failure["reason"], failure["returned"]) == ("no seed 2 today", 1)
+    assert not Path("runs/t/b/joint/1").exists() and Path("runs/t/b/joint/2/log.txt").exists()
+    said = capsys.readouterr().out
+    assert "t b joint seed 3: m 0.750 at the last exit, mean 0.600" in said and "[3/3]" in said
+    assert run.missing(asked, results, False) == []
+    assert run.missing(asked, results, retry_failed=True) == asked[1:2]
+
+
+def test_results_of_other_arguments_are_said_aloud(stand_in, capsys):
+    results = Path("results")
+    run.work([cell()], results, Path("runs"), 1, keep=False)
+    write_json(cell().file(results), {**read_json(cell().file(results)), "arguments": {"learning_rate": 2.0}})
+    assert run.missing([cell()], results, False) == []
+    assert "1 results are of other arguments than the grid has now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--set", "seed"], "--set seed: write NAME=VALUE"),
+        (["--set", "max_steps=1"], "--set makes other runs than the grid's; say with --results"),
+        (["--train_file", "a.csv"], "--train_file is given without --validation_file"),
+        (
+            ["--train_file", "a.csv", "--validation_file", "b.csv"],
+            "--train_file a.csv: there is no such file",
+        ),
+        (["--data", "absent", "--tasks", "rte"], "--data: there is no absent/rte/train.jsonl"),
+    ],
+)
+def test_arguments_that_cannot_be_run(here, argv, message):
+    with pytest.raises(SystemExit, match=message):
+        run.main(argv)
+
+
+# ---- one run
+
+
+@pytest.fixture
+def a_run(here, encoder):
+    """One run in this process on own files and a tiny encoder -> what its result holds."""
+
+    def one(recipe: str, label=color, **more) -> dict:
+        given = files(labelled(48, label), labelled(20, label, seed=1))
+        (found,) = cells.cells_of(
+            cells.own_task(cells.read_grid(), given[1], given[3]),
+            recipes=[recipe],
+            seeds=[1],
+            more={"num_train_epochs": 1, "use_cpu": True, "per_device_train_batch_size": 8, **more},
+        )
+        places = {"model_name_or_path": encoder, "train_file": given[1], "validation_file": given[3]}
+        return one_run.run({**vars(found), "places": places}, Path("run"))
+
+    return one
+
+
+def test_a_run_says_all_that_there_is_to_say(a_run):
+    found = a_run("kl-0.3-protect-last")
+    assert list(found["exits"]) == ["1", "2", "3", "4"] and found["metric"] == "accuracy"
+    assert found["mean_over_exits"] == pytest.approx(np.mean(list(found["exits"].values())))
+    assert list(found["policies"]) == [
+        "confidence",
+        "margin",
+        "patience",
+        "patient_confidence",
+        "vote",
+    ]
+    assert found["policy"] == "entropy" and 0 < found["curve"][0]["cost"] <= 1
+    for layer, predicted in found["predictions"].items():
+        right = [one == other for one, other in zip(predicted, found["labels"], strict=True)]
+        assert np.mean(right) == pytest.approx(found["exits"][layer])
+    assert found["rows"] == {"train": 48, "evaluation": 20} and found["steps"] == 6
+    assert 0 <= found["projected"] <= 1 and -1 <= found["gradient_cosine"] <= 1
+    assert {"step", "loss_last", "loss_exits"} == found["losses"][0].keys()
+    assert (
+        found["settings"]["training"]["exit_scale"] == 0.3
+        and found["settings"]["model"]["model_name_or_path"] == "minilm-l6"
+    )
+    assert len(found["digests"]["backbone"]) == len(found["digests"]["train"]) == 64
+    assert found["training_seconds"] > 0 and found["device"] == "cpu" and found["threads"] >= 1
+    assert str(Path.cwd()) not in json.dumps(found)
+
+
+def test_numbers_are_judged_by_whether_exits_agree(a_run):
+    found = a_run("joint-0.3", label=lambda number: number % 7 + 0.5)
+    assert found["metric"] == "pearson" and found["policy"] == "patience" and found["policies"] == {}
+    assert "predictions" not in found and len(found["curve"]) > 1
+    assert bootstrap.paired([found], [found], lambda exits: exits.mean(axis=-1)).difference == 0
+
+
+def test_without_exits_only_the_last_is_told(a_run):
+    found = a_run("half-depth")
+    assert list(found["exits"]) == ["2"] and found["num_layers"] == 2 and found["policies"] == {}
+    assert findings.at_cost(found, 0.5) == found["exits"]["2"] and findings.at_cost(found, 0.33) is None
+
+
+def test_the_mix_is_an_argument_and_epochs_have_a_factor(a_run):
+    found = a_run("layer-mix", num_train_epochs=2, epochs_factor=0.5)
+    assert found["settings"]["model"]["exit_mix"] is True and found["steps"] == 6
+
+
+def test_the_clock_goes_on_where_the_checkpoint_stopped():
+    clock, state = (
+        one_run.Clock(),
+        SimpleNamespace(stateful_callbacks={"Clock": {"attributes": {"before": [100.0, 50.0]}}}),
+    )
+    clock.on_train_begin(None, state, None)
+    seconds, cpu_seconds = clock.seconds
+    assert 100 < seconds < 101 and 50 <= cpu_seconds < 51
+    kept = clock.state()["attributes"]["before"]
+    assert kept[0] >= seconds and one_run.Clock().state()["attributes"]["before"] == (0.0, 0.0)
+
+
+def test_one_folder_one_process(tmp_path):
+    with (
+        one_run.alone(tmp_path),
+        pytest.raises(SystemExit, match="going on in another process"),
+        one_run.alone(tmp_path),
+    ):
+        raise AssertionError("two processes hold one folder")
+
+
+@pytest.mark.slow
+def test_a_study_of_own_files_that_is_killed_goes_on(here, encoder, monkeypatch):
+    """The same command after a kill ends with what it would have ended with."""
+    given = files(labelled(48, color), labelled(20, color, seed=1))
+    argv = [*given, "--models", f"minilm-l6={encoder}", "--recipes", "joint", "--seeds", "1", "--results"]
+    settings = ["num_train_epochs=20", "use_cpu=true", "per_device_train_batch_size=8"]
+    run.main([*argv, "whole/results", "--set", *settings])
+
+    def stop_at_a_checkpoint(_):
+        if list(Path("runs/study").rglob("checkpoint-*/trainer_state.json")):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run.time, "sleep", stop_at_a_checkpoint)
+        run.main([*argv, "again/results", "--set", *settings])
+    assert not list(Path("again").rglob("*.json"))
+    run.main([*argv, "again/results", "--set", *settings])
+    one, other = (read_json(f"{name}/results/train/minilm-l6/joint/1.json") for name in ("whole", "again"))
+    for name in ("exits", "predictions", "losses", "curve", "digests"):
+        assert one[name] == other[name]

@@ -1,0 +1,208 @@
+"""examples/study/report.py: intervals, against resamples written out, and the page."""
+
+import doctest
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, matthews_corrcoef
+from study import bootstrap, cells, findings, one_run, report, run, wording
+
+from modeling_romebert.evaluation.provenance import write_json
+
+# ---- intervals
+
+
+def a_result(seed, predictions, labels, metric="accuracy", **more) -> dict:
+    """A result of given predictions, a string for each exit."""
+    scores = {
+        "accuracy": lambda y, p: np.mean(np.array(list(y)) == np.array(list(p))),
+        "f1": f1,
+        "matthews_correlation": matthews,
+    }
+    exits = {str(layer): float(scores[metric](labels, one)) for layer, one in enumerate(predictions, start=1)}
+    return {
+        "task": "t",
+        "backbone": "b",
+        "recipe": "r",
+        "seed": seed,
+        "metric": metric,
+        "exits": exits,
+        "mean_over_exits": float(np.mean(list(exits.values()))),
+        "num_layers": len(predictions),
+        "predictions": {str(layer): one for layer, one in enumerate(predictions, start=1)},
+        "labels": labels,
+        "curve": [{"threshold": 0.5, "cost": 0.6, "metric": 0.9}],
+        "policy": "entropy",
+        "policies": {"patience": [{"threshold": 2, "cost": 0.75, "metric": 0.8}]},
+        "area": 0.8,
+        "arguments": {"objective": "joint", "num_train_epochs": 2},
+        "training_seconds": 60.0,
+        "training_cpu_seconds": 30.0,
+        "device": "cpu",
+        "projected": None,
+        "gradient_cosine": None,
+        "rows": {"train": 10, "evaluation": len(labels)},
+        "machine": {"processor": "x86_64", "instructions": "AVX2", "threads": 1, "accelerator": None},
+        "versions": {"torch": "2", "transformers": "5"},
+        **more,
+    }
+
+
+def f1(labels, predicted):
+    return f1_score([int(one) for one in labels], [int(one) for one in predicted])
+
+
+def matthews(labels, predicted):
+    return matthews_corrcoef([int(one) for one in labels], [int(one) for one in predicted])
+
+
+def random_words(rows, seed, share=0.7, labels=None):
+    generator = np.random.default_rng(seed)
+    if labels is None:
+        return "".join(map(str, generator.integers(2, size=rows)))
+    return "".join(one if generator.random() < share else str(1 - int(one)) for one in labels)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews_correlation"])
+def test_metrics_of_resamples_are_those_of_the_repeated_rows(metric):
+    labels = random_words(40, 0)
+    one = a_result(1, [random_words(40, 1, 0.6, labels), random_words(40, 2, 0.9, labels)], labels, metric)
+    weights = np.random.default_rng(3).multinomial(40, np.full(40, 1 / 40), size=5).astype(float)
+    found = bootstrap.resampled(one, weights)
+    for counts, values in zip(weights, found, strict=True):
+        rows = np.repeat(np.arange(40), counts.astype(int))
+        repeated = [
+            ["".join(text[row] for row in rows) for text in one["predictions"].values()],
+            "".join(labels[row] for row in rows),
+        ]
+        assert values.tolist() == pytest.approx(list(a_result(1, *repeated, metric)["exits"].values()))
+    assert bootstrap.resampled(one, np.ones((1, 40)))[0].tolist() == pytest.approx(
+        list(one["exits"].values())
+    )
+
+
+def test_an_interval_holds_0_where_there_is_no_difference_and_excludes_it_where_there_is():
+    labels = random_words(200, 0)
+    weak = [a_result(seed, [random_words(200, seed, 0.7, labels)] * 2, labels) for seed in (1, 2, 3)]
+    strong = [a_result(seed, [random_words(200, seed + 9, 0.95, labels)] * 2, labels) for seed in (1, 2, 3)]
+    mean = lambda exits: exits.mean(axis=-1)  # noqa: E731
+    same = bootstrap.paired(weak, weak, mean)
+    assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0) and not same.excludes_zero
+    found = bootstrap.paired(strong, weak, mean)
+    assert 0.15 < found.low < found.difference < found.high < 0.35 and found.seeds == 3
+    backwards = bootstrap.paired(weak, strong, mean)
+    assert backwards.difference == -found.difference and backwards.high < 0
+    # with one row in ten thousand of another kind, the interval is that of the standard error
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 200), rel=0.6)
+    with pytest.raises(ValueError, match="the same seeds"):
+        bootstrap.paired(weak[:2], strong[1:], mean)
+
+
+def test_without_predictions_seeds_alone_are_drawn():
+    bare = [{"seed": seed, "metric": "pearson", "exits": {"1": 0.5 + seed / 10}} for seed in (1, 2, 3)]
+    other = [{**one, "exits": {"1": 0.5}} for one in bare]
+    found = bootstrap.paired(bare, other, lambda exits: exits[..., -1])
+    assert (found.low, found.difference, found.high) == pytest.approx((0.1, 0.2, 0.3))
+    assert bootstrap.over_seeds([0.1, 0.2, 0.3]) == pytest.approx(found)
+
+
+# ---- figures and the page
+
+
+def test_the_metric_at_a_cost_lies_between_the_points_of_the_curve():
+    one = a_result(
+        1, ["0000", "0101"], "0101"
+    )  # exits at cost 0.5 and 1 score 0.5 and 1.0, the curve 0.9 at 0.6
+    assert findings.at_cost(one, 0.55) == pytest.approx(0.7)
+    assert findings.at_cost(one, 0.8) == pytest.approx(0.95)
+    assert findings.at_cost(one, 0.5, "entropy") == 0.5
+    assert findings.at_cost(one, 0.625, "patience") == pytest.approx(0.65)
+
+
+def write_results(folder, **recipes):
+    for recipe, runs in recipes.items():
+        for one in runs:
+            write_json(Path(folder, "t", "b", recipe, f"{one['seed']}.json"), {**one, "recipe": recipe})
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Of three recipes with three, three and two seeds."""
+    labels = random_words(200, 0)
+
+    def runs(share, seeds, **arguments):
+        arguments = {"objective": "joint", "num_train_epochs": 2, **arguments}
+        return [
+            a_result(
+                seed,
+                [random_words(200, 10 * seed + exit, share, labels) for exit in range(4)],
+                labels,
+                arguments=arguments,
+            )
+            for seed in seeds
+        ]
+
+    folder = tmp_path / "results"
+    for recipe, of_recipe in {
+        "joint": runs(0.9, (1, 2, 3)),
+        "kl-0.3": runs(0.95, (1, 2)),
+        "deebert": runs(0.7, (1, 2, 3), objective="deebert", epochs_factor=0.5),
+        "kl-1-double": runs(0.99, (1, 2, 3), epochs_factor=2.0),
+    }.items():
+        write_results(folder, **{recipe: of_recipe})
+    return folder
+
+
+def test_the_best_of_one_stage_has_the_most_seeds_and_no_more_epochs(results):
+    recipes = findings.load(results)["t", "b"]
+    assert findings.best_one_stage(recipes) == "joint"
+    found = findings.difference(recipes, "kl-0.3", "deebert", np.mean)
+    assert found.seeds == 2 and found.low > 0.1
+    assert findings.difference(recipes, "joint", "no-exits", np.mean) is None
+
+
+def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
+    grid = {"tasks": {"t": {"backbones": ["b", "c"], "seeds": [1, 2, 3]}}, "recipes": ["joint", "kl-0.3"]}
+    write_json(tmp_path / "grid.json", grid)  # which is YAML too
+    for recipe in ("paper", "joint"):
+        write_json(tmp_path / f"failed/t/b/{recipe}/1.json", {"reason": "first\nloss is nan at step 7"})
+    report.main(
+        [
+            "--results",
+            str(results),
+            "--page",
+            str(tmp_path / "study.md"),
+            "--grid",
+            str(tmp_path / "grid.json"),
+        ]
+    )
+    page = (tmp_path / "study.md").read_text()
+    assert "- t, b: of the recipes with as many epochs, `joint` has the highest mean over exits (" in page
+    assert re.search(r"Against DeeBERT: [12]\d\.\d points ahead \[\+.*, \+.*\] \(3 seeds\)", page)
+    assert "7 runs of the grid have no result yet." in page
+    assert "- t, b: seeds 3 of `kl-0.3`" in page and "- t, c: all" in page
+    assert "joint 1: " not in page  # it has a result by now
+    assert "- failed: t b paper 1: loss is nan at step 7" in page
+    assert (tmp_path / "results/study-t-b.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("module", [wording, one_run, run], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
+
+
+def test_no_results_is_an_error(tmp_path):
+    with pytest.raises(SystemExit, match="holds no results; examples/study"):
+        report.main(["--results", str(tmp_path), "--page", str(tmp_path / "study.md")])
+
+
+def test_the_page_is_of_the_results_that_are_there():
+    """After new results: python examples/study/report.py"""
+    groups = findings.load(cells.RESULTS)
+    failed = findings.load_failed(cells.RESULTS)
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(groups, cells.read_grid(), failed)
+    for group in groups:
+        assert (report.PAGE.parent / report.plot_of(group)).is_file()
