@@ -6,8 +6,8 @@
 1. The test sentences are written so often as it takes to a CSV file of `--rows`.
 2. Each side is a process of its own that labels the file: `score` fed from the csv module with as many
    threads as the machine has, score_file.py, and Daft and Ray with 1 and more workers of one thread each.
-3. Rates are those once running: from the first rows that come back on. What starting takes is told beside it.
-   The peak of memory is that of the process that reads and writes.
+3. Each labels a quarter of the rows, then all. What the others take longer is the rate; what is left of the
+   first run is what starting takes. The peak of memory is that of the process that reads and writes.
 4. Labels and exit layers of all sides are compared.
 """
 
@@ -20,7 +20,6 @@ import support.installed  # noqa: F401
 # isort: split
 import csv
 import itertools
-import json
 import os
 import subprocess
 import tempfile
@@ -30,7 +29,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as pq
-import torch
 from quickstart import QuickstartArguments
 from support.labelling import Labeller
 from support.reviews import load_splits
@@ -66,17 +64,17 @@ class ScaleArguments:
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(ScaleArguments).parse_args_into_dataclasses(argv)
     if arguments.only_score:
-        plain_score(arguments.model, arguments.only_score)
+        plain_score(arguments.model, Path(arguments.only_score))
         return
     if unknown := [side for side in arguments.sides if side not in SIDES]:
         raise SystemExit(f"--sides {' '.join(unknown)}: choose from {', '.join(SIDES)}.")
     splits, _ = load_splits(arguments.dataset)
     results: dict[str, Any] = {"rows": arguments.rows, **provenance(), "sides": []}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "rows.csv")
-        write_rows(path, list(splits["test"]["text"]), arguments.rows)
+        for name, rows in (("rows.csv", arguments.rows), ("quarter.csv", arguments.rows // 4)):
+            write_rows(Path(folder, name), list(splits["test"]["text"]), rows)
         for side, workers in ways(arguments):
-            found = measured(side, workers, arguments.model, path)
+            found = measured(side, workers, arguments.model, Path(folder), arguments.rows)
             results["sides"].append({"side": side, "workers": workers, **found})
             print(f"{name_of(side, workers)}: {found['texts_per_second']:.0f} texts per second")
             if arguments.output_file:
@@ -100,71 +98,58 @@ def write_rows(path: Path, texts: list[str], rows: int) -> None:
         writer.writerows(enumerate(itertools.islice(itertools.cycle(texts), rows)))
 
 
-def measured(side: str, workers: int | None, model: str, path: Path) -> dict[str, Any]:
-    """A side as a process -> its rates, and the peak of its memory in MB.
+def measured(side: str, workers: int | None, model: str, folder: Path, rows: int) -> dict[str, Any]:
+    """A side on the small file and on the large one -> its rate, and the peak of its memory in MB."""
+    small, _ = run_side(side, workers, model, folder / "quarter.csv")
+    large, peak = run_side(side, workers, model, folder / "rows.csv")
+    rate = (rows - rows // 4) / (large - small)
+    return {
+        "texts_per_second": rate,
+        "seconds": [small, large],
+        "seconds_to_start": small - rows // 4 / rate,
+        "peak_mb": peak,
+    }
+
+
+def run_side(side: str, workers: int | None, model: str, path: Path) -> tuple[float, float]:
+    """A side as a process -> its seconds, and the peak of its memory in MB.
 
     Raises:
         SystemExit: it failed.
     """
-    output = path.with_name(f"{side}-{workers}.parquet")
+    output = path.with_name(f"{path.stem}-{side}-{workers}.parquet")
     if side == "score":
         command = [__file__, "--model", model, "--only_score", str(path)]
     else:
-        command = [str(EXAMPLES / {"score_file": "score_file.py"}.get(side, f"score_{side}.py"))]
+        command = [str(EXAMPLES / (f"{side}.py" if side == "score_file" else f"score_{side}.py"))]
         command += ["--model", model, "--input", str(path), "--output", str(output), "--keep", "id"]
     if workers:
         command += ["--workers", str(workers), "--threads", "1"]
+    begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{name_of(side, workers)} failed with exit status {process.returncode}.")
-    found = read_json(f"{path}.score.json" if side == "score" else f"{output}.summary.json")
-    seconds, rate = found["seconds_of_this_run"], found["texts_per_second_once_running"]
-    mega = 2**20 if sys.platform == "darwin" else 2**10
-    return {
-        "texts_per_second": rate,
-        "seconds": seconds,
-        "seconds_to_start": seconds - found["rows_of_this_run"] / rate,
-        "peak_mb": usage.ru_maxrss / mega,
-        "threads": found["machine"]["threads"],
-    }
+    return time.perf_counter() - begin, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def plain_score(model: str, path: str) -> None:
-    """The child process of the side `score`: what a user would write, timed."""
+def plain_score(model: str, path: Path) -> None:
+    """The child process of the side `score`: what a user would write. Keeps some results to compare."""
     labeller = Labeller(model)
-    results: list[Any] = []
-    begin = time.perf_counter()
-    first, rows, seconds_to_first = 0, 0, 0.0
-    with open(path, encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         texts = (row["text"] for row in csv.DictReader(file))
-        for rows, result in enumerate(score(labeller.model, labeller.tokenizer, texts), start=1):
-            if rows <= KEPT:
-                results.append([result["label"], result["exit_layer"]])
-            if rows == 1024:
-                first, seconds_to_first = rows, time.perf_counter() - begin
-    seconds = time.perf_counter() - begin
-    write_json(
-        f"{path}.score.json",
-        {
-            "rows_of_this_run": rows,
-            "seconds_of_this_run": seconds,
-            "texts_per_second_once_running": (rows - first) / (seconds - seconds_to_first),
-            "machine": {"threads": torch.get_num_threads()},
-            "results": results,
-        },
-    )
+        results = score(labeller.model, labeller.tokenizer, texts, exit_policy=labeller.policy)
+        kept = [[result["label"], result["exit_layer"]] for result in itertools.islice(results, KEPT)]
+        for _ in results:
+            pass
+    write_json(path.with_suffix(".score.json"), kept)
 
 
 def agreement(folder: Path) -> float | None:
     """Share of rows with the label and exit layer of the first side, over all sides; `None` for one side."""
-    sides = [
-        [tuple(one) for one in json.loads(path.read_text())["results"]]
-        for path in folder.glob("*.json")
-        if path.name.endswith(".score.json")
-    ]
-    for path in sorted(folder.glob("*.parquet")):
+    sides = [[tuple(one) for one in read_json(path)] for path in folder.glob("rows.score.json")]
+    for path in sorted(folder.glob("rows-*.parquet")):
         table = pq.read_table(path, columns=["label", "exit_layer"]).slice(0, KEPT)
         sides.append(list(zip(*(column.to_pylist() for column in table.columns), strict=True)))
     if len(sides) < 2:

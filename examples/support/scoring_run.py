@@ -114,7 +114,6 @@ def run(
         for table in in_shards(pace.kept(engine(done), bar), arguments.shard_rows):
             shards.write(count, table)
             count += 1
-    pace.end()
     if not count:
         raise SystemExit(f"--input {arguments.input} has no rows.")
     summary = summary_of(shards.join(count), arguments.model, pace)
@@ -150,35 +149,26 @@ def in_shards(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 
 class Pace:
-    """How many rows a run has labelled, and how fast: from its beginning, and from its first rows on, before
-    which workers start and load the model.
-    """
+    """How many rows a run has labelled, and in which time."""
 
     def __init__(self) -> None:
-        self.rows, self._first_rows = 0, 0
-        self._begin = self._first = self._end = time.perf_counter()
+        self.rows, self._begin = 0, time.perf_counter()
+        self.seconds = 0.0
 
     def kept(self, tables: Iterator[pa.Table], bar: Any) -> Iterator[pa.Table]:
         """The same tables, counted, also on a progress bar."""
         for table in tables:
-            if not self.rows:
-                self._first, self._first_rows = time.perf_counter(), len(table)
             self.rows += len(table)
             bar.update(len(table))
             yield table
-
-    def end(self) -> None:
-        self._end = time.perf_counter()
+        self.seconds = time.perf_counter() - self._begin
 
     def summary(self) -> dict[str, Any]:
-        """As JSON; rates are `None` where there is nothing to take them from."""
-        seconds, running = self._end - self._begin, self._end - self._first
-        rest = self.rows - self._first_rows
+        """As JSON."""
         return {
             "rows_of_this_run": self.rows,
-            "seconds_of_this_run": seconds,
-            "texts_per_second": self.rows / seconds if self.rows else None,
-            "texts_per_second_once_running": rest / running if rest else None,
+            "seconds_of_this_run": self.seconds,
+            "texts_per_second": self.rows / self.seconds if self.rows else None,
         }
 
 

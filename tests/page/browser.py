@@ -25,6 +25,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HOW = "Chromium and its driver are not here. On Debian: apt-get install chromium chromium-driver"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
@@ -61,7 +62,7 @@ class Page:
     """
 
     def __init__(self, address: str, width: int = 1000, height: int = 1250):
-        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
         driver = shutil.which("chromedriver")
         if chromium is None or driver is None:
             raise RuntimeError(HOW)

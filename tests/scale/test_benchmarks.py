@@ -1,4 +1,4 @@
-"""examples/benchmarks/scale.py and serving.py, small: every side runs, answers as it should, and is told."""
+"""examples/benchmarks/scale.py and serving.py, small: every side runs, and answers as it should."""
 
 import pytest
 from benchmarks import load, scale, serving
