@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-versions lint clean
+.PHONY: quickstart test test-slow test-scale test-browser test-versions lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart     set up, fine-tune on real reviews, evaluate, calibrate, classify (runs/quickstart)"
 	@echo "make test           set up, run the tests that every edit needs"
 	@echo "make test-slow      the others: compilers, launchers, fresh interpreters, whole runs"
+	@echo "make test-scale     those of workers and the server (extra scale: Ray, Daft, LitServe, Gradio)"
+	@echo "make test-browser   those of the page, in Chromium (Debian: apt-get install chromium chromium-driver)"
 	@echo "make test-versions  the tests on the oldest and newest versions that setup.cfg allows (docs/versions.md)"
 	@echo "make lint           set up, ruff and mypy"
 	@echo "make clean          remove $(VENV)"
@@ -29,6 +31,14 @@ test: $(BIN)/.installed
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+
+test-scale: $(BIN)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[scale]"
+	$(BIN)/python -m pytest tests/scale $(ARGS)
+
+test-browser: $(BIN)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/python -m pytest tests/page $(ARGS)
 
 test-versions: $(BIN)/.installed
 	$(BIN)/python tests/versions/run.py $(ARGS)

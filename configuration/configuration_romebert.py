@@ -78,7 +78,7 @@ class RomeBertConfig(PreTrainedConfig):
             not named. When `num_hidden_layers` is written later, every layer stays every layer, and the last
             exit moves to the new last layer.
         exit_pooling: `"cls"`, the first token through a pooler of the exit's own, or `"mean"`, the mean of
-            the attended tokens.
+            the attended tokens. A token classifier pools nothing: it writes `"token"` here.
         exit_mix: each exit reads a learned mix of the layers so far (scale times softmax weights) instead of
             the layer that it is after.
         exit_policy: what `modeling_romebert.make_policy` takes, e.g. `{"name": "entropy", "threshold": 0.2}`
@@ -218,6 +218,11 @@ class RomeBertConfig(PreTrainedConfig):
     @_attn_implementation.setter
     def _attn_implementation(self, value: str | dict[str, str] | None) -> None:
         PreTrainedConfig._attn_implementation.fset(self, value)  # hands it down
+
+    @property
+    def classifies_tokens(self) -> bool:
+        """Whether the exits read every token, as those of a token classifier do."""
+        return self.exit_pooling == "token"
 
     @property
     def exit_layers(self) -> list[int]:

@@ -15,7 +15,7 @@ NAMES_THE_MODEL = (
 # Whether this is the package, not a copy of it in a saved model's folder.
 INSTALLED = not __name__.startswith("transformers_modules.")
 # Files that hold a class which config.json may name.
-ENTRY_FILES = ("configuration_romebert", "modeling_romebert", "pipeline_romebert")
+ENTRY_FILES = ("configuration_romebert", "modeling_romebert", "pipeline_romebert", "token_pipeline")
 
 
 class CustomPipelines(dict[str, Any]):

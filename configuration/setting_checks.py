@@ -22,7 +22,7 @@ FAMILIES = (
     "albert",
     "modernbert",
 )
-EXIT_POOLINGS = ("cls", "mean")
+EXIT_POOLINGS = ("cls", "mean", "token")
 LABELS = ("num_labels", "id2label", "label2id")
 # Settings that the library writes on any model's config, whether or not they say something about it.
 WRITTEN_BY_THE_LIBRARY = {"pad_token_id", "bos_token_id", "eos_token_id", "use_cache"}

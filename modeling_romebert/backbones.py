@@ -60,6 +60,9 @@ class Adapter:
     layer_list = "encoder.layer"
     others: tuple[str, ...] = ()  # what else the adapter reaches for in the backbone
     packs = True  # layers are given a mask and nothing else, so that texts can be packed (batch_layout.py)
+    # Where a layer that packs has the projections to keys and values, for tokens that have halted
+    # (active_attention.py).
+    keys_and_values: tuple[str, str] = ("attention.self.key", "attention.self.value")
 
     def max_tokens(self, config: PreTrainedConfig) -> int | None:
         """Longest sequence that there are positions for, special tokens included; `None` where any length
@@ -152,6 +155,7 @@ class DistilBertAdapter(Adapter):
 
     inputs = ("input_ids", "position_ids", "inputs_embeds")
     layer_list = "transformer.layer"
+    keys_and_values = ("attention.k_lin", "attention.v_lin")
 
 
 class MPNetAdapter(Adapter):
@@ -227,6 +231,7 @@ class AlbertAdapter(Adapter):
 
     layer_list = "encoder.albert_layer_groups"
     others = ("encoder.embedding_hidden_mapping_in",)
+    keys_and_values = ("albert_layers.0.attention.key", "albert_layers.0.attention.value")
 
     def embed(
         self, backbone: PreTrainedModel, attention_mask: Tensor | None, **inputs: Tensor | None

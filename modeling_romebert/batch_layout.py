@@ -6,8 +6,8 @@ texts alone. Nothing here runs a layer or knows of exits; encoder.py does.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, groupby
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,61 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .exit_heads import mean_weights, weighted_mean
-
-
-class BlockDiagonalMask(Tensor):
-    """A block-diagonal attention mask that is never written out.
-
-    For `F.scaled_dot_product_attention`, which hands over to it, as to torch's own `CausalBias`
-    (torch.nn.attention.bias). Neighbours of the same length are attended to in one call. The mask holds no
-    values of its own.
-
-    Example:
-        >>> query, key, value = torch.randn(3, 1, 2, 5, 8)  # each (1, heads, T, D)
-        >>> mask = BlockDiagonalMask.of([2, 3])
-        >>> together = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        >>> alone = F.scaled_dot_product_attention(query[:, :, :2], key[:, :, :2], value[:, :, :2])
-        >>> torch.allclose(together[:, :, :2], alone)
-        True
-    """
-
-    runs: list[tuple[int, int]]  # neighbours of the same length: how many, and their length
-
-    @classmethod
-    def of(cls, lengths: Iterable[int]) -> "BlockDiagonalMask":
-        """Lengths of the texts, T tokens in all -> their mask."""
-        mask = torch.empty(0).as_subclass(cls)
-        mask.runs = [(len(list(texts)), length) for length, texts in groupby(lengths)]
-        return mask
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: BlockDiagonalMask, **settings: Any
-) -> Tensor:
-    """query, key, value (1, heads, T, D) -> (1, heads, T, D); for settings see
-    `F.scaled_dot_product_attention`.
-    """
-    _, heads, tokens, size = query.shape
-    # As the layer wants it, so that nobody has to transpose it.
-    attended = query.new_empty(tokens, heads, size)
-    start = 0
-    for texts, length in attn_mask.runs:
-        stop = start + texts * length
-        of_run = [
-            states[0, :, start:stop].unflatten(1, (texts, length)).transpose(0, 1)
-            for states in (query, key, value)
-        ]
-        of_texts = F.scaled_dot_product_attention(*of_run, **settings)  # (texts, heads, length, D)
-        attended[start:stop].view(texts, length, heads, size).copy_(of_texts.transpose(1, 2))
-        start = stop
-    return attended.transpose(0, 1).unsqueeze(0)
-
 
 # A tokenised text, by name of the model's input: lists of equal length.
 Features = Mapping[str, Sequence[int]]
@@ -85,11 +30,14 @@ class Batch(ABC):
         hidden: states of all tokens, embedded or after some layers.
         run_layer: how the encoder runs a layer on exactly these rows; gone when rows change.
         pooled (b, layers run, H): what exits that mix layers read of each; goes with the rows.
+        active (m,): of a token classifier, places among the tokens end to end that layers still run on;
+            `None` for all.
     """
 
     hidden: Tensor
     run_layer: RunLayer | None = None
     pooled: Tensor | None = None
+    active: Tensor | None = None
 
     @property
     @abstractmethod
@@ -100,6 +48,20 @@ class Batch(ABC):
     @abstractmethod
     def tokens(self) -> int:
         """Tokens that a layer runs on, padding included."""
+
+    @property
+    @abstractmethod
+    def attended(self) -> list[int]:
+        """Attended tokens of each row, n in all."""
+
+    @property
+    @abstractmethod
+    def places(self) -> Tensor:
+        """(n,): where the attended tokens lie, row after row, once rows and tokens of `hidden` are flat."""
+
+    def end_to_end(self, states: Tensor) -> Tensor:
+        """States that lie as `hidden` does -> those of the attended tokens (n, H), row after row."""
+        return states.flatten(0, 1)[self.places]
 
     @abstractmethod
     def first_tokens(self, states: Tensor) -> Tensor:
@@ -141,6 +103,7 @@ class PaddedBatch(Batch):
         self.position_ids = None if position_ids is None else position_ids.expand(hidden.shape[0], -1)
         self._sizes: Tensor | None = None  # (2, b) on the host, once measured
         self._weights: Tensor | None = None  # (b, 1, T) of `means`, made once
+        self._places: Tensor | None = None  # made once
 
     def measure(self) -> "PaddedBatch":
         """Learn the lengths, and drop a mask that masks nothing. Waits for the device, once."""
@@ -170,6 +133,16 @@ class PaddedBatch(Batch):
     @property
     def tokens(self) -> int:
         return self.hidden.shape[0] * self.hidden.shape[1]
+
+    @property
+    def attended(self) -> list[int]:
+        return self.sizes[1].tolist()
+
+    @property
+    def places(self) -> Tensor:
+        if self._places is None:
+            self._places = self.full_mask().flatten().nonzero().squeeze(1)
+        return self._places
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -256,6 +229,17 @@ class PackedBatch(Batch):
     @property
     def tokens(self) -> int:
         return self.hidden.shape[1]
+
+    @property
+    def attended(self) -> list[int]:
+        return self._lengths
+
+    @property
+    def places(self) -> Tensor:
+        return torch.arange(self.cu_seqlens[-1])
+
+    def end_to_end(self, states: Tensor) -> Tensor:
+        return states[0, : self.cu_seqlens[-1]]
 
     @property
     def filler(self) -> int:

@@ -9,11 +9,11 @@ import os
 import re
 from typing import Any
 
+from .card_tasks import task_of
 from .configuration_romebert import RomeBertConfig
 
 BEGIN = "<!-- romebert: written by modeling_romebert from here on; what you change is overwritten -->"
 END = "<!-- romebert: yours again from here on -->"
-TAGS = ["romebert", "early-exit", "text-classification", "custom_code"]
 # Of an evaluation that may be gone: never kept from an older card. Other metadata is, where there is nothing
 # new to say.
 EVALUATED = ("metrics", "model-index")
@@ -25,8 +25,8 @@ def metadata(
     """Metadata of the card by name; see `model_card`."""
     metadata: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "tags": TAGS,
+        "pipeline_tag": task_of(config).tag,
+        "tags": ["romebert", "early-exit", task_of(config).tag, "custom_code"],
     }
     known = {"base_model": base, **{name: training.get(name) for name in ("license", "language", "datasets")}}
     metadata.update({name: value for name, value in known.items() if value})
@@ -49,7 +49,7 @@ def _model_index(
         figures.append({"type": metric, "value": calibrated["metric"], "name": title})
     figures = [figure for figure in figures if math.isfinite(figure["value"])]
     result = {
-        "task": {"type": "text-classification", "name": "Text classification"},
+        "task": {"type": task_of(config).tag, "name": task_of(config).title},
         "dataset": {"type": dataset.get("type", name), "name": name}
         | ({"split": dataset["split"]} if "split" in dataset else {}),
         "metrics": figures,

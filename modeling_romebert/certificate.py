@@ -18,6 +18,19 @@ MEANINGS = {
     "harm": "at most {:.3g} of the answers are wrong where full depth is right",
     "drop": "the share of right answers drops by at most {:.3g}",
 }
+# Of token classifiers, by what an answer is.
+MEANINGS_PER = {
+    "row": {
+        "disagreement": "at most {:.3g} of the texts have a word whose label differs from full depth",
+        "harm": "at most {:.3g} of the texts have a wrong word where full depth has none",
+        "drop": "the share of texts whose every word is right drops by at most {:.3g}",
+    },
+    "token": {
+        "disagreement": "of a text on average at most {:.3g} of the words differ from full depth",
+        "harm": "of a text on average at most {:.3g} of the words are wrong where full depth is right",
+        "drop": "the share of right words in a text drops by at most {:.3g} on average",
+    },
+}
 
 
 def certificate_of(config: Any) -> dict[str, Any] | None:
@@ -52,7 +65,8 @@ def sentence(calibration: dict[str, Any]) -> str:
         )
     if not calibration["certified"]:
         return f"No threshold could be certified, so every text runs every layer: {calibration['reason']}"
-    promise = MEANINGS[calibration["risk"]].format(calibration["max_drop"])
+    meanings = MEANINGS_PER.get(str(calibration.get("per")), MEANINGS)
+    promise = meanings[calibration["risk"]].format(calibration["max_drop"])
     return (
         f"Certified on {count} examples with {calibration['confidence']:.4g} confidence, for texts like"
         f" those: {promise} ({calibration['observed']:.4f} there), at a cost of {cost} of the layers."

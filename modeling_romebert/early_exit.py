@@ -79,6 +79,11 @@ class ActiveBatch:
             self._batch = self.encoder.embed_texts(self._texts)
         return self._batch
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row that layers run on."""
+        return self.batch.lengths
+
     def step(self) -> Exited | None:
         """Run to the next exit that is evaluated -> the rows that exit there, `None` for none. At the last
         exit all do.
@@ -92,10 +97,13 @@ class ActiveBatch:
         self.logits = self.encoder.exit_logits(self.batch, self.depth)  # (b, C)
         if index == len(exits) - 1:
             return self._all_exit()
-        if self.policy is None:
-            return None
+        return None if self.policy is None else self._let_exit(index, self.policy)
+
+    def _let_exit(self, index: int, policy: ExitPolicy) -> Exited | None:
+        """Ask the policy at exit e = 0, 1, ... -> the rows that exit there, `None` for none."""
+        assert self.logits is not None
         # b of them; the one wait for the device
-        exiting: list[bool] = self.policy.leaves(index, self.logits).tolist()
+        exiting: list[bool] = policy.leaves(index, self.logits).tolist()
         if all(exiting):
             return self._all_exit()
         if not any(exiting):
@@ -154,7 +162,7 @@ class ActiveBatch:
         if policy is not None:
             policy = policy.merge([policy])  # a memory of its own
             policy.keep(slice(kept.start, kept.stop))
-        return ActiveBatch(
+        return type(self)(
             self.encoder, self.rows[kept.start : kept.stop], self.batch.view(kept), policy, self.depth
         )
 

@@ -15,7 +15,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .batch_layout import (
     Batch,
-    BlockDiagonalMask,
     Features,
     PackedBatch,
     PaddedBatch,
@@ -27,13 +26,14 @@ from .batch_layout import (
 from .cpu import workers_for
 from .input_checks import check_inputs
 from .layer_masks import LayerRows
+from .packed_attention import BlockDiagonalMask
 
 # What a forward pass takes.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 
 class TorchEncoder:
-    """The layers and exits of a `RomeBertForSequenceClassification`.
+    """The layers and exits of a `RomeBertForSequenceClassification`; of one for tokens see token_encoder.py.
 
     Args:
         model: the classifier.

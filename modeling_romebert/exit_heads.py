@@ -87,7 +87,8 @@ class LayerMix(nn.Module):
 
 class ExitHead(nn.Module):
     """A classifier at one exit: (B, H) -> (B, C), from the first token through a pooler of its own, or from
-    the mean of a row. With `config.exit_mix`: (B, l, H) -> (B, C), from those of every layer so far.
+    the mean of a row; or (..., H) -> (..., C) from every token. With `config.exit_mix`: (B, l, H) -> (B, C),
+    from those of every layer so far.
 
     Args:
         layer: after which it is, counted from 1.

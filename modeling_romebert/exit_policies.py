@@ -222,7 +222,12 @@ POLICIES: dict[str, type[ExitPolicy]] = {
 
 
 def make_policy(
-    name: str, ask_every: int | None = None, ask_exits: Sequence[int] | None = None, **settings: Any
+    name: str,
+    ask_every: int | None = None,
+    ask_exits: Sequence[int] | None = None,
+    unit: str | None = None,
+    window: int | None = None,
+    **settings: Any,
 ) -> ExitPolicy:
     """Build an exit policy by name.
 
@@ -236,6 +241,8 @@ def make_policy(
         tolerance: for `patience` on regression: exits agree when they differ by less, in units of the target.
         ask_every, ask_exits: ask at every so many-th exit only, or at the exits after these layers; see
             `ExitPolicy.asking`.
+        unit, window: for a token classifier: whether whole texts leave (`"row"`) or single tokens halt
+            (`"token"`), and the window that has to be sure; see `ExitPolicy.deciding_for`.
 
     Raises:
         ValueError: unknown name, a setting that the policy does not take, or a value out of range.
@@ -247,6 +254,8 @@ def make_policy(
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"exit policy {name!r} is unknown; choose from {', '.join(POLICIES)}.")
     policy = _build(POLICIES[name], settings)
+    if unit is not None or window is not None:
+        policy = policy.deciding_for(unit, window)
     return policy if ask_every is None and ask_exits is None else policy.asking(ask_every, ask_exits)
 
 

@@ -30,10 +30,12 @@ logger = logging.get_logger(__name__)
 
 # Flat siblings that import torch, transformers and each other, and nothing else.
 CLOSURE = (
+    "active_attention.py",
     "arrays.py",
     "backbones.py",
     "batch_layout.py",
     "card_metadata.py",
+    "card_tasks.py",
     "certificate.py",
     "confidence.py",
     "configuration_romebert.py",
@@ -49,7 +51,11 @@ CLOSURE = (
     "model_card.py",
     "modeling_romebert.py",
     "monitor.py",
+    "multi_exit.py",
+    "out_of_memory.py",
     "own_code.py",
+    "packed_attention.py",
+    "pipeline_arguments.py",
     "pipeline_romebert.py",
     "policy_base.py",
     "pretrained.py",
@@ -59,6 +65,11 @@ CLOSURE = (
     "setting_checks.py",
     "settings.py",
     "text_batcher.py",
+    "token_batcher.py",
+    "token_encoder.py",
+    "token_exits.py",
+    "token_pipeline.py",
+    "token_spans.py",
 )
 
 # Those that lie beside the config.
@@ -68,12 +79,20 @@ AUTO_MAP = {
     "AutoConfig": "configuration_romebert.RomeBertConfig",
     "AutoModel": "modeling_romebert.RomeBertModel",
     "AutoModelForSequenceClassification": "modeling_romebert.RomeBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_romebert.RomeBertForTokenClassification",
 }
 
 CUSTOM_PIPELINES = {
     "early-exit-classification": {
         "impl": "pipeline_romebert.EarlyExitPipeline",
         "pt": ["AutoModelForSequenceClassification"],
+        "type": "text",
+    }
+}
+TOKEN_PIPELINES = {
+    "early-exit-token-classification": {
+        "impl": "token_pipeline.EarlyExitTokenPipeline",
+        "pt": ["AutoModelForTokenClassification"],
         "type": "text",
     }
 }
@@ -85,7 +104,7 @@ def name_code(config: Any) -> None:
     config.auto_map = AUTO_MAP | {
         auto_class: named[auto_class] for auto_class in named if not is_own(named[auto_class])
     }
-    tasks = dict(CUSTOM_PIPELINES)
+    tasks = dict(TOKEN_PIPELINES if config.classifies_tokens else CUSTOM_PIPELINES)
     for task, entry in (getattr(config, "custom_pipelines", None) or {}).items():
         if not is_own(entry["impl"]):
             # `pipeline` puts the auto classes themselves where their names were, and JSON has no classes.

@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .batch_layout import BlockDiagonalMask
+from .packed_attention import BlockDiagonalMask
 
 TESTED_TRANSFORMERS = "5.19.0 to 5.24.0"  # what setup.cfg allows; docs/versions.md has the runs
 

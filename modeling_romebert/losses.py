@@ -79,6 +79,25 @@ def labelled_rows(labels: Tensor, problem_type: str) -> Tensor:
     return torch.ones(rows, dtype=torch.bool, device=labels.device)
 
 
+def as_rows(exit_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """exit_logits (B, E, T, C), labels (B, T) -> (B * T, E, C), (B * T,): every token is a row of the loss.
+
+    Those of whole texts, (B, E, C), stay as they are.
+
+    Raises:
+        ValueError: there is not one label per token.
+    """
+    if exit_logits.ndim < 4:
+        return exit_logits, labels
+    rows, _, tokens, _ = exit_logits.shape
+    if labels.shape != (rows, tokens):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, and a token classifier needs one per token, ({rows},"
+            f" {tokens}), with {IGNORED_LABEL} for tokens without one."
+        )
+    return exit_logits.transpose(1, 2).flatten(0, 1), labels.flatten()
+
+
 def task_losses(
     exit_logits: Tensor,
     labels: Tensor,
@@ -279,8 +298,9 @@ class ExitLoss(LossSettings):
 
     def task_losses(self, exit_logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
         """exit_logits (B, E, C), labels (B,) or (B, C) -> (E,): each exit's loss against the labels, see
-        `task_losses`.
+        `task_losses`; of tokens (B, E, T, C) and (B, T).
         """
+        exit_logits, labels = as_rows(exit_logits, labels)
         return task_losses(exit_logits, labels, problem_type, self.label_smoothing, self.class_weights)
 
     def __call__(
@@ -295,9 +315,11 @@ class ExitLoss(LossSettings):
         """The two terms of a batch.
 
         Args:
-            exit_logits (B, E, C), labels (B,) or (B, C), exit_layers: of length E.
+            exit_logits (B, E, C), labels (B,) or (B, C); of tokens (B, E, T, C) and (B, T).
+            exit_layers: of length E.
             per_exit (E,): another loss of each exit against the labels, to take the place of `task_losses`.
         """
+        exit_logits, labels = as_rows(exit_logits, labels)
         if per_exit is None:
             per_exit = self.task_losses(exit_logits, labels, problem_type)  # (E,)
         early = per_exit[:-1]  # (E-1,)

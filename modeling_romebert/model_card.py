@@ -7,6 +7,8 @@ Every number comes from what is handed in; nothing is measured here.
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +25,7 @@ from .card_metadata import (
     merged,
     metadata,
 )
+from .card_tasks import task_of
 from .certificate import certificate_of, sentence
 from .configuration_romebert import ProblemType, RomeBertConfig, loss_settings
 
@@ -125,13 +128,32 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step, in a folder that is made where it does not exist: a reader sees the old file
     or the new one.
     """
+    with unfinished(path) as there:
+        there.write_bytes(content)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A place beside a file to write its new content to; when the `with` ends well, it takes the file's place
+    in one step. For content that is too large for memory; else there is `write_whole`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "new.txt")
+        >>> with unfinished(path) as there:
+        ...     _ = there.write_text("all of it")
+        ...     path.exists()
+        False
+        >>> path.read_text()
+        'all of it'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    there = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
+        yield there
+        os.replace(there, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        there.unlink(missing_ok=True)
 
 
 def _card(
@@ -188,21 +210,24 @@ def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
         else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
     )
     mixes = ", which reads a learned mix of the layers so far" if config.exit_mix else ""
-    if config.problem_type == ProblemType.REGRESSION or (not config.problem_type and config.num_labels == 1):
+    is_regression = config.problem_type == ProblemType.REGRESSION or (
+        not config.problem_type and config.num_labels == 1
+    )
+    if is_regression and not config.classifies_tokens:
         says = "a number"
     else:
         kind = "any number of" if config.problem_type == ProblemType.MULTI_LABEL else "one of"
         names = ", ".join(f"`{_text(name)}`" for name in config.id2label.values())
         says = f"{kind} {config.num_labels} labels ({names})"
     return (
-        f"A RomeBERT text classifier, which gives a text {says}: {encoder} of {layers} layers with an exit"
-        f" after {where}{mixes}, at which a text leaves as soon as the model is sure enough. Answers hold"
-        " `label`, `score` and `exit_layer`, the number of layers that ran."
+        f"{task_of(config).gives} {says}: {encoder} of {layers} layers with an exit after {where}{mixes},"
+        f" {task_of(config).answers}"
     )
 
 
 def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
     model = json.dumps(training["hub_model_id"]) if training.get("hub_model_id") else "ID"
+    task = task_of(config)
     explained = (
         ""
         if training.get("hub_model_id")
@@ -211,12 +236,12 @@ def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
     installed = [
         "import modeling_romebert  # registers the task",
         "from transformers import pipeline",
-        f'classify = pipeline("early-exit-classification", model={model})',
+        f'classify = pipeline("{task.pipeline}", model={model})',
     ]
     remote = [
-        "from transformers import AutoModelForSequenceClassification, pipeline",
-        f'classify = pipeline("early-exit-classification", model={model}, trust_remote_code=True)',
-        f"model = AutoModelForSequenceClassification.from_pretrained({model}, trust_remote_code=True)",
+        f"from transformers import {task.auto_class}, pipeline",
+        f'classify = pipeline("{task.pipeline}", model={model}, trust_remote_code=True)',
+        f"model = {task.auto_class}.from_pretrained({model}, trust_remote_code=True)",
     ]
     return "\n".join(
         [

@@ -1,34 +1,31 @@
-"""The models: a text encoder of the library with an exit after some of its layers.
+"""The models that users load: a text encoder of the library with an exit after some of its layers.
 
 A row is one text of a batch. Without an exit policy every row runs every layer and every exit is evaluated;
-with one, sure rows exit, and deeper layers run on fewer rows and shorter padding. The loop over the layers is
-in early_exit.py, what it runs in encoder.py, the exits in exit_heads.py, the decision in exit_policies.py,
-loading and saving in pretrained.py.
+with one, sure rows exit, or of a token classifier sure tokens halt, and deeper layers run on less. What the
+classifiers share is in multi_exit.py, loading and saving in pretrained.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .batch_layout import PaddedBatch
 from .configuration_romebert import ProblemType, RomeBertConfig
-from .cpu import PREPACKING_TOKENS, pays, prepacked
-from .early_exit import all_exits, classify
-from .encoder import TorchEncoder
-from .exit_heads import ExitHead
-from .exit_policies import ExitPolicy, as_policy
+from .early_exit import classify
+from .exit_policies import ExitPolicy
 from .input_checks import check_token_ids
-from .losses import ExitLoss, check_labels, infer_problem_type
+from .losses import check_labels
+from .multi_exit import MultiExitModel
+from .policy_base import check_unit
 from .pretrained import RomeBertPreTrainedModel
-
-logger = logging.get_logger(__name__)
+from .token_encoder import TokenEncoder
+from .token_exits import ActiveTokens, classify_tokens
 
 
 @dataclass
@@ -52,17 +49,25 @@ class RomeBertClassifierOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def _selected(states: tuple[Tensor, ...], which: bool | int | Sequence[int]) -> tuple[Tensor | None, ...]:
-    """Hidden states by their indices, negative ones counted from the end; `True` is all of them.
+@dataclass
+class RomeBertTokenClassifierOutput(ModelOutput):
+    """What `RomeBertForTokenClassification` returns, for B rows of T tokens, E exits, C labels and L layers.
 
-    `None` for the others.
+    Args:
+        loss: scalar, with labels only: the joint loss without a policy, the loss of `logits` with one.
+        logits (B, T, C): of the exit where each token left; the last exit without a policy.
+        exit_logits (B, E, T, C): of every exit; `None` with a policy.
+        exit_layer (B, T): layers run, 1..L; with a policy 0, and logits of 0, for padding.
+        hidden_states: L + 1 tensors (B, T, H), embeddings first, when asked for; without a policy only.
+        attentions: L tensors (B, heads, T, T), when asked for; without a policy only.
     """
-    if which is True:
-        return states
-    count, indices = len(states), [which] if isinstance(which, int) else which
-    return tuple(
-        state if index in indices or index - count in indices else None for index, state in enumerate(states)
-    )
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    exit_logits: Tensor | None = None
+    exit_layer: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class RomeBertModel(RomeBertPreTrainedModel):
@@ -100,7 +105,7 @@ class RomeBertModel(RomeBertPreTrainedModel):
         )
 
 
-class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
+class RomeBertForSequenceClassification(MultiExitModel):
     """A text encoder with a classifier after each of `config.exit_layers`.
 
     Example:
@@ -114,44 +119,15 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
     """
 
     _auto_class = "AutoModelForSequenceClassification"
-    # The loss is a mean over the batch: a Trainer divides it by the accumulation steps itself.
-    accepts_loss_kwargs = False
-    # Whether to look for a training that reaches the last exit alone, and say so; what means to do that turns
-    # it off.
-    watches_exits = True
-    gradient_checkpointing = False  # set by the library, with the function that does it
-    _gradient_checkpointing_func: Any
+    output_class = RomeBertClassifierOutput
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
+        if config.classifies_tokens:
+            raise ValueError(
+                'exit_pooling="token" is that of a token classifier: load it with'
+                ' AutoModelForTokenClassification, or give exit_pooling="cls" or "mean".'
+            )
         super().__init__(config, backbone)
-        self.num_labels = config.num_labels
-        # Fixed with the weights, and looked up here: for a single text each read of a config shows on the
-        # clock.
-        self.exit_layers: list[int] = list(config.exit_layers)
-        self.pools_mean = config.exit_pooling == "mean"
-        self.mixes_layers: bool = config.exit_mix
-        self.exits = nn.ModuleDict({str(layer): ExitHead(config, layer) for layer in self.exit_layers})
-        self.exit_loss = ExitLoss.from_config(config)
-        if config.exit_policy is not None:
-            as_policy(config.exit_policy)  # settings that mean nothing fail here, not at the first text
-        self.post_init()
-
-    def encoder(self, pad_token_id: int | None = None, for_tokens: int = 0) -> TorchEncoder:
-        """Layers and exits as bulk scoring runs them, for one pass: weights may be prepacked, and are not
-        looked at again.
-
-        Args:
-            pad_token_id: of the tokenizer.
-            for_tokens: tokens of the pass; prepacking has to pay for itself.
-        """
-        layers = prepacked(self.layers) if for_tokens >= PREPACKING_TOKENS and pays(self.backbone) else None
-        return TorchEncoder(self, layers, pad_token_id=pad_token_id)
-
-    def _start_from(self, pooler: nn.Linear | None) -> None:
-        for head in self.exits.values():
-            assert isinstance(head, ExitHead)
-            if head.pooler is not None and pooler is not None:
-                head.pooler.dense.load_state_dict(pooler.state_dict())
 
     @can_return_tuple
     def forward(
@@ -181,8 +157,6 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         Raises:
             ValueError: inputs, labels or policy that do not fit the model.
         """
-        if labels is not None:
-            self._note_problem_type(labels)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -190,49 +164,15 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        if exit_policy is not None:
-            if output_hidden_states or output_attentions:
-                raise ValueError(
-                    "output_hidden_states and output_attentions need every layer; leave exit_policy out."
-                )
-            return self._exit_early(inputs, as_policy(exit_policy), labels)
+        return self._classify(inputs, labels, exit_policy, output_hidden_states, output_attentions)
 
-        wants_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
-        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        states: list[Tensor] | None = [] if wants_states else None
-        attentions = None
-        if wants_attentions:
-            exit_logits, states, attentions = self._all_exits_of_stock_states(inputs)
-        else:
-            encoder = TorchEncoder(self, states=states)
-            exit_logits = all_exits(encoder, encoder.embed(inputs))  # (B, E, C)
-        if labels is None and self.watches_exits and self.training and exit_logits.requires_grad:
-            self._watch_exits(exit_logits)
-        loss = None
-        if labels is not None:
-            terms = self.exit_loss(
-                exit_logits, labels, exit_layers=self.exit_layers, problem_type=self.problem_type
-            )
-            loss = terms.last + terms.exits
-        return RomeBertClassifierOutput(
-            loss=loss,
-            logits=exit_logits[:, -1],
-            exit_logits=exit_logits,
-            exit_layer=torch.full((exit_logits.shape[0],), self.exit_layers[-1], device=exit_logits.device),
-            hidden_states=_selected(tuple(states), wants_states)
-            if states is not None and wants_states
-            else None,
-            attentions=attentions,
-        )
-
-    def _exit_early(
-        self, inputs: dict[str, Tensor | None], policy: ExitPolicy, labels: Tensor | None
+    def _exit_early(  # type: ignore[override]
+        self, inputs: Mapping[str, Tensor | None], policy: ExitPolicy, labels: Tensor | None
     ) -> RomeBertClassifierOutput:
         """A batch whose rows exit as the policy says."""
+        check_unit(policy, classifies_tokens=False)
         policy = policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
-        encoder = TorchEncoder(self)
+        encoder = self.encoder_class(self)
         logits, exit_layer = classify(encoder, encoder.embed(inputs).measure(), policy)  # (B, C), (B,)
         loss = (
             None
@@ -241,64 +181,125 @@ class RomeBertForSequenceClassification(RomeBertPreTrainedModel):
         )
         return RomeBertClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
 
-    def _watch_exits(self, exit_logits: Tensor) -> None:
-        """Say it once when a loss that was made of the outputs reaches the last exit alone: the others are
-        then not trained.
 
-        A Trainer makes one of `logits` with `label_smoothing_factor`, or with a `compute_loss_func` that
-        reads them.
+class RomeBertForTokenClassification(MultiExitModel):
+    """A text encoder with a classifier of every token after each of `config.exit_layers`.
+
+    Labels, logits and exit layers are of tokens. With a policy whole rows leave when all their words are
+    sure, or with `unit="token"` single tokens halt, and keep their state while the layers above run on the
+    others (SENTEE and TOKEE, Li et al., arXiv 2105.13878; token_exits.py). A class per token is the only
+    problem type.
+
+    Example:
+        >>> config = RomeBertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, num_labels=3)
+        >>> model = RomeBertForTokenClassification(config).eval()
+        >>> ids = torch.tensor([[101, 2023, 2003, 102]])
+        >>> model(ids).exit_logits.shape
+        torch.Size([1, 2, 4, 3])
+        >>> model(ids, exit_policy={"name": "entropy", "threshold": 1.0, "unit": "token"}).exit_layer
+        tensor([[1, 1, 1, 1]])
+    """
+
+    _auto_class = "AutoModelForTokenClassification"
+    output_class = RomeBertTokenClassifierOutput
+    encoder_class = TokenEncoder
+    active_batch = ActiveTokens
+    problem_type = ProblemType.SINGLE_LABEL.value  # of a token
+
+    def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):
+        if config.exit_mix:
+            raise ValueError(
+                "exit_mix=True mixes what is pooled of each layer, and a token classifier pools nothing."
+            )
+        config.exit_pooling = "token"
+        super().__init__(config, backbone)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        exit_policy: ExitPolicy | dict[str, Any] | None = None,
+        word_ids: Tensor | None = None,
+        halt_layers: Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> RomeBertTokenClassifierOutput:
+        """Classify the tokens of a batch.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: each (B, T); inputs_embeds: (B, T, H); as
+                in BERT.
+            labels: (B, T) class ids, or -100 for tokens without one.
+            exit_policy: see `RomeBertForSequenceClassification.forward`.
+            word_ids: (B, T), the word of each token as a fast tokenizer counts them, and -1 for special
+                tokens, which have no say in a policy; nor has a piece of a word but the first. Left out, each
+                attended token is a word.
+            halt_layers: (B, T), layers that each token runs before it halts, instead of a policy: what the
+                second stage of training sees (training/self_sampling.py). Every exit is evaluated.
+            output_hidden_states, output_attentions: see `RomeBertForSequenceClassification.forward`.
+
+        Raises:
+            ValueError: inputs, labels, policy or words that do not fit the model.
         """
-        early = [
-            parameter for layer in self.exit_layers[:-1] for parameter in self.exits[str(layer)].parameters()
-        ]
-        if not any(parameter.requires_grad for parameter in early) or torch.compiler.is_compiling():
-            return
-        self.watches_exits = False  # one look is enough, and it waits for the device
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        if halt_layers is not None and (exit_policy is not None or output_attentions):
+            raise ValueError("halt_layers is given with exit_policy or output_attentions; leave one out.")
+        of_exits = {"word_ids": word_ids, "halt_layers": halt_layers}
+        return self._classify(
+            inputs, labels, exit_policy, output_hidden_states, output_attentions, **of_exits
+        )
 
-        def look(gradient: Tensor) -> None:  # (B, E, C)
-            if gradient[:, -1].any() and not gradient[:, :-1].any():
-                logger.warning(
-                    f"Only the last of {len(self.exit_layers)} exits is being trained: the loss was made of"
-                    " `logits`, as by a Trainer with label_smoothing_factor or compute_loss_func, not by"
-                    " the model from `labels`. RomeBertTrainer applies both to every exit. In a loop of"
-                    " your own, make the loss of `exit_logits`, or pass `labels` to the model; it smooths"
-                    " them after model.exit_loss = dataclasses.replace(model.exit_loss, label_smoothing=0.1)."
-                )
+    def _encoder_of_all_layers(self, states: list[Tensor] | None, **of_exits: Any) -> TokenEncoder:
+        return TokenEncoder(self, states=states, halt_layers=of_exits["halt_layers"])
 
-        exit_logits.register_hook(look)
+    def _exit_early(  # type: ignore[override]
+        self,
+        inputs: Mapping[str, Tensor | None],
+        policy: ExitPolicy,
+        labels: Tensor | None,
+        word_ids: Tensor | None = None,
+        halt_layers: None = None,
+    ) -> RomeBertTokenClassifierOutput:
+        """A batch whose rows, or tokens, exit as the policy says."""
+        policy = policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
+        encoder = self.encoder_class(self)
+        batch = encoder.embed(inputs).measure()
+        shape = batch.hidden.shape[:2]
+        if word_ids is None:
+            word_ids = torch.arange(shape[1], device=batch.hidden.device).expand(shape)
+        if word_ids.shape != shape:
+            raise ValueError(
+                f"word_ids have shape {tuple(word_ids.shape)}; give one per token, {tuple(shape)}, with -1"
+                " for tokens of no word."
+            )
+        words = word_ids.flatten()[batch.places].cpu()  # (n,)
+        logits, exit_layer = classify_tokens(encoder, batch, policy, words)  # (B, T, C), (B, T)
+        loss = None
+        if labels is not None:
+            loss = self.exit_loss.task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
+        return RomeBertTokenClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
 
-    @property
-    def problem_type(self) -> str:
-        """`config.problem_type`; while that is unset, what the number of labels suggests."""
-        problem_type = self.config.problem_type
-        if problem_type is not None:
-            return problem_type
-        return (ProblemType.REGRESSION if self.config.num_labels == 1 else ProblemType.SINGLE_LABEL).value
+    def note_labels(self, labels: Tensor) -> None:
+        """Refuse labels that are no class of a token; the problem type is always the same.
 
-    def _note_problem_type(self, labels: Tensor) -> None:
-        """As stock classifiers do: the first labels settle a problem type that the config leaves open."""
-        if self.config.problem_type is None:
-            self.config.problem_type = infer_problem_type(self.config.num_labels, labels)
+        Raises:
+            ValueError: a value that is no class, or labels that are not (B, T).
+        """
+        if labels.ndim != 2:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, and a token classifier needs (B, T): one per"
+                " token, -100 where there is none."
+            )
         if labels.device.type == "cpu":  # elsewhere reading values would wait for the device
-            check_labels(labels, self.config.problem_type, self.config.num_labels)
-
-    def _all_exits_of_stock_states(
-        self, inputs: dict[str, Tensor | None]
-    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-        """Exit logits (B, E, C), hidden states and attentions by the backbone's own forward: attentions are
-        recorded there.
-        """
-        encoder, last = TorchEncoder(self), self.exit_layers[-1]
-        recorded = {"output_hidden_states": True, "output_attentions": True, "return_dict": True}
-        outputs = self.backbone(**encoder.with_positions(inputs), **recorded)
-        states = list(self.adapter.states_by_layer(self.backbone.config, outputs.hidden_states))
-        logits, pooled = [], None
-        for layer in range(1, last + 1) if self.mixes_layers else self.exit_layers:
-            batch = PaddedBatch(states[layer], inputs["attention_mask"])
-            if self.mixes_layers:
-                batch.pooled = pooled
-                encoder.note_pooled(batch, is_finished=layer == last)
-                pooled = batch.pooled
-            if layer in self.exit_layers:
-                logits.append(encoder.exit_logits(batch, layer, is_finished=layer == last))
-        return torch.stack(logits, dim=1), states, outputs.attentions
+            check_labels(labels.flatten(), self.problem_type, self.config.num_labels)

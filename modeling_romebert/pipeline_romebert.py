@@ -5,27 +5,25 @@ results. One text takes the stock path; lists, datasets and generators are score
 model stays as it is.
 """
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sized
 from typing import Any
 
 from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
-from .exit_policies import ExitPolicy, FullDepth, as_policy, threshold_settings
+from .exit_policies import FullDepth
 from .input_checks import check_token_ids
 from .monitor import ExitMonitor, as_monitor, exit_indices
+from .pipeline_arguments import ExitArguments
 from .result_format import ResultFormat
 from .scoring import each, policy_for, score
 from .text_batcher import text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)
 
-# Settings that say at which exits a policy is asked.
-ASKS = {"ask_every", "ask_exits"}
 
-
-class EarlyExitPipeline(TextClassificationPipeline):
+class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
     """Classify texts with a RomeBERT model, each as deep as it needs.
 
     The policy is `config.exit_policy`, which `calibrate` writes; without one every layer runs, and a warning
@@ -68,65 +66,13 @@ class EarlyExitPipeline(TextClassificationPipeline):
         'exit_layer': 6}]
     """
 
-    def check_model_type(self, supported_models: Any) -> None:
-        """As in `Pipeline`; a model of ours on another engine (modeling_romebert/onnx) is no class of the
-        library.
-        """
-        if self.model.config.model_type != "romebert":
-            super().check_model_type(supported_models)
-
-    def _sanitize_parameters(
-        self,
-        exit_policy: Any = None,
-        exit_threshold: Any = None,
-        ask_every: int | None = None,
-        ask_exits: Sequence[int] | None = None,
-        batch_tokens: int | None = None,
-        window: int | None = None,
-        on_error: str | None = None,
-        progress: bool | None = None,
-        rebatching: bool | None = None,
-        monitor: Any = None,
-        **kwargs: Any,
+    def _sanitize_parameters(  # type: ignore[override]
+        self, monitor: Any = None, **kwargs: Any
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        bulk: dict[str, Any] = {"batch_tokens": batch_tokens, "window": window, "on_error": on_error}
-        bulk.update(progress=progress, rebatching=rebatching)
-        bulk["monitor"] = as_monitor(monitor, self.model.config)
-        forward.update({name: value for name, value in bulk.items() if value is not None})
-        exits = {
-            "exit_policy": exit_policy,
-            "exit_threshold": exit_threshold,
-            "ask_every": ask_every,
-            "ask_exits": ask_exits,
-        }
-        if exits := {name: value for name, value in exits.items() if value is not None}:
-            forward["exit_policy"] = self._policy(exits)
-        if not hasattr(self, "_exits_of_constructor"):  # which comes here before any call
-            self._exits_of_constructor = exits
+        if (watching := as_monitor(monitor, self.model.config)) is not None:
+            forward["monitor"] = watching
         return preprocess, forward, postprocess
-
-    def _policy(self, given: dict[str, Any]) -> ExitPolicy | bool:
-        """Arguments of the constructor, or of a call after it -> the policy that they and the config make, or
-        False for none.
-        """
-        before = getattr(self, "_exits_of_constructor", {})
-        policy: Any = given.get("exit_policy")
-        if policy is None:
-            # What the constructor's made.
-            policy = self._forward_params.get("exit_policy") if before else None
-            if policy is False and "exit_threshold" in given:  # which asks for exits
-                policy = None
-        if policy is False:
-            return False
-        if "exit_policy" in given:
-            given = {**_that_still_hold(before, policy, given), **given}
-        elif policy is None:
-            policy = self.model.config.exit_policy or "entropy"
-        policy = as_policy(policy, given.get("exit_threshold"))
-        if ASKS.isdisjoint(given):
-            return policy
-        return policy.asking(given.get("ask_every"), given.get("ask_exits"))
 
     def __call__(
         self, inputs: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
@@ -194,21 +140,6 @@ class EarlyExitPipeline(TextClassificationPipeline):
             self.model.config, function_to_apply, "best" if _legacy and top_k == 1 else top_k
         )
         return as_results(model_outputs["logits"], model_outputs["exit_layer"])[0]
-
-
-def _that_still_hold(before: dict[str, Any], policy: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Of what the constructor was given, threshold and exits to ask, where neither the policy of a call says
-    so nor the call.
-    """
-    if isinstance(policy, str):
-        policy = {"name": policy}
-    own = policy if isinstance(policy, dict) else getattr(policy, "to_dict", dict)()
-    held = {name: value for name, value in before.items() if name == "exit_threshold" or name in ASKS}
-    if not own.keys().isdisjoint(threshold_settings(own.get("name"))):
-        held.pop("exit_threshold", None)
-    if not ASKS.isdisjoint({*own, *given}):
-        held = {name: value for name, value in held.items() if name not in ASKS}
-    return held
 
 
 class Pairs:

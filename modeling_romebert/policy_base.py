@@ -13,6 +13,10 @@ from .configuration_romebert import ProblemType, plain
 
 RULES = f"{__name__.rpartition('.')[0]}.exit_policies"  # whose policies remember an `Agreement` at most
 
+UNITS = ("row", "token")
+# Settings that every policy takes, besides those of its class.
+OF_EVERY_POLICY = ("ask_every", "ask_exits", "unit", "window")
+
 
 class Agreement:
     """Memory of the policies that compare exits: the last prediction (B,) or (B, D), and what a run of equal
@@ -71,6 +75,8 @@ class ExitPolicy(ABC):
     threshold_names: tuple[str, ...] = ("threshold", "thresholds")  # settings that a threshold stands for
     ask_every: int | None = None
     ask_exits: list[int] | None = None
+    unit: str | None = None  # of a token classifier: what leaves, see `deciding_for`
+    window: int | None = None
     _problem_type: str  # these three from `start` on
     _memory: Agreement
     _asked: list[bool]
@@ -96,6 +102,28 @@ class ExitPolicy(ABC):
             raise ValueError(f"ask_exits={exits!r}: give a list of layers that have an exit, counted from 1.")
         other = self._copy()
         other.ask_every, other.ask_exits = every, None if exits is None else sorted(exits)
+        return other
+
+    def deciding_for(self, unit: str | None = None, window: int | None = None) -> "ExitPolicy":
+        """A copy that lets whole texts or single tokens of a token classifier leave (token_spans.py).
+
+        Args:
+            unit: `"row"`, also what is meant when it is left out: a text leaves when all its words are sure.
+                `"token"`: a token halts when all words in a window around it are.
+            window: tokens of that window, an odd number; 1, the token alone, when left out.
+
+        Raises:
+            ValueError: another unit, a window that is no odd number from 1, or one for whole texts.
+        """
+        unit, window = plain(unit), plain(window)
+        if unit not in (None, *UNITS):
+            raise ValueError(f"unit={unit!r} is unknown; choose from {', '.join(UNITS)}.")
+        if window is not None and not (is_count(window) and window % 2):
+            raise ValueError(f"window={window!r}: give an odd number of tokens from 1, such as 5.")
+        if window is not None and unit != "token":
+            raise ValueError(f'window={window} is for unit="token"; here the unit is {unit or "row"!r}.')
+        other = self._copy()
+        other.unit, other.window = unit, window
         return other
 
     def start(
@@ -212,13 +240,27 @@ class ExitPolicy(ABC):
 
     def with_threshold(self, threshold: Any) -> "ExitPolicy":
         """A copy with another threshold: a number, or one per exit."""
-        dropped = ("name", "ask_every", "ask_exits", *self.threshold_names)
+        dropped = ("name", *OF_EVERY_POLICY, *self.threshold_names)
         kept = {name: value for name, value in self.to_dict().items() if name not in dropped}
         other = type(self)(**kept | self.named_threshold(threshold))
-        return other.asking(self.ask_every, self.ask_exits)
+        return other.asking(self.ask_every, self.ask_exits).deciding_for(self.unit, self.window)
 
     def __repr__(self) -> str:
         return f"make_policy({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
+
+
+def check_unit(policy: Any, classifies_tokens: bool) -> None:
+    """Whether a policy's unit has a meaning for a model.
+
+    Raises:
+        ValueError: it is for the tokens of a token classifier, and this is none.
+    """
+    unit = getattr(policy, "unit", None)  # a class of a user's own may have none
+    if unit == "token" and not classifies_tokens:
+        raise ValueError(
+            'unit="token" lets single tokens of a token classifier halt, and this model classifies whole'
+            " texts: leave unit and window out."
+        )
 
 
 def is_count(value: Any) -> bool:

@@ -77,8 +77,9 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         The card tells figures that were measured with the very weights that are saved, in this process or
         before, and no others.
         """
-        # Named here, the pipeline's file goes wherever this one goes.
+        # Named here, the pipelines' files go wherever this one goes.
         from .pipeline_romebert import EarlyExitPipeline  # noqa: F401
+        from .token_pipeline import EarlyExitTokenPipeline  # noqa: F401
 
         name_code(self.config)
         self.config.romebert_version = VERSION
@@ -183,14 +184,20 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         with safetensors_only(pretrained_model_name_or_path):
             if stored.get("model_type") in (cls.config_class.model_type, RomeBertConfig.model_type):
                 return cls._from_own_checkpoint(
-                    pretrained_model_name_or_path, *model_args, config=config, **kwargs
+                    pretrained_model_name_or_path,
+                    *model_args,
+                    config=config,
+                    stored_pooling=stored.get("exit_pooling", "cls"),
+                    **kwargs,
                 )
             return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
 
     @classmethod
-    def _from_own_checkpoint(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def _from_own_checkpoint(
+        cls, *args: Any, stored_pooling: str, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_exits(model, info, args[0])
+        check_exits(model, info, args[0], stored_pooling)
         model._record = read_record(
             args[0], **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         )
@@ -239,12 +246,25 @@ def load_plain(
     return backbone, adapter_for(config).pooler(backbone) if has_pooler else None, info
 
 
-def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any) -> None:
+def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any, stored_pooling: str) -> None:
     """Hold the exits that a checkpoint of ours was found to have against those that the config asks for.
 
+    Args:
+        stored_pooling: `exit_pooling` of the checkpoint's own config.
+
     Raises:
-        ValueError: they pool in another way, or some of them are not there.
+        ValueError: they pool in another way, are of another task, or some of them are not there.
     """
+    of_exits = [key for key in model.state_dict() if key.startswith("exits.")]
+    has_exits = bool(set(of_exits) - set(info["missing_keys"]))
+    if has_exits and (stored_pooling == "token") != model.config.classifies_tokens:
+        reads, auto_class = "whole texts", "AutoModelForSequenceClassification"
+        if stored_pooling == "token":
+            reads, auto_class = "tokens", "AutoModelForTokenClassification"
+        raise ValueError(
+            f"the exits of checkpoint {name} classify {reads}: load it with {auto_class}. For another task"
+            " start from its encoder: save AutoModel.from_pretrained(...).backbone, and fine-tune that."
+        )
     heads = tuple(f"exits.{layer}.pooler." for layer in getattr(model, "exits", ()))
     if any(key.startswith(heads) for key in info["unexpected_keys"]):
         raise ValueError(

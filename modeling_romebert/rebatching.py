@@ -58,10 +58,7 @@ class Scheduler:
             if is_full:
                 return self._take(depth, count)
         if self._texts:
-            count, _ = self._fill((length for _, length in self._texts), self._batch_tokens)
-            rows = [self._texts.popleft()[0] for _ in range(count)]
-            self._running.append(0)
-            return self._begin(rows)
+            return self._take_texts()
         depth = min(self._waiting, default=0)
         if not self._waiting or any(running < depth for running in self._running):
             return None  # what is under way may join what waits
@@ -78,13 +75,20 @@ class Scheduler:
             self._waiting[batch.depth].append(batch)
 
     def _lengths_at(self, depth: int) -> list[int]:
-        return [length for batch in self._waiting[depth] for length in batch.batch.lengths]
+        return [length for batch in self._waiting[depth] for length in batch.lengths]
 
     def _fill(self, lengths: Iterable[int], batch_tokens: int) -> tuple[int, bool]:
         """Lengths of rows in their order -> how many go in one batch, at least one, and whether that is a
         full one.
         """
         return fill(lengths, batch_tokens, self._batch_rows, self._padded)
+
+    def _take_texts(self) -> ActiveBatch:
+        """Begin with a batch of new texts."""
+        count, _ = self._fill((length for _, length in self._texts), self._batch_tokens)
+        rows = [self._texts.popleft()[0] for _ in range(count)]
+        self._running.append(0)
+        return self._begin(rows)
 
     def _take(self, depth: int, count: int) -> ActiveBatch:
         """Take so many rows off the front of those that wait at a depth."""
@@ -99,7 +103,7 @@ class Scheduler:
         if not waiting:
             del self._waiting[depth]
         self._running.append(depth)
-        return ActiveBatch.merge(parts)
+        return parts[0].merge(parts)
 
 
 def fill(

@@ -87,7 +87,7 @@ class ResultFormat:
         """
         results = self(logits, exit_layer)
         for row, error in window.errors.items():
-            reason = str(error_at(window.start + row, error))
+            reason = str(error_at(window.position(row), error))
             failed = {"label": None, "score": None, "exit_layer": None, "error": reason}
             results[row] = failed if self.top_k == "best" else [failed]
         return results

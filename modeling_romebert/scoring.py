@@ -7,7 +7,7 @@ While one window runs, a thread tokenises the next; a window's results come in t
 caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from io import IOBase
 from itertools import islice
@@ -24,6 +24,8 @@ from .early_exit import ActiveBatch, Exited, run_to_the_end
 from .exit_policies import ExitPolicy, FullDepth, as_policy
 from .input_checks import vocabulary_size
 from .monitor import ExitMonitor, as_monitor, exit_indices
+from .out_of_memory import OutOfMemory, or_out_of_memory
+from .policy_base import check_unit
 from .rebatching import Scheduler, batches_of
 from .result_format import ResultFormat, Results, error_at
 from .text_batcher import TextBatcher, Window, one_ahead, windows
@@ -113,11 +115,9 @@ def score(
         >>> for result in score(model, tokenizer, texts, batch_tokens=4096):  # doctest: +SKIP
         ...     print(result["label"], result["exit_layer"])
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r} is unknown; choose from raise, skip.")
-    for name, value in {"batch_tokens": batch_tokens, "batch_size": batch_size, "window": window}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r}: give a whole number from 1.")
+    check_bulk_settings(on_error, batch_tokens=batch_tokens, batch_size=batch_size, window=window)
+    if model.config.classifies_tokens:
+        raise ValueError("model classifies tokens: call modeling_romebert.score_tokens instead.")
     if isinstance(texts, (str, bytes, dict)):
         raise TypeError(
             f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
@@ -133,14 +133,9 @@ def score(
     policy = policy_for(model, exit_policy)
     watch = as_monitor(monitor, model.config)
     as_results = ResultFormat(model.config, function_to_apply, top_k)
-    if rebatching is None:
-        rebatching = model.device.type in REBATCHING_PAYS
-    tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
-    # Only an `ExitPolicy` can say that it may be rebatched.
-    rebatching = rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch()
-    skips = on_error == "skip"
-    scorer = _Scorer(model, tokenizer.pad_token_id, policy, tokens, batch_size, rebatching, skips)
-    full_depth = _Scorer(model, tokenizer.pad_token_id, FullDepth(), tokens, batch_size, False, skips)
+    limits, skips = (batch_tokens, batch_size), on_error == "skip"
+    scorer = Scorer(model, tokenizer.pad_token_id, policy, *limits, rebatching, skips)
+    full_depth = Scorer(model, tokenizer.pad_token_id, FullDepth(), *limits, False, skips)
     batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
     length = len(texts) if isinstance(texts, Sized) else None
 
@@ -158,7 +153,7 @@ def score(
                 if watch is not None:
                     _compare_some(watch, here, logits, exit_layer, full_depth)
                 yield from as_results.of_window(here, logits, exit_layer)
-                seen, cut, failed = seen + here.size, cut + here.cut, failed + len(here.errors)
+                seen, cut, failed = seen + here.size, cut + len(here.cut), failed + len(here.errors)
         if cut:
             logger.warning(
                 f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were"
@@ -172,8 +167,17 @@ def score(
     return Results(results(), length)
 
 
+def check_bulk_settings(on_error: str, **numbers: int | None) -> None:
+    """Refuse settings of bulk scoring that mean nothing: `numbers` are `None` or whole numbers from 1."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r} is unknown; choose from raise, skip.")
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r}: give a whole number from 1.")
+
+
 def _compare_some(
-    monitor: ExitMonitor, window: Window, logits: Tensor, exit_layer: Tensor, full_depth: "_Scorer"
+    monitor: ExitMonitor, window: Window, logits: Tensor, exit_layer: Tensor, full_depth: "Scorer"
 ) -> None:
     """Of a classified window: tell a monitor where rows left, and for some the answers at full depth.
 
@@ -207,6 +211,7 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
         else:
             say_if_precision_differs(model)
     policy = FullDepth() if exit_policy is None or exit_policy is False else as_policy(exit_policy)
+    check_unit(policy, model.config.classifies_tokens)
     # Or it would fail for every text.
     policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
     return policy
@@ -220,17 +225,9 @@ def each(texts: Any) -> Iterator[Any]:
         yield from (texts[index] for index in range(len(texts)))
 
 
-class _OutOfMemory(Exception):
-    """There was not enough memory for a batch of these rows."""
-
-    def __init__(self, rows: list[int], reason: str):
-        super().__init__(reason)
-        self.rows = rows
-
-
-class _Scorer:
-    """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; see
-    `score`.
+class Scorer:
+    """A tokenised window -> logits and exit layers of its rows. Holds what is the same for all windows; for
+    the arguments see `score`.
     """
 
     def __init__(
@@ -238,14 +235,19 @@ class _Scorer:
         model: Any,
         pad_token_id: int | None,
         policy: ExitPolicy,
-        batch_tokens: int,
+        batch_tokens: int | None,
         batch_rows: int | None,
-        rebatching: bool,
+        rebatching: bool | None,
         skips: bool,
     ):
         self.model, self.pad_token_id, self.policy = model, pad_token_id, policy
-        self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
-        self.rebatching, self.skips = rebatching, skips
+        device = model.device.type
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cuda"])
+        self.batch_rows, self.skips = batch_rows, skips
+        if rebatching is None:
+            rebatching = device in REBATCHING_PAYS
+        # Only an `ExitPolicy` can say that it may be rebatched.
+        self.rebatching = rebatching and hasattr(policy, "can_rebatch") and policy.can_rebatch()
 
     def __call__(self, window: Window, bar: Any, rows: Iterable[int] | None = None) -> tuple[Tensor, Tensor]:
         """-> logits (N, C) and exit_layer (N,), zeros for the rows with an error and those not among `rows`.
@@ -253,9 +255,16 @@ class _Scorer:
         Raises:
             TypeError, ValueError: what is wrong with a text, unless such texts are skipped.
         """
-        take_number_of_threads()
         logits = torch.zeros(window.size, self.model.num_labels)
         exit_layer = torch.zeros(window.size, dtype=torch.long)
+        for exited in self.exited(window, bar, rows):
+            logits[exited.rows] = torch.as_tensor(exited.logits).float().cpu()
+            exit_layer[exited.rows] = exited.layer
+        return logits, exit_layer
+
+    def exited(self, window: Window, bar: Any, rows: Iterable[int] | None = None) -> Iterator[Exited]:
+        """As calling it: the rows of each step in which some exited."""
+        take_number_of_threads()
         bar.update(len(window.errors))
         self._raise_unless_skipped(window)
         left = dict(zip(window.features, window.lengths, strict=True))  # rows to classify, and their tokens
@@ -264,21 +273,19 @@ class _Scorer:
         while left:
             try:
                 for exited in self._run(window, left):
-                    logits[exited.rows] = torch.as_tensor(exited.logits).float().cpu()
-                    exit_layer[exited.rows] = exited.layer
-                    bar.update(len(exited.rows))
                     for row in exited.rows:
                         del left[row]
-            except _OutOfMemory as error:
+                    yield exited
+                    bar.update(len(exited.rows))
+            except OutOfMemory as error:
                 self._shrink(error, window, left)
-        return logits, exit_layer
 
     def _raise_unless_skipped(self, window: Window) -> None:
         if window.errors and not self.skips:
             row = min(window.errors)
-            raise error_at(window.start + row, window.errors[row]) from window.errors[row]
+            raise error_at(window.position(row), window.errors[row]) from window.errors[row]
 
-    def _shrink(self, error: _OutOfMemory, window: Window, left: dict[int, int]) -> None:
+    def _shrink(self, error: OutOfMemory, window: Window, left: dict[int, int]) -> None:
         """Halve the batches after one was too large; a row too large alone is an error of that row."""
         if len(error.rows) == 1:
             (row,) = error.rows
@@ -309,42 +316,17 @@ class _Scorer:
             model = self.model
             policy = self.policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
             texts = [window.features[row] for row in of_batch]
-            return ActiveBatch(encoder, of_batch, None, policy, texts=texts)
+            return model.active_batch(encoder, of_batch, None, policy, texts=texts)
 
         with open_workers(min(len(rows), encoder.workers(sum(lengths)))) as workers:
             if self.rebatching:
                 scheduler = Scheduler(rows, lengths, begin, *limits, workers.count)
-                for batch, exited in workers.run(_or_out_of_memory(ActiveBatch.step), scheduler.schedule):
+                for batch, exited in workers.run(or_out_of_memory(ActiveBatch.step), scheduler.schedule):
                     scheduler.put_back(batch)
                     if exited is not None:
                         yield exited
             else:
                 rest = iter(rows)
                 batches = (begin(list(islice(rest, count))) for count in batches_of(lengths, *limits))
-                for _, exited_here in workers.map(_or_out_of_memory(run_to_the_end), batches):
+                for _, exited_here in workers.map(or_out_of_memory(run_to_the_end), batches):
                     yield from exited_here
-
-
-def _or_out_of_memory(function: Callable[[ActiveBatch], Any]) -> Callable[[ActiveBatch], Any]:
-    """The same function, which tells for which rows there was not enough memory."""
-
-    def run(batch: ActiveBatch) -> Any:
-        rows = batch.rows
-        try:
-            return function(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error)
-        # Outside of the handler, which would keep what the batch has in memory.
-        raise _OutOfMemory(rows, reason)
-
-    return run
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # torch's allocator on a CPU
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))

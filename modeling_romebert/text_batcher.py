@@ -30,7 +30,11 @@ class Window:
     # By row, longest first; without those with an error.
     features: dict[int, Features] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)  # by row
-    cut: int = 0  # texts that were too long
+    cut: list[int] = field(default_factory=list)  # rows whose text was too long
+
+    def position(self, row: int) -> int:
+        """Of the text of a row, among all texts."""
+        return self.start + row
 
     @property
     def lengths(self) -> list[int]:
@@ -179,7 +183,8 @@ class TextBatcher:
             if error is not None:
                 window.errors[row] = error
                 continue
-            window.cut += was_cut(self.tokenizer, encoded, index, text, pair, self.settings)
+            if was_cut(self.tokenizer, encoded, index, text, pair, self.settings):
+                window.cut.append(row)
             features[row] = {name: encoded[name][index] for name in names}
         return features
 
@@ -207,9 +212,9 @@ def _not_unicode(text: str) -> TypeError | None:
     return None
 
 
-def one_ahead(batcher: TextBatcher, items: Iterable[tuple[int, list[Any]]]) -> Generator[Window, None, None]:
+def one_ahead(batcher: Any, items: Iterable[tuple[int, list[Any]]]) -> Generator[Any, None, None]:
     """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone
-    needs no thread.
+    needs no thread. batcher: a `TextBatcher`, or what is called and copied as one.
 
     Closing the iterator ends the thread, once it is through with its window.
     """

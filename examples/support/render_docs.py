@@ -15,7 +15,17 @@ import support.installed  # noqa: F401
 
 # isort: split
 
-from benchmarks import check_families, compare_objectives, layers, profile_scoring, throughput, training_cost
+from benchmarks import (
+    check_families,
+    compare_objectives,
+    layers,
+    onnx_agreement,
+    profile_scoring,
+    scale,
+    serving,
+    throughput,
+    training_cost,
+)
 
 from modeling_romebert.evaluation.provenance import read_json
 from support.results_picture import draw, made_with
@@ -44,9 +54,13 @@ def sections() -> dict[str, str]:
         "benchmark": throughput_and_latency(of("benchmark")),
         "benchmark-avx512": throughput_and_latency(of("benchmark-avx512")),
         "benchmark-12": throughput_and_latency(of("benchmark-12-layers")),
+        "onnx-speed": onnx_speed(of("benchmark-avx512")),
+        "onnx-agreement": agreement(of("onnx-agreement")),
         "profile-avx512": timing(profile_scoring.table, of("profile-avx512")),
         "profile-12-layers": timing(profile_scoring.table, of("profile-12-layers")),
         "training-cost": training(of("benchmark-training")),
+        "scale": many_rows(of("scale")),
+        "serving": under_load(of("serving")),
     }
 
 
@@ -103,9 +117,46 @@ def throughput_and_latency(results: dict[str, Any]) -> str:
     return "\n\n".join([*throughput.tables(results), about])
 
 
+def onnx_speed(results: dict[str, Any]) -> str:
+    """Int8 with exits against one int8 graph at full depth: how many times as fast, and its latency."""
+    latency = {row["side"]: row for row in results["latency"]}
+    one_graph = latency[throughput.ONNX_SORTED.format("int8")]
+    lines = [
+        "| exits in int8 / one int8 graph | layers run | speed in bulk | one text, median | one text, 99 % |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["throughput"]:
+        family, _, name = row["side"].partition(", ")
+        if family != "RomeBERT on ONNX Runtime" or not name.endswith(", int8"):
+            continue
+        times = (f"{latency[row['side']][of] / one_graph[of]:.2f} of the time" for of in ("median", "p99"))
+        bulk = f"{row['speedup_sorted']['median']:.2f} times"
+        lines.append(f"| {name.removesuffix(', int8')} | {row['cost']:.0%} | {bulk} | {' | '.join(times)} |")
+    return "\n".join([*lines, "", f"{results['texts']} texts; {made_with(results)}."])
+
+
+def agreement(results: dict[str, Any]) -> str:
+    return f"{onnx_agreement.table(results)}\n\n{results['texts']:,} texts; {made_with(results)}."
+
+
 def training(results: dict[str, Any]) -> str:
     about = f"Batches of {results['batch_size']}, medians of {results['rounds']} rounds"
     return f"{training_cost.table(results)}\n\n{about}; {made_with(results)}."
+
+
+def many_rows(results: dict[str, Any]) -> str:
+    about = f"{results['rows']:,} sentences of movie reviews, MiniLM of 6 layers; {made_with(results)}."
+    if results["agree"] is not None:
+        about += f" Label and exit layer are the same for {results['agree']:.2%} of the rows or more."
+    return f"{scale.table(results)}\n\n{about}"
+
+
+def under_load(results: dict[str, Any]) -> str:
+    about = (
+        f"Movie reviews, one per request, MiniLM of 6 layers; {results['seconds']:g} s each, client and"
+        f" server on the same cores; {made_with(results)}."
+    )
+    return f"{serving.table(results)}\n\n{about}"
 
 
 def render(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:

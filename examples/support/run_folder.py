@@ -12,8 +12,12 @@ from modeling_romebert.training import resume
 SETTINGS = "settings.json"
 
 
-def check_run_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Path:
+def check_run_folder(
+    path: str | os.PathLike[str], settings: dict[str, Any], argument: str = "--output_dir"
+) -> Path:
     """The folder of a run, still to be made or made earlier with the same settings. Touches nothing.
+
+    argument: that names the folder, for messages.
 
     Raises:
         SystemExit: the folder holds something else.
@@ -24,22 +28,29 @@ def check_run_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> 
         if earlier != settings:
             raise SystemExit(
                 f"{folder} holds a run with other settings ({_difference(earlier, settings)}). Choose"
-                " another --output_dir, or delete the folder."
+                f" another {argument}, or delete the folder."
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(map(_is_content, folder.iterdir()))):
         raise SystemExit(
-            f"{folder} exists, and not as a run of this script. Choose another --output_dir; nothing was"
+            f"{folder} exists, and not as a run of this script. Choose another {argument}; nothing was"
             " touched."
         )
     return folder
 
 
-def open_run_folder(path: str | os.PathLike[str], settings: dict[str, Any]) -> Path:
+def open_run_folder(
+    path: str | os.PathLike[str], settings: dict[str, Any], argument: str = "--output_dir"
+) -> Path:
     """As `check_run_folder`; the folder is there afterwards, and holds the settings."""
-    folder = check_run_folder(path, settings)
+    folder = check_run_folder(path, settings, argument)
     if not (folder / SETTINGS).is_file():
         write_json(folder / SETTINGS, settings)
     return folder
+
+
+def _is_content(path: Path) -> bool:
+    """Whether a file is more than settings that were cut off while they were written."""
+    return not path.name.startswith(f".{SETTINGS}.")
 
 
 def _difference(earlier: dict[str, Any], now: dict[str, Any], path: str = "") -> str:

@@ -12,13 +12,22 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorWithPadding, DefaultDataCollator, default_data_collator
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+    default_data_collator,
+)
 from transformers.utils import logging
 
 from ..configuration_romebert import ProblemType
 from ..losses import IGNORED_LABEL
+from ..token_spans import NO_WORD
 from .labels import LABEL_COLUMNS, Label, LabelReader, say_ignored, take_class_names
+from .token_labels import reader_for
 
 logger = logging.get_logger(__name__)
 
@@ -73,18 +82,19 @@ def check_dataset(
             f"{name} has no labels: its columns are {', '.join(map(str, columns))}. Name the one with the"
             " labels `labels` or `label`, with dataset.rename_column where it is a datasets.Dataset."
         )
-    read = LabelReader(config)
+    read = reader_for(config)
     labels = _labels_of_columns(dataset, read, name) if in_columns else _labels_of_rows(rows, read, name)
     if whole and read.problem_type == ProblemType.SINGLE_LABEL:
-        ignored = sum(count for label, count in labels if label == IGNORED_LABEL)
-        _check_classes({label for label, _ in labels if label != IGNORED_LABEL}, len(dataset), name, trains)
+        classes = [(read.classes_of(label), count) for label, count in labels]
+        ignored = sum(count for named, count in classes if not named)
+        _check_classes({one for named, _ in classes for one in named}, len(dataset), name, trains)
         say_ignored(ignored, len(dataset), name)
 
 
 def is_stock(collator: Any) -> bool:
     """Whether a collator is one of transformers that takes labels as they stand in the rows."""
     return collator in (None, default_data_collator) or isinstance(
-        collator, DataCollatorWithPadding | DefaultDataCollator
+        collator, DataCollatorWithPadding | DataCollatorForTokenClassification | DefaultDataCollator
     )
 
 
@@ -150,10 +160,17 @@ class LabelCollator:
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], config: Any, max_tokens: int | None, name: str):
-        self.collator, self.read, self.max_tokens, self.name = collator, LabelReader(config), max_tokens, name
+        self.collator, self.read, self.max_tokens, self.name = collator, reader_for(config), max_tokens, name
+        self.of_tokens: bool = config.classifies_tokens
 
     def __call__(self, rows: list[Any]) -> Any:
-        return self.collator(list(self._rows(rows)))
+        read = list(self._rows(rows))
+        if not (self.of_tokens and read and all("word_ids" in row for row in read)):
+            return self.collator(read)
+        words = [row["word_ids"] for row in read]
+        batch = self.collator([{key: row[key] for key in row if key != "word_ids"} for row in read])
+        side = getattr(getattr(self.collator, "tokenizer", None), "padding_side", "right")
+        return {**batch, "word_ids": padded_words(words, batch["input_ids"].shape[1], side)}
 
     def _rows(self, rows: list[Any]) -> Iterator[Any]:
         for number, row in enumerate(rows):
@@ -165,8 +182,21 @@ class LabelCollator:
                 check_length(row["input_ids"], self.max_tokens, where)
             if any(row.get(column) is not None for column in LABEL_COLUMNS):
                 column, label = self.read.of_row(row, where)
+                column = "labels" if self.of_tokens else column  # whose collator renames none
                 row = {key: value for key, value in row.items() if key not in LABEL_COLUMNS} | {column: label}
             yield row
+
+
+def padded_words(words: Sequence[Sequence[int]], longest: int, side: str) -> Tensor:
+    """Words of each row's tokens -> (B, T), `NO_WORD` for padding.
+
+    Example:
+        >>> padded_words([[-1, 0, -1], [-1, 0, 0, 1, -1]], 5, "right")[0].tolist()
+        [-1, 0, -1, -1, -1]
+    """
+    filled = [[NO_WORD] * (longest - len(of_row)) for of_row in words]
+    pairs = zip(words, filled, strict=True)
+    return torch.tensor([[*fill, *own] if side == "left" else [*own, *fill] for own, fill in pairs])
 
 
 def check_length(input_ids: Any, max_tokens: int | None, where: str) -> None:

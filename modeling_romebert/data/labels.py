@@ -108,6 +108,12 @@ class LabelReader:
             raise ValueError(f"{where} has two labels that differ, {both}. {way_out}")
         return column, meanings[0]
 
+    @staticmethod
+    def classes_of(label: Any) -> list[int]:
+        """The classes that a single label, or each of several tokens' labels, names; none for -100."""
+        labels = label if isinstance(label, list) else [label]
+        return [one for one in labels if one != IGNORED_LABEL]
+
     def _class_id(self, value: Any) -> int | None:
         if isinstance(value, str | bool):
             return self._id_of(str(value))
@@ -259,6 +265,8 @@ def take_class_names(config: Any, dataset: Any, name: str) -> None:
     for column in LABEL_COLUMNS:
         feature = features.get(column)
         of_list = getattr(feature, "feature", None)
+        if config.classifies_tokens:
+            feature, of_list = of_list, None
         if isinstance(of_list, ClassLabel) and of_list.num_classes == config.num_labels:
             raise ValueError(
                 f"{name}: the column {column!r} holds lists of class ids. Map each list to"

@@ -58,6 +58,7 @@ class Calibration:
     reason: str | None = None  # why nothing could be certified, and what would help
     budget: float | None = None  # cost that was allowed, where a budget was asked for
     drop_interval: tuple[float, float] | None = None  # of the drop, cross-fitted, with a budget
+    per: str | None = None  # of a token classifier: whether an answer is a whole row or each token
     digest: str | None = None  # of the examples
     precision: str | None = None
     device: str | None = None
@@ -96,6 +97,7 @@ def calibrate(
     cost: float | None = None,
     speedup: float | None = None,
     temperature: bool = False,
+    per: str | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Calibration:
@@ -125,6 +127,8 @@ def calibrate(
             that one threshold means the same at all exits. A fifth of the rows goes into that, and is not
             certified on; the scale goes into the weights of the exits. Answers stay what they are. For a
             single label.
+        per: of a token classifier, whether an answer is a whole text (`"row"`, also when left out) or each of
+            its words (`"token"`); see `calibrate_tokens`.
 
     Returns: What was found. Where nothing can be certified, its `reason` says so, and with how many examples
         it could be; the policy then runs every layer. `model.config.exit_policy` and
@@ -137,6 +141,17 @@ def calibrate(
     """
     budget = checked_arguments(max_drop, confidence, risk, policy, cost, speedup)
     romebert = inner_model(model)
+    if romebert.config.classifies_tokens:
+        if temperature or tolerance is not None:
+            raise ValueError("temperature and tolerance are for classifiers of whole texts; leave them out.")
+        from .token_calibration import calibrate_tokens  # which is made of what is here
+
+        given: dict[str, Any] = {"max_drop": max_drop, "confidence": confidence, "risk": risk}
+        given |= {"policy": policy, "metric": metric, "cost": cost, "speedup": speedup}
+        given |= {"per": per or "row", "batch_size": batch_size, "progress": progress}
+        return calibrate_tokens(model, dataset, tokenizer, **given)
+    if per is not None:
+        raise ValueError(f"per={per!r} is for token classifiers, and this model classifies whole texts.")
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
     if temperature and not isinstance(romebert, torch.nn.Module):
         raise ValueError(

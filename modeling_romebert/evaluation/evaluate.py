@@ -15,6 +15,7 @@ from .exit_logits import ExitLogits, collect_exit_logits
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .report import ExitReport
 from .sweep import policy_to_sweep, sweep
+from .token_evaluation import evaluate_token_exits
 
 
 def evaluate_exits(
@@ -33,7 +34,8 @@ def evaluate_exits(
     The report also becomes `model.evaluation`, from which `save_pretrained` writes the model card.
 
     Args:
-        model, dataset, tokenizer, batch_size: see `collect_exit_logits`.
+        model, dataset, tokenizer, batch_size: see `collect_exit_logits`; of a token classifier also
+            `evaluate_token_exits`.
         metric: a name in `METRICS` (metrics.py) or a function (predictions, references) -> one finite number,
             higher is better. Accuracy, micro F1 or Pearson's r by problem type when left out.
         policy: name of a policy, or its settings without the threshold, e.g. `{"name": "patient_confidence",
@@ -49,6 +51,10 @@ def evaluate_exits(
             `ignored`.
     """
     romebert = inner_model(model)
+    if romebert.config.classifies_tokens:
+        given: dict[str, Any] = {"metric": metric, "policy": policy, "thresholds": thresholds}
+        given |= {"batch_size": batch_size, "progress": progress}
+        return evaluate_token_exits(model, dataset, tokenizer, **given)
     judge(romebert, metric, policy)  # what has no meaning fails here, before the model runs
     found = collect_exit_logits(model, dataset, tokenizer, batch_size, progress)
     report = report_of(romebert, found, metric=metric, policy=policy, thresholds=thresholds)

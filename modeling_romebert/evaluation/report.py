@@ -19,7 +19,9 @@ class CurvePoint:
     cost: float
     metric: float
     agreement: float  # share of predictions that equal those at full depth
-    exit_shares: list[float]  # of rows, by exit
+    exit_shares: list[float]  # of rows, or of tokens, by exit
+    # Of a token classifier, whose predictions are words: share of texts that equal full depth in every word.
+    texts_agreement: float | None = None
 
     @property
     def saving(self) -> float:

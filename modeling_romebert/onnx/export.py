@@ -175,6 +175,10 @@ def export_onnx(
 
 def _for_export(model: Any, exits: Sequence[int] | None) -> Any:
     """A copy of a model on the host, in fp32, with plain attention, and with the exits that are asked for."""
+    if model.config.classifies_tokens:
+        raise ValueError(
+            "model classifies tokens, and bundles hold classifiers of whole texts: run it in torch."
+        )
     asked = list(model.exit_layers) if exits is None else sorted({*exits, model.exit_layers[-1]})
     if absent := [layer for layer in asked if layer not in model.exit_layers]:
         raise ValueError(

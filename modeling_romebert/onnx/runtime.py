@@ -20,6 +20,7 @@ from ..arrays import Array, exp, is_tensor, log_sigmoid, log_softmax
 from ..configuration_romebert import ProblemType
 from ..early_exit import ActiveBatch, all_exits, classify, run_to_the_end
 from ..exit_policies import ExitPolicy, FullDepth, as_policy
+from ..policy_base import check_unit
 from .bundle import Manifest, downloaded, warn_of_processor
 from .engine import CPU, OnnxEncoder, batch_of, cores, default_options, onnxruntime, open_sessions
 
@@ -49,6 +50,7 @@ class OnnxRomeBertForSequenceClassification:
     training = False
     watches_exits = False
     hf_device_map = None
+    active_batch = ActiveBatch
 
     def __init__(
         self,
@@ -290,7 +292,9 @@ class OnnxRomeBertForSequenceClassification:
     # ---- inside
 
     def _started(self, policy: Any) -> ExitPolicy:
-        return as_policy(policy).start(len(self.exit_layers), self.problem_type, self.exit_layers)
+        policy = as_policy(policy)
+        check_unit(policy, classifies_tokens=False)
+        return policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
 
     def _sessions(self, workers: int = 1) -> dict[str, Any]:
         """Name of a graph -> its session and the names of its inputs and outputs, for batches that run side

@@ -3,6 +3,14 @@
 from .arguments import RomeBertTrainingArguments
 from .gradient_projection import project
 from .objectives import OBJECTIVES
+from .self_sampling import SelfSampling, SelfSamplingTrainer
 from .trainer import RomeBertTrainer
 
-__all__ = ["OBJECTIVES", "RomeBertTrainer", "RomeBertTrainingArguments", "project"]
+__all__ = [
+    "OBJECTIVES",
+    "RomeBertTrainer",
+    "RomeBertTrainingArguments",
+    "SelfSampling",
+    "SelfSamplingTrainer",
+    "project",
+]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..configuration_romebert import ProblemType
 from ..data.labels import LABEL_COLUMNS, LabelReader
+from ..data.token_labels import TokenLabelReader, reader_for
 from ..losses import IGNORED_LABEL, check_class_weights
 
 BALANCED = "balanced"
@@ -70,7 +71,7 @@ def resolve_class_weights(given: Any, dataset: Any, config: Any) -> tuple[float,
     weights = parse_class_weights(given)
     if weights is None:
         return None
-    read = LabelReader(config)
+    read = reader_for(config)
     problem_type = "regression" if config.num_labels == 1 else read.problem_type
     if weights == BALANCED:
         if problem_type == ProblemType.REGRESSION:
@@ -147,6 +148,9 @@ def all_labels(dataset: Any, read: LabelReader) -> Tensor:
             f" {type(dataset).__name__} whose labels cannot all be read beforehand (columns"
             f" {', '.join(LABEL_COLUMNS)}); give one number per class."
         )
-    return torch.tensor(
-        [read.of_row(row, f"train_dataset: row {number}")[1] for number, row in enumerate(rows)]
-    )
+    labels: list[Any] = [
+        read.of_row(row, f"train_dataset: row {number}")[1] for number, row in enumerate(rows)
+    ]
+    if isinstance(read, TokenLabelReader):
+        return torch.tensor([one for of_row in labels for one in of_row])  # of all tokens
+    return torch.tensor(labels)

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer
+from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.checks import LabelCollator, check_dataset, is_stock
+from ..evaluation.entities import token_metrics
 from ..evaluation.metrics import default_metric
 from ..pretrained import inner_model
 from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
@@ -30,6 +31,9 @@ class ExitTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.romebert.config.classifies_tokens and type(self.data_collator) is DataCollatorWithPadding:
+            # The library's default, which does not pad labels.
+            self.data_collator = DataCollatorForTokenClassification(self.data_collator.tokenizer)
         self._default_metric: Callable[..., dict[str, float]] | None = None
         if self.compute_metrics is None:
             self.compute_metrics = self._default_metrics
@@ -110,7 +114,13 @@ class ExitTrainer(Trainer):
         settle the problem.
         """
         if self._default_metric is None:
-            self._default_metric = default_metric(self.romebert.problem_type)
+            config = self.romebert.config
+            names = [config.id2label[index] for index in range(config.num_labels)]
+            self._default_metric = (
+                token_metrics(names)
+                if config.classifies_tokens
+                else default_metric(self.romebert.problem_type)
+            )
         return self._default_metric(prediction, compute_result)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

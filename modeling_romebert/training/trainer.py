@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
 from transformers.utils import logging
 
 from ..data.fingerprint import sample_of
-from ..losses import ExitLoss, check_labels, infer_problem_type, labelled_rows
+from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
 from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
 from .exit_trainer import ExitTrainer
@@ -35,13 +35,14 @@ logger = logging.get_logger(__name__)
 
 
 class RomeBertTrainer(ExitTrainer):
-    """Trains and evaluates a `RomeBertForSequenceClassification`.
+    """Trains and evaluates a `RomeBertForSequenceClassification` or `RomeBertForTokenClassification`.
 
     Arguments are those of `Trainer`; `args` is a `RomeBertTrainingArguments`. `compute_metrics` and
     `preprocess_logits_for_metrics` see one exit at a time, (N, C) and (B, C), and evaluation reports the
     figures of the last exit under their own names, of each exit as `{name}_exit_{layer}` and, of what is a
     number, the mean over exits as `{name}_mean` (exit_metrics.py). Without either, the metric is accuracy, or
-    what fits the problem type. Losses are those of the objective.
+    what fits the problem type; of a token classifier that of entities and tags (entities.py). Losses are
+    those of the objective.
 
     Logged besides the loss: `loss_last`, `loss_exits`, `loss_exit_{layer}` (each exit's loss against the
     labels), and with regularization `gradient_cosine` (of the two gradients on the shared weights) and
@@ -112,21 +113,14 @@ class RomeBertTrainer(ExitTrainer):
         if labels is None:
             raise ValueError("the batch has no labels; the dataset needs a column `labels` (or `label`).")
         romebert = self.romebert
-        if romebert.config.problem_type is None:
-            romebert.config.problem_type = infer_problem_type(romebert.config.num_labels, labels)
-        if labels.device.type == "cpu":
-            check_labels(labels, romebert.problem_type, romebert.config.num_labels)
+        romebert.note_labels(labels)
         if self._run is None:
             self._check_settings()
         run = self._run if self.model.training and torch.is_grad_enabled() else None
         terms = self.args.training_objective.terms if run is None else run.enter_step(self.state.global_step)
         exit_loss = self._exit_loss() if self._run is None else self._run.exit_loss
         outputs = model(**inputs | {"return_dict": True})  # whatever the config says
-        per_exit = None
-        if self.compute_loss_func is not None:
-            per_exit = losses_of_own(
-                self.compute_loss_func, outputs, labels, romebert.config.exit_layers, num_items_in_batch
-            ) * self._items_per_mean(num_items_in_batch, trains=run is not None)
+        per_exit = self._losses_of_exits(outputs, labels, inputs, num_items_in_batch, run is not None)
         losses = exit_loss(
             outputs.exit_logits,
             labels,
@@ -137,7 +131,8 @@ class RomeBertTrainer(ExitTrainer):
         if run is None:
             loss = minimised(losses, terms)
         else:
-            any_labelled = labelled_rows(labels, romebert.problem_type).any()
+            _, of_rows = as_rows(outputs.exit_logits, labels)
+            any_labelled = labelled_rows(of_rows, romebert.problem_type).any()
             loss = run.loss(losses, terms, any_labelled, end_of_group=self.accelerator.sync_gradients)
         return (loss, outputs) if return_outputs else loss
 
@@ -152,6 +147,16 @@ class RomeBertTrainer(ExitTrainer):
             weights = resolve_class_weights(given, dataset, config)
             self._weighed = asked, dataset, weights
         return self.args.exit_loss(self._weighed[2])
+
+    def _losses_of_exits(
+        self, outputs: Any, labels: Tensor, inputs: dict[str, Any], num_items_in_batch: Any, trains: bool
+    ) -> Tensor | None:
+        """(E,): another loss of each exit against the labels, `compute_loss_func`'s; `None` without one."""
+        if self.compute_loss_func is None:
+            return None
+        return losses_of_own(
+            self.compute_loss_func, outputs, labels, self.romebert.config.exit_layers, num_items_in_batch
+        ) * self._items_per_mean(num_items_in_batch, trains)
 
     def _items_per_mean(self, num_items_in_batch: Any, trains: bool) -> int:
         """A user's loss may divide by the items of a whole group of micro-batches, in all processes, as in

@@ -3,7 +3,9 @@ of a text at a known layer.
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -91,11 +93,12 @@ def classifier() -> RomeBertForSequenceClassification:
     return model.eval()
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(
+    known: Sequence[str] = VOCABULARY[len(SPECIAL) :], kind: Any = models.WordLevel
+) -> PreTrainedTokenizerFast:
     """Words in lower case to ids: [CLS] words [SEP]."""
-    words = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="[UNK]")
-    )
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *known])}
+    words = Tokenizer(kind(vocabulary, unk_token="[UNK]"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(

@@ -9,6 +9,7 @@ import pytest
 from pages import blocks, check_output, run
 from stand_ins import make_all
 from support import render_docs
+from tagger import make_tagger
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +25,7 @@ def stand_ins(here, tmp_path, monkeypatch):
     """A folder where the names of the pages are tiny models and own texts."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     make_all(tmp_path)
+    make_tagger(tmp_path)
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
@@ -32,7 +34,10 @@ def test_code_prints_what_the_page_shows(page, stand_ins):
 
 
 def test_pages_with_code():
-    expected = ["README", "calibration", "families", "onnx", "scoring", "sharing", "training"]
+    expected = [
+        *("README", "calibration", "families", "onnx", "scale", "scoring", "sharing"),
+        *("tokens", "training"),
+    ]
     assert [page.stem for page in WITH_CODE] == expected
     texts = [page.read_text(encoding="utf-8") for page in WITH_CODE]
     assert sum(len(blocks(text)) for text in texts) == sum(text.count("```python") for text in texts)

@@ -48,3 +48,30 @@ def run(model, texts, policy, batch_tokens, workers=1, batch_rows=None):
     return torch.cat([one.logits for one in found])[order], torch.tensor(
         [one.layer for one in found for _ in one.rows]
     )[order]
+
+
+@torch.no_grad()
+def run_tokens(model, texts, policy, batch_tokens, workers=1):
+    """Logits (t, C) and exit layers (t,) of every row of a token classifier, in their order."""
+    lengths = [len(text["input_ids"]) for text in texts]
+    started = as_policy(policy)
+
+    def begin(rows):
+        fresh = started.start(len(model.exit_layers), model.problem_type, model.exit_layers)
+        of_rows = [texts[row] for row in rows]
+        made = model.encoder(pad_token_id=1)
+        return model.active_batch(made, list(rows), None, fresh, texts=of_rows)
+
+    with open_workers(workers) as several:
+        scheduler = Scheduler(
+            *(range(len(texts)), lengths, begin, batch_tokens),
+            padded=not model.adapter.packs,
+            workers=several.count,
+        )
+        found = {}
+        for batch, exited in several.run(ActiveBatch.step, scheduler.schedule):
+            scheduler.put_back(batch)
+            if exited is not None:
+                found |= {row: (logits, layers) for row, logits, layers in exited.per_row()}
+    assert sorted(found) == list(range(len(texts)))
+    return [found[row] for row in range(len(texts))]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_romebert.batch_layout import BlockDiagonalMask
+from modeling_romebert.packed_attention import BlockDiagonalMask
 
 HEADS, SIZE = 3, 8
 

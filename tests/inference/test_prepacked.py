@@ -13,7 +13,7 @@ from modeling_romebert import (
     RomeBertTrainingArguments,
     cpu,
     evaluate_exits,
-    modeling_romebert,
+    multi_exit,
     score,
 )
 from modeling_romebert.cpu import PrepackedLinear, can_prepack
@@ -27,7 +27,7 @@ TOKENIZER = tiny_tokenizer()
 def on_this_processor(monkeypatch):
     """Weights are prepacked here, for however few tokens."""
     monkeypatch.setattr(cpu, "PAYS_ON", (torch.backends.cpu.get_cpu_capability(),))
-    monkeypatch.setattr(modeling_romebert, "PREPACKING_TOKENS", 0)
+    monkeypatch.setattr(multi_exit, "PREPACKING_TOKENS", 0)
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""CSV, TSV, JSON, JSONL or Parquet files, or a dataset by its name -> tables of some rows each, streamed:
+memory does not grow with what is read.
+
+`datasets` reads. Nothing is guessed in CSV: every cell is the text that stands there, `NA` and `007` too.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, IterableDataset, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
+# What readers say of a file that cannot be read in one way.
+UNREADABLE = (ValueError, pa.ArrowException, DatasetGenerationError, UnicodeDecodeError)
+
+
+@dataclass
+class RowSource:
+    """Rows that are read from the beginning each time.
+
+    Args:
+        origin: what names them in messages.
+        columns: that are read.
+        identity: by which another input is told from this one.
+        total: number of rows, where it is known without reading them.
+    """
+
+    origin: str
+    columns: list[str]
+    identity: dict[str, Any]
+    total: int | None
+    dataset: IterableDataset
+
+    def tables(self, rows: int, begin: int = 0) -> Iterator[pa.Table]:
+        """All rows in order, so many per table; the first `begin` tables are passed over.
+
+        Raises:
+            SystemExit: a file that cannot be read.
+        """
+        batches = self.dataset.with_format("arrow").iter(batch_size=rows)
+        try:
+            yield from islice(batches, begin, None)
+        except UNREADABLE as error:
+            raise SystemExit(f"{self.origin} cannot be read: {error}") from None
+
+
+def open_rows(
+    path: str, columns: Sequence[str], split: str = "train", subset: str | None = None
+) -> RowSource:
+    """Open files, or a dataset.
+
+    Args:
+        path: a file, a pattern such as `reviews-*.csv`, or the name of a dataset on the Hub.
+        columns: to read.
+        split, subset: of a dataset.
+
+    Raises:
+        SystemExit: there is nothing there, or a column is missing.
+    """
+    origin = f"--input {path}"
+    if kind_of(path):
+        return _of_files(origin, files_of(path), list(dict.fromkeys(columns)))
+    return _of_dataset(origin, path, list(dict.fromkeys(columns)), split, subset)
+
+
+def files_of(path: str) -> list[str]:
+    """A file, a pattern, or either in an object store -> the files, in order of their names.
+
+    Raises:
+        SystemExit: there are none, or not all can be read in one way.
+    """
+    if kind_of(path) is None:
+        raise SystemExit(f"--input {path}: give {', '.join(READERS)} files, compressed or not.")
+    system, pattern = fsspec.core.url_to_fs(path)
+    files = sorted(system.glob(pattern))
+    if not files:
+        raise SystemExit(f"--input {path}: there is no such file.")
+    return [system.unstrip_protocol(file) for file in files] if "://" in path else _as_given(path, files)
+
+
+def _as_given(path: str, files: list[str]) -> list[str]:
+    """Local files with names relative to the present folder, where the pattern was."""
+    return files if Path(path).is_absolute() else [os.path.relpath(file) for file in files]
+
+
+def kind_of(path: str) -> str | None:
+    """The reader of a file by its ending; `None` for an unknown one."""
+    name = Path(path)
+    suffix = name.suffixes[-2] if name.suffix in COMPRESSED and len(name.suffixes) > 1 else name.suffix
+    return READERS.get(suffix.lower())
+
+
+def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
+    kind, settings = str(kind_of(files[0])), {}
+    if kind == "csv":
+        settings = csv_settings(origin, files[0])
+    dataset = load_dataset(kind, data_files=files, split="train", streaming=True, **settings)
+    total = sum(_rows_of(file) for file in files) if kind == "parquet" else None
+    return RowSource(
+        origin, columns, identity_of_files(files), total, _with_columns(origin, dataset, columns)
+    )
+
+
+def _rows_of(file: str) -> int:
+    """Of a Parquet file, which says so."""
+    with fsspec.open(file) as opened:
+        return pq.read_metadata(opened).num_rows
+
+
+def identity_of_files(files: Sequence[str]) -> dict[str, Any]:
+    """What files are told by: name, size and time of the last change."""
+    states = [(file, fsspec.core.url_to_fs(file)) for file in files]
+    return {
+        "files": [
+            {"name": file, "bytes": system.size(path), "changed": str(system.modified(path))}
+            for file, (system, path) in states
+        ]
+    }
+
+
+def csv_settings(origin: str, path: str) -> dict[str, Any]:
+    """Settings of the CSV reader of `datasets` under which a cell is what stands in the file.
+
+    Raises:
+        SystemExit: it has no header that names each column once.
+    """
+    delimiter = "\t" if Path(path).suffixes[0].lower() == ".tsv" else ","
+    with fsspec.open(path, "rt", encoding="utf-8-sig", newline="", compression="infer") as file:
+        header = next(csv.reader(file, delimiter=delimiter), [])
+    if not header:
+        raise SystemExit(f"{origin} is empty.")
+    if len(set(header)) < len(header):
+        raise SystemExit(f"{origin} has a column twice: its header is {', '.join(header)}. Rename one.")
+    return {
+        "features": Features({name: Value("string") for name in header}),
+        "keep_default_na": False,
+        "sep": delimiter,
+        "encoding": "utf-8-sig",
+    }
+
+
+def _of_dataset(origin: str, name: str, columns: list[str], split: str, subset: str | None) -> RowSource:
+    try:
+        dataset = load_dataset(name, subset, split=split, streaming=True)
+    except (DatasetNotFoundError, FileNotFoundError, ValueError, ConnectionError) as error:
+        raise SystemExit(f"{origin}: there is no such file, and as a dataset: {error}") from None
+    splits = dataset.info.splits or {}
+    total = splits[split].num_examples if split in splits else None
+    identity = {"dataset": name, "subset": subset, "split": split, "rows": total}
+    return RowSource(origin, columns, identity, total, _with_columns(origin, dataset, columns))
+
+
+def _with_columns(origin: str, dataset: IterableDataset, columns: list[str]) -> IterableDataset:
+    names = dataset.column_names
+    if names is None:  # JSON: the first row says
+        try:
+            names = list(next(iter(dataset), {}))
+        except UNREADABLE as error:
+            raise SystemExit(f"{origin} cannot be read: {error}") from None
+    if missing := [name for name in columns if name not in names]:
+        raise SystemExit(f"{origin} has no column {', '.join(missing)}; it has {', '.join(names)}.")
+    return dataset.select_columns(columns)

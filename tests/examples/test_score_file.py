@@ -1,0 +1,254 @@
+"""examples/score_file.py: any file in, the same rows with labels out, whatever happens on the way."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+import score_file as example
+from scored import TEXTS, assert_as_score, expected, save_classifier
+from support.labelling import Labeller, as_columns
+from support.row_source import open_rows
+from support.shards import Shards
+from tiny import tiny_tokenizer, write_rows
+
+from modeling_romebert import RomeBertForSequenceClassification, export_onnx
+
+ROWS = len(TEXTS)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return save_classifier(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def rows(here) -> list[dict]:
+    """Rows in reviews.csv: ids that look like numbers, and texts that pandas would take for missing."""
+    rows = [{"id": f"{number:04}", "text": text} for number, text in enumerate(TEXTS)]
+    rows[3]["text"], rows[4]["text"] = "NA", 'the "film", was\ngood'
+    write_rows("reviews.csv", rows)
+    return rows
+
+
+def run(model, *more, input="reviews.csv", output="labels.parquet"):
+    example.main(["--model", model, "--input", input, "--output", output, "--shard_rows", "50", *more])
+
+
+def test_results_are_those_of_score(model, rows, capsys):
+    run(model, "--keep", "id")
+    table = pq.read_table("labels.parquet")
+    assert table.column_names == ["id", "label", "score", "exit_layer", "error"]
+    assert table["id"].to_pylist() == [row["id"] for row in rows]
+    assert_as_score(table.to_pylist(), expected(model, [row["text"] for row in rows]))
+    said = capsys.readouterr().out
+    assert f"{ROWS} rows are in labels.parquet." in said and "texts per second" in said
+    assert sorted(path.name for path in Path().iterdir()) == [
+        *("labels.parquet", "labels.parquet.summary.json", "reviews.csv")
+    ]
+
+
+def test_summary_counts_what_is_in_the_output(model, rows):
+    run(model)
+    layers = pq.read_table("labels.parquet")["exit_layer"].to_pylist()
+    summary = json.loads(Path("labels.parquet.summary.json").read_text())
+    assert summary["exits"] == {str(layer): layers.count(layer) for layer in sorted(set(layers))}
+    assert summary["cost"] == pytest.approx(sum(layers) / len(layers) / summary["layers"])
+    assert (summary["rows"], summary["errors"], summary["rows_of_this_run"]) == (ROWS, 0, ROWS)
+    assert len(summary["exits"]) > 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_other_formats_hold_the_same(model, rows, suffix):
+    run(model, "--keep", "id")
+    run(model, "--keep", "id", output=f"labels{suffix}")
+    wanted = pq.read_table("labels.parquet").to_pylist()
+    if suffix == ".jsonl":
+        found = [json.loads(line) for line in Path("labels.jsonl").read_text().splitlines()]
+    else:
+        options = pa_csv.ConvertOptions(
+            column_types=pq.read_schema("labels.parquet"), strings_can_be_null=True
+        )
+        found = pa_csv.read_csv("labels.csv", convert_options=options).to_pylist()
+    assert [row["id"] for row in found] == [row["id"] for row in wanted]
+    assert [row["exit_layer"] for row in found] == [row["exit_layer"] for row in wanted]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in wanted], abs=1e-6)
+
+
+def write_inputs(rows: list[dict]) -> dict[str, str]:
+    """The same rows in every kind of file that can be read -> what to give as --input."""
+    write_rows("a.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), "a.parquet")
+    Path("a.csv.gz").write_bytes(gzip.compress(Path("reviews.csv").read_bytes()))
+    Path("a.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows[5:]))
+    write_rows("part-1.jsonl", rows[:100])
+    write_rows("part-2.jsonl", rows[100:])
+    return {
+        "jsonl": "a.jsonl",
+        "parquet": "a.parquet",
+        "gz": "a.csv.gz",
+        "tsv": "a.tsv",
+        "two": "part-*.jsonl",
+    }
+
+
+def test_every_kind_of_input_reads_the_same(rows):
+    for kind, path in write_inputs(rows).items():
+        tables = list(open_rows(path, ["text", "id"]).tables(64))
+        found = [row for table in tables for row in table.to_pylist()]
+        assert found == [{"text": row["text"], "id": row["id"]} for row in rows[5 if kind == "tsv" else 0 :]]
+        assert {len(table) for table in tables[:-1]} == {64}
+
+
+def test_rows_that_fail_say_why(model, here):
+    rows = [{"text": "the film"}, {"text": None}, {"text": "good"}]
+    write_rows("holes.jsonl", rows)
+    run(model, input="holes.jsonl")
+    found = pq.read_table("labels.parquet").to_pylist()
+    assert found[1]["label"] is found[1]["score"] is found[1]["exit_layer"] is None
+    assert found[1]["error"].startswith("cannot classify None of type NoneType")
+    assert found[0]["label"] and found[0]["error"] is None
+    assert json.loads(Path("labels.parquet.summary.json").read_text())["errors"] == 1
+
+
+def test_pairs(model, here):
+    rows = [{"a": text, "b": text[:20]} for text in TEXTS[:20]]
+    write_rows("pairs.csv", rows)
+    run(model, "--text_column", "a", "--pair_column", "b", input="pairs.csv")
+    pairs = [{"text": row["a"], "text_pair": row["b"]} for row in rows]
+    assert_as_score(pq.read_table("labels.parquet").to_pylist(), expected(model, pairs))
+
+
+def test_a_bundle_is_a_model_too(model, here):
+    loaded = RomeBertForSequenceClassification.from_pretrained(model)
+    export_onnx(loaded, tiny_tokenizer(), "bundle", precision="fp32")
+    write_rows("few.csv", [{"text": text} for text in TEXTS[:30]])
+    run("bundle", input="few.csv")
+    assert_as_score(pq.read_table("labels.parquet").to_pylist(), expected(model, TEXTS[:30]))
+    with pytest.raises(SystemExit, match="--dtype bfloat16: bundle is a bundle"):
+        run("bundle", "--dtype", "bfloat16", input="few.csv", output="other.parquet")
+
+
+# ---- interrupted
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", ["third shard", "while joining", "before the folder is gone"])
+def test_a_run_that_was_cut_off_goes_on(model, rows, monkeypatch, capsys, place):
+    """Wherever it stops, the file is byte for byte that of a run that did not, and no shard is made twice."""
+    run(model, output="undisturbed.parquet")
+    shards, calls = Shards, []
+
+    def stop(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if place == "third shard":
+            write = shards.write
+            patch.setattr(shards, "write", lambda *a: stop() if a[1] == 2 else write(*a))
+        elif place == "while joining":
+            patch.setattr("support.shards._write", stop)
+        else:
+            patch.setattr("support.shards.shutil.rmtree", stop)
+            patch.setattr("support.shards.write_json", stop)
+        with pytest.raises(Killed):
+            run(model)
+    assert Path("labels.parquet").exists() == (place == "before the folder is gone")
+    write = shards.write
+    monkeypatch.setattr(shards, "write", lambda *a: (calls.append(a[1]), write(*a)))
+    run(model)
+    assert calls == ([2, 3, 4] if place == "third shard" else [])
+    assert "going on behind them" in capsys.readouterr().out
+    assert Path("labels.parquet").read_bytes() == Path("undisturbed.parquet").read_bytes()
+    assert not Path("labels.parquet.run").exists()
+
+
+def test_a_run_is_continued_by_the_same_settings_alone(model, rows, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(example, "as_columns", lambda results, start: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(model)
+    with pytest.raises(SystemExit, match=r"exit_threshold: was None, is 0.5.*Choose another --output"):
+        run(model, "--exit_threshold", "0.5")
+    write_rows("reviews.csv", rows[:100])
+    with pytest.raises(SystemExit, match=r"input\.files: was"):
+        run(model)
+
+
+def test_what_is_there_is_not_overwritten(model, rows):
+    run(model)
+    before = Path("labels.parquet").read_bytes()
+    with pytest.raises(
+        SystemExit, match=r"labels.parquet exists, and not as the output of an unfinished run"
+    ):
+        run(model)
+    assert Path("labels.parquet").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_killed_from_outside(model, rows):
+    """SIGKILL as soon as the second shard is there."""
+    run(model, output="undisturbed.parquet")
+    command = [sys.executable, example.__file__, "--model", model, "--input", "reviews.csv"]
+    command += ["--output", "labels.parquet", "--shard_rows", "50"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(example.torch.get_num_threads())}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not Path("labels.parquet.run/shard-000001.parquet").exists():
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL and not Path("labels.parquet").exists()
+    run(model)
+    assert Path("labels.parquet").read_bytes() == Path("undisturbed.parquet").read_bytes()
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "absent.csv"], "--input absent.csv: there is no such file"),
+        (["--text_column", "review"], "--input reviews.csv has no column review; it has id, text"),
+        (
+            ["--output", "labels.xlsx"],
+            r"--output labels.xlsx: give a file that ends in .parquet, .csv, .jsonl",
+        ),
+        (["--keep", "id", "--shard_rows", "0"], "--shard_rows 0: give a number from 1"),
+        (["--exit_threshold", "7"], r"threshold.*7.*is not"),
+        (["--model", "./no/where"], "--model ./no/where: "),
+    ],
+)
+def test_what_is_wrong_is_told_without_a_traceback(model, rows, arguments, message):
+    given = {"--model": [model], "--input": ["reviews.csv"], "--output": ["labels.parquet"]}
+    given |= {arguments[0]: arguments[1:]} if len(arguments) == 2 else {}
+    more = arguments if len(arguments) > 2 else []
+    with pytest.raises(SystemExit, match=message):
+        example.main([*(part for name, values in given.items() for part in (name, *values)), *more])
+    assert not Path("labels.parquet").exists()
+
+
+def test_columns_of_the_results_are_not_kept_twice(model, here):
+    write_rows("labelled.csv", [{"text": "good", "label": "x"}])
+    with pytest.raises(SystemExit, match="--keep label: the output has columns of that name"):
+        run(model, "--keep", "label", input="labelled.csv")
+    Path("broken.csv").write_text("text\ngood\nbad,worse,worst\n")
+    with pytest.raises(SystemExit, match=r"--input broken.csv cannot be read: .*line 3"):
+        run(model, input="broken.csv")
+
+
+def test_a_labeller_counts_positions_for_itself(model):
+    table = Labeller(model)(["good", 7, "bad", None])
+    assert table["error"].null_count == 2 and "text 1" not in table["error"].to_pylist()[1]
+    assert as_columns([]).num_rows == 0
