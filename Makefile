@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# apart: Daft holds back versions of libraries that the other tests are not for
+SCALE := $(VENV)-scale
 
 .PHONY: quickstart test test-slow test-scale test-browser test-versions lint clean
 .DEFAULT_GOAL := help
@@ -14,13 +16,20 @@ help:
 	@echo "make test-browser   those of the page, in Chromium (Debian: apt-get install chromium chromium-driver)"
 	@echo "make test-versions  the tests on the oldest and newest versions that setup.cfg allows (docs/versions.md)"
 	@echo "make lint           set up, ruff and mypy"
-	@echo "make clean          remove $(VENV)"
+	@echo "make clean          remove $(VENV) and $(SCALE)"
 
 # torch first and by its pinned version, so that an index with a CPU build of it is not passed over for a larger one.
 $(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(SCALE)/bin/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SCALE)
+	$(SCALE)/bin/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(SCALE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable ".[test,scale,browser]"
 	@touch $@
 
 quickstart: $(BIN)/.installed
@@ -32,13 +41,11 @@ test: $(BIN)/.installed
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
-test-scale: $(BIN)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[scale]"
-	$(BIN)/python -m pytest tests/scale $(ARGS)
+test-scale: $(SCALE)/bin/.installed
+	$(SCALE)/bin/python -m pytest tests/scale $(ARGS)
 
-test-browser: $(BIN)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
-	$(BIN)/python -m pytest tests/page $(ARGS)
+test-browser: $(SCALE)/bin/.installed
+	$(SCALE)/bin/python -m pytest tests/page $(ARGS)
 
 test-versions: $(BIN)/.installed
 	$(BIN)/python tests/versions/run.py $(ARGS)
@@ -49,4 +56,4 @@ lint: $(BIN)/.installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(SCALE)

@@ -26,7 +26,7 @@ from typing import Any
 
 from support import installed  # noqa: F401
 from support.scoring_run import config_of
-from support.serving_gate import Gate, Limits, Traffic
+from support.serving_gate import PATH, Gate, Limits, Traffic
 from support.serving_metrics import ModelCounters, as_prometheus, metrics
 from transformers import HfArgumentParser
 
@@ -99,6 +99,8 @@ def run_server(api: Any, arguments: ServeArguments, counters: ModelCounters) -> 
     server.app.add_api_route("/metrics", lambda: PlainTextResponse(as_prometheus(found())))
     server.app.add_api_route("/metrics.json", found)
     stop_when_told()
+    address = f"http://{arguments.host}:{arguments.port}"
+    print(f"{address}{PATH} answers as soon as {address}/health gives 200. Ctrl-C ends it.", flush=True)
     server.run(
         host=arguments.host,
         port=arguments.port,

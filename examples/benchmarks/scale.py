@@ -99,9 +99,18 @@ def write_rows(path: Path, texts: list[str], rows: int) -> None:
 
 
 def measured(side: str, workers: int | None, model: str, folder: Path, rows: int) -> dict[str, Any]:
-    """A side on the small file and on the large one -> its rate, and the peak of its memory in MB."""
+    """A side on the small file and on the large one -> its rate, and the peak of its memory in MB.
+
+    Raises:
+        SystemExit: it failed, or the large file took no longer.
+    """
     small, _ = run_side(side, workers, model, folder / "quarter.csv")
     large, peak = run_side(side, workers, model, folder / "rows.csv")
+    if large <= small:
+        raise SystemExit(
+            f"{name_of(side, workers)}: {rows:,} rows took {large:.1f} s and a quarter of them {small:.1f} s."
+            " Give more --rows, or a machine that does nothing else."
+        )
     rate = (rows - rows // 4) / (large - small)
     return {
         "texts_per_second": rate,

@@ -252,3 +252,13 @@ def test_a_labeller_counts_positions_for_itself(model):
     table = Labeller(model)(["good", 7, "bad", None])
     assert table["error"].null_count == 2 and "text 1" not in table["error"].to_pylist()[1]
     assert as_columns([]).num_rows == 0
+
+
+def test_a_dataset_by_its_name(model, here):
+    """A folder stands in for the Hub."""
+    Path("mine").mkdir()
+    write_rows("mine/test.jsonl", [{"text": text, "label": 0} for text in TEXTS[:20]])
+    run(model, "--split", "test", input="mine")
+    assert_as_score(pq.read_table("labels.parquet").to_pylist(), expected(model, TEXTS[:20]))
+    with pytest.raises(SystemExit, match="--input mine: there is no such file, and as a dataset: .*train"):
+        run(model, input="mine", output="other.parquet")
