@@ -245,8 +245,8 @@ def defaults(groups: Groups) -> str:
     """What speaks for another start than the paper's settings."""
     lines = [
         "`RomeBertTrainingArguments` starts from `kl-1`. It took the place of the settings of the paper (the"
-        " recipe `paper`) when one seed of reviews-2k was all there was. The quickstart starts from `mean-6`,"
-        " from which `kl-1` could not be told apart there. More tasks and seeds may change both."
+        " recipe `paper`) when one seed of reviews-2k was all there was. The quickstart still starts from"
+        " `mean-6`, as its published figures are of it. More tasks and seeds may change both."
     ]
     for (task, backbone), recipes in groups.items():
         best = best_one_stage(recipes)
