@@ -302,7 +302,8 @@ def toy_training(folder, model, label, trainer=RomeBertTrainer, kind=RomeBertTra
 
 @pytest.mark.parametrize("objective", others_slow(*sorted(OBJECTIVES, reverse=True)))
 def test_training_learns(tmp_path, objective):
-    trainer = toy_training(tmp_path, build(num_labels=2, exit_pooling="mean"), is_good, objective=objective)
+    settings = {"objective": objective, "distillation_weight": 0.5, "distillation_temperature": 1.0}
+    trainer = toy_training(tmp_path, build(num_labels=2, exit_pooling="mean"), is_good, **settings)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
