@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from by_version import enable_checkpointing
-from tiny import CLASSES, LAYERS, PAPER_LOSS, ROWS, TOKENS, build, padded_batch, tiny_backbone
+from tiny import CLASSES, LAYERS, ROWS, TOKENS, build, padded_batch, tiny_backbone
 from transformers import (
     AutoModel,
     BertConfig,
@@ -195,7 +195,7 @@ def test_one_exit_is_stock_sequence_classification(problem_type, num_labels):
 
 
 def test_loss_is_the_joint_loss():
-    model, (ids, mask) = build(**PAPER_LOSS), padded_batch()
+    model, (ids, mask) = build(), padded_batch()
     labels = labels_for("single_label_classification", CLASSES)
     output = model(ids, mask, labels=labels)
     *early, last = output.exit_logits.unbind(1)
