@@ -49,11 +49,9 @@ def windows(texts: Iterable[Any], first: int, largest: int) -> Iterator[tuple[in
     size, start, texts_here, characters = min(first, largest), 0, [], 0
     for text in texts:
         texts_here.append(text)
-        characters += sum(
-            len(part)
-            for part in (text.values() if isinstance(text, dict) else [text])
-            if isinstance(part, str)
-        )
+        # A text, a pair of them, or the words of one.
+        parts = text.values() if isinstance(text, dict) else text if isinstance(text, list) else [text]
+        characters += sum(len(part) for part in parts if isinstance(part, str))
         if len(texts_here) == size or characters >= WINDOW_CHARACTERS:
             yield start, texts_here
             start += len(texts_here)

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from study.bootstrap import Run, exits_of
-from study.findings import CEILING, HALF, Group, at_cost, best_one_stage, summary
+from study.findings import CEILING, HALF, Group, at_cost, best_one_stage, mean_of, summary
 
 PLOTS = Path("results")  # beside the page
-DRAWN = ("deebert", "paper", "joint", "kl-0.3", "kl-1")  # and the best
+DRAWN = ("deebert", "paper", "mean-6", "mean-12", "joint", "kl-0.3", "kl-1")  # and the best
 
 
 def plot_of(group: Group) -> Path:
@@ -39,7 +39,9 @@ def plot(group: Group, recipes: dict[str, list[Run]], path: Path) -> None:
                 color=line.get_color(),
             )
         costs = np.linspace(layers[0] / runs[0]["num_layers"], 1, 60)
-        right.plot(costs, [np.mean([at_cost(run, cost) for run in runs]) for cost in costs], label=name)
+        over_cost = [mean_of([at_cost(run, cost) for run in runs]) for cost in costs]
+        if None not in over_cost:
+            right.plot(costs, over_cost, color=line.get_color(), label=name)
     for name, style in ((CEILING, "--"), (HALF, ":")):
         if runs := recipes.get(name, []):
             value = summary(runs)["last"]

@@ -82,6 +82,7 @@ def page(groups: Groups, grid: dict[str, Any], failed: dict[str, str]) -> str:
     parts = ["# The study: what each ingredient is worth", INTRODUCTION, in_short(groups)]
     parts += ["## Results", *(section(group, recipes) for group, recipes in groups.items())]
     parts += ["## The projection", projection(groups), "## Exit rules", rules(groups)]
+    parts += ["## Defaults", defaults(groups)]
     parts += ["## Against the paper's curves", against_the_paper(groups)]
     parts += ["## Recipes", recipes_table(groups), "## What is missing", missing(grid, groups, failed)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -132,7 +133,12 @@ def section(group: Group, recipes: dict[str, list[Run]]) -> str:
         f"{first['metric']} on {rows['evaluation']:,} rows, trained on {rows['train']:,}; {made_with(first)}."
     )
     picture = f"![The metric at each exit, and over cost]({plot_of(group).as_posix()})"
-    return "\n\n".join([f"### {task}, {backbone}", picture, made, table(recipes), compared(recipes)])
+    bare = [
+        f"`{name}`" for name, runs in recipes.items() if any(r["policy"] and not r["curve"] for r in runs)
+    ]
+    note = f"No curve was kept of {', '.join(bare)}." if bare else ""
+    parts = [f"### {task}, {backbone}", picture, made, table(recipes), note, compared(recipes)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def table(recipes: dict[str, list[Run]]) -> str:
@@ -233,6 +239,26 @@ def rules(groups: Groups) -> str:
             rows.append([task, backbone, str(len(runs)), f"`{rule}`", *map(points, at)])
     head = ["task", "backbone", "models", "rule", *(f"at {cost}" for cost in COSTS)]
     return markdown(head, rows) if rows else "Nothing yet: no run has a curve."
+
+
+def defaults(groups: Groups) -> str:
+    """What speaks for another start than the paper's settings."""
+    lines = [
+        "`RomeBertTrainingArguments` starts from the settings of the paper (the recipe `paper`), the"
+        " quickstart from those of `mean-6`. That changes when a recipe is ahead of both in the mean over"
+        " exits, and not behind in the last exit, on more than one task and with more than one seed."
+    ]
+    for (task, backbone), recipes in groups.items():
+        best = best_one_stage(recipes)
+        for present in ("paper", "mean-6"):
+            if best in (None, present) or present not in recipes:
+                continue
+            mean, last = (difference(recipes, best, present, what) for what in (np.mean, last_of))
+            told = f"`{best}` against `{present}`, mean: {in_words(mean)}; last exit: {in_words(last)}"
+            lines.append(f"- {task}, {backbone}: {told}.")
+    if len(lines) == 1:
+        return f"{lines[0]} Nothing here compares them yet."
+    return "\n".join([lines[0], "", *lines[1:]])
 
 
 def against_the_paper(groups: Groups) -> str:

@@ -184,6 +184,7 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     assert "7 runs of the grid have no result yet." in page
     assert "- t, b: seeds 3 of `kl-0.3`" in page and "- t, c: all" in page
     assert "joint 1: " not in page  # it has a result by now
+    assert "on more than one task and with more than one seed. Nothing here compares them yet." in page
     assert "- failed: t b paper 1: loss is nan at step 7" in page
     assert (tmp_path / "results/study-t-b.png").stat().st_size > 10_000
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import FAMILIES, families
+from rebatched import run_tokens
 from tiny import LAYERS, build, padded_batch, tiny_backbone
 from tiny_tokens import TAGS, build_tokens
 from transformers import (
@@ -238,3 +239,36 @@ def test_halt_layers_say_how_many_layers_each_token_runs():
 def test_tokens_are_not_served():
     with pytest.raises(ValueError, match="model classifies tokens, and continuous batching is of whole"):
         ContinuousBatcher(build_tokens(), None)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    (ids, mask), gradients = padded_batch(4, 8), []
+    halts = torch.randint(1, LAYERS + 1, (4, 8), generator=torch.Generator().manual_seed(0))
+    for checkpoints in (False, True):
+        model = build_tokens(tiny_backbone(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+        if checkpoints:
+            model.gradient_checkpointing_enable()
+        model(ids, mask, labels=labels_for(ids, mask), halt_layers=halts).loss.backward()
+        gradients.append([p.grad for p in model.backbone.encoder.layer.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@torch.no_grad()
+def test_half_precision_and_tuples():
+    model, (ids, mask) = build_tokens().bfloat16(), padded_batch(4, 8)
+    for unit in ("row", "token"):
+        policy = {"name": "entropy", "threshold": 0.5, "unit": unit}
+        output = model(ids, mask, exit_policy=policy)
+        assert output.logits.dtype == torch.bfloat16 and output.logits.isfinite().all()
+        texts = [{"input_ids": row[own == 1].tolist()} for row, own in zip(ids, mask, strict=True)]
+        assert all(logits.isfinite().all() for logits, _ in run_tokens(model, texts, policy, 20))
+    logits, exit_layer = model(ids, mask, exit_policy=policy, return_dict=False)
+    assert torch.equal(logits, output.logits) and torch.equal(exit_layer, output.exit_layer)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_full_depth_compiles_as_one_graph():
+    model, (ids, mask) = build_tokens(), padded_batch(4, 8)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(ids, mask).exit_logits, model(ids, mask).exit_logits)

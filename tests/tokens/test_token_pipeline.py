@@ -11,7 +11,7 @@ from tiny_tokens import build_tokens, piece_tokenizer, tiny_sentences
 from torch.utils.data import Dataset
 from transformers import BertForTokenClassification, TokenClassificationPipeline, pipeline
 
-from modeling_romebert import EarlyExitTokenPipeline, score_tokens, scoring
+from modeling_romebert import EarlyExitTokenPipeline, score_tokens, scoring, text_batcher
 
 TOKENIZER = piece_tokenizer()
 SENTENCES = tiny_sentences(30, seed=11)
@@ -259,3 +259,10 @@ def test_a_classifier_of_texts_keeps_its_own_pipeline():
     with pytest.raises(ValueError, match='unit="token" lets single tokens'):
         classify("a film", exit_policy={**POLICY, "unit": "token"})
     assert type(ours()) is EarlyExitTokenPipeline
+
+
+def test_windows_of_long_texts_end_early_for_words_too(monkeypatch):
+    monkeypatch.setattr(text_batcher, "WINDOW_CHARACTERS", 100)
+    for texts in (["a" * 40] * 7, [["a" * 20, "b" * 20]] * 7):
+        found = list(text_batcher.windows(texts, 5, 5))
+        assert [(start, len(part)) for start, part in found] == [(0, 3), (3, 3), (6, 1)]
