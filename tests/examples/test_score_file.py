@@ -260,5 +260,5 @@ def test_a_dataset_by_its_name(model, here):
     write_rows("mine/test.jsonl", [{"text": text, "label": 0} for text in TEXTS[:20]])
     run(model, "--split", "test", input="mine")
     assert_as_score(pq.read_table("labels.parquet").to_pylist(), expected(model, TEXTS[:20]))
-    with pytest.raises(SystemExit, match="--input mine: there is no such file, and as a dataset: .*train"):
+    with pytest.raises(SystemExit, match=r"--input mine: there is no such file, and as a dataset: .*train"):
         run(model, input="mine", output="other.parquet")
