@@ -24,6 +24,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from support import installed  # noqa: F401
 from support.scoring_run import config_of
 from support.serving_gate import PATH, Gate, Limits, Traffic
@@ -62,7 +63,7 @@ class ServeArguments:
     batch_tokens: int | None = field(default=None, metadata={"help": "Tokens that a layer runs on at once."})
     dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16 or float16."})
     threads: int | None = field(
-        default=None, metadata={"help": "CPU threads of the model; torch's own choice when left out."}
+        default=None, metadata={"help": "CPU threads of the model; all but one when left out."}
     )
 
     def limits(self) -> Limits:
@@ -80,7 +81,9 @@ class ServeArguments:
         return Limits(self.max_requests, self.max_body, self.max_texts, self.max_characters, thresholds)
 
     def model_settings(self) -> ModelSettings:
-        return ModelSettings(self.model, self.exit_threshold, self.batch_tokens, self.dtype, self.threads)
+        # A thread that waits for a core holds up all others of the model, so one core is left to the server.
+        threads = self.threads or max(1, torch.get_num_threads() - 1)
+        return ModelSettings(self.model, self.exit_threshold, self.batch_tokens, self.dtype, threads)
 
 
 def run_server(api: Any, arguments: ServeArguments, counters: ModelCounters) -> None:

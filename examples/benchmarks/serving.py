@@ -72,7 +72,7 @@ class ServingArguments:
     seconds: float = field(default=20.0, metadata={"help": "Of each measurement, about."})
     most_requests: int = field(default=20_000, metadata={"help": "Of each measurement at most."})
     threads: int | None = field(
-        default=None, metadata={"help": "CPU threads of the model; torch's own choice when left out."}
+        default=None, metadata={"help": "CPU threads of the model; all but one when left out."}
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON to write."})
 
