@@ -165,9 +165,14 @@ def curves_of_tokens(results: dict[str, Any]) -> str:
     first = results["runs"][0]
     about = (
         f"F1 in per cent on {first['texts']:,} sentences of the test set; {first['start']},"
-        f" {first['num_layers']} layers, {first['samples']:,} sentences,"
-        f" {first['training']['num_train_epochs']:g} epochs, one seed"
+        f" {first['num_layers']} layers, one seed"
     )
+    for run in results["runs"]:
+        epochs = run["training"]["num_train_epochs"]
+        about += (
+            f"; stage {1 + run['second_stage']}: {run['samples']:,} sentences,"
+            f" {epochs:g} epoch{'' if epochs == 1 else 's'}"
+        )
     return f"{token_curves.table(results)}\n\n{about}; {made_with(results)}."
 
 
