@@ -36,7 +36,7 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     (asked,) = HfArgumentParser(Arguments).parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-    results = {"runs": [read_run(Path(folder)) for folder in asked.runs], "provenance": provenance()}
+    results = {"runs": [read_run(Path(folder)) for folder in asked.runs], **provenance()}
     if asked.output_file is not None:
         write_json(asked.output_file, results)
     print(table(results))

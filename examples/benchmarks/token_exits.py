@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "tokens_per_text": sum(outcomes.counts) / len(outcomes.counts),
         "rounds": len(seconds[0]),
         "sides": sides,
-        "provenance": provenance(),
+        **provenance(),
     }
     if asked.output_file is not None:
         write_json(asked.output_file, results)

@@ -24,6 +24,7 @@ from benchmarks import (
     scale,
     serving,
     throughput,
+    token_curves,
     training_cost,
 )
 
@@ -56,6 +57,7 @@ def sections() -> dict[str, str]:
         "benchmark-12": throughput_and_latency(of("benchmark-12-layers")),
         "onnx-speed": onnx_speed(of("benchmark-avx512")),
         "onnx-agreement": agreement(of("onnx-agreement")),
+        "token-curves": curves_of_tokens(of("token-curves")),
         "profile-avx512": timing(profile_scoring.table, of("profile-avx512")),
         "profile-12-layers": timing(profile_scoring.table, of("profile-12-layers")),
         "training-cost": training(of("benchmark-training")),
@@ -157,6 +159,21 @@ def under_load(results: dict[str, Any]) -> str:
         f" server on the same cores; {made_with(results)}."
     )
     return f"{serving.table(results)}\n\n{about}"
+
+
+def curves_of_tokens(results: dict[str, Any]) -> str:
+    first = results["runs"][0]
+    about = (
+        f"F1 in per cent on {first['texts']:,} sentences of the test set; {first['start']},"
+        f" {first['num_layers']} layers, one seed"
+    )
+    for run in results["runs"]:
+        epochs = run["training"]["num_train_epochs"]
+        about += (
+            f"; stage {1 + run['second_stage']}: {run['samples']:,} sentences,"
+            f" {epochs:g} epoch{'' if epochs == 1 else 's'}"
+        )
+    return f"{token_curves.table(results)}\n\n{about}; {made_with(results)}."
 
 
 def render(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:
