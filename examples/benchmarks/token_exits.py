@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for side, of_side in zip(sides, seconds, strict=True):
         side |= {"seconds": of_side, **figures(of_side, seconds[0], side["cost"])}
     results = {
-        "model": str(asked.model),
+        "model": Path(asked.model).name,
         "texts": len(rows.inputs),
         "tokens_per_text": sum(outcomes.counts) / len(outcomes.counts),
         "rounds": len(seconds[0]),

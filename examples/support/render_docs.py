@@ -25,6 +25,7 @@ from benchmarks import (
     serving,
     throughput,
     token_curves,
+    token_exits,
     training_cost,
 )
 
@@ -58,6 +59,7 @@ def sections() -> dict[str, str]:
         "onnx-speed": onnx_speed(of("benchmark-avx512")),
         "onnx-agreement": agreement(of("onnx-agreement")),
         "token-curves": curves_of_tokens(of("token-curves")),
+        "token-exits": timing(token_exits.table, of("token-exits")),
         "profile-avx512": timing(profile_scoring.table, of("profile-avx512")),
         "profile-12-layers": timing(profile_scoring.table, of("profile-12-layers")),
         "training-cost": training(of("benchmark-training")),
@@ -95,7 +97,7 @@ def objectives(runs: list[dict[str, Any]]) -> str:
 
 
 def timing(table: Callable[[dict[str, Any]], str], run: dict[str, Any]) -> str:
-    texts = f"{run['texts']} texts of {run['tokens_per_text']:.0f} tokens on average"
+    texts = f"{run['texts']:,} texts of {run['tokens_per_text']:.0f} tokens on average"
     return f"{table(run)}\n\n{texts}, medians of {run['rounds']} rounds; {made_with(run)}."
 
 
