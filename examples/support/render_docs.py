@@ -151,7 +151,7 @@ def training(results: dict[str, Any]) -> str:
 def many_rows(results: dict[str, Any]) -> str:
     about = f"{results['rows']:,} sentences of movie reviews, MiniLM of 6 layers; {made_with(results)}."
     if results["agree"] is not None:
-        about += f" Label and exit layer are the same for {results['agree']:.2%} of the rows or more."
+        about += f" At least {results['agree']:.2%} of the rows have the label and the exit layer of `score`."
     return f"{scale.table(results)}\n\n{about}"
 
 
