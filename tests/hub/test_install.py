@@ -83,8 +83,8 @@ def test_every_module_is_in_it_and_nothing_else(names):
         f"modeling_romebert/configuration/{path.name}" for path in (ROOT / "configuration").glob("*.py")
     }
     expected |= {
-        f"modeling_romebert/configuration/recipes/{path.name}"
-        for path in (ROOT / "configuration").glob("recipes/*.yaml")
+        f"modeling_romebert/configuration/{path.relative_to(ROOT / 'configuration')}"
+        for path in (ROOT / "configuration").rglob("recipes/**/*.yaml")
     }
     expected |= {"modeling_romebert/py.typed"}
     assert {name for name in names if ".dist-info/" not in name} == expected
@@ -107,13 +107,9 @@ def test_metadata(metadata):
     assert (metadata["Name"], metadata["Requires-Python"]) == ("romebert", ">=3.10")
     assert metadata["Version"] == modeling_romebert.__version__  # read from the source by setup.cfg
     assert set(metadata.get_all("Provides-Extra")) == {
-        "plot",
-        "lora",
-        "onnx",
-        "benchmark",
-        "alternatives",
-        "test",
-        "dev",
+        *("plot", "lora", "onnx", "benchmark", "alternatives"),
+        *("distributed", "serve", "demo"),
+        *("test", "scale", "browser", "dev"),
     }
     required = [line.replace(" ", "") for line in metadata.get_all("Requires-Dist")]
     of_use = [line for line in required if "extra==" not in line]

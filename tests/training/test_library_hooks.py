@@ -8,7 +8,7 @@ import transformers
 from tiny import build, tiny_rows, tiny_tokenizer
 from transformers import Trainer, masking_utils
 
-from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments, backbones
+from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
 from modeling_romebert.layer_masks import TESTED_TRANSFORMERS
 from modeling_romebert.training.library_hooks import HOOKS
 
@@ -73,7 +73,7 @@ def without(name: str) -> type:
 
 def test_a_library_that_makes_masks_in_another_way_is_named(monkeypatch):
     monkeypatch.delattr(masking_utils, "create_bidirectional_sliding_window_mask")
-    spec = importlib.util.spec_from_file_location("modeling_romebert.backbones_anew", backbones.__file__)
+    spec = importlib.util.spec_from_file_location("modeling_romebert.layer_masks_anew", layer_masks.__file__)
     message = (
         rf"transformers {transformers.__version__} "
         rf".*create_bidirectional_sliding_window_mask.*: {TESTED_TRANSFORMERS}\."
