@@ -8,7 +8,7 @@ import transformers
 from tiny import build, tiny_rows, tiny_tokenizer
 from transformers import Trainer, masking_utils
 
-from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
+from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments, layer_masks
 from modeling_romebert.layer_masks import TESTED_TRANSFORMERS
 from modeling_romebert.training.library_hooks import HOOKS
 
