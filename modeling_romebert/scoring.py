@@ -7,7 +7,7 @@ While one window runs, a thread tokenises the next; a window's results come in t
 caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing
 from io import IOBase
 from itertools import islice
@@ -118,10 +118,7 @@ def score(
     check_bulk_settings(on_error, batch_tokens=batch_tokens, batch_size=batch_size, window=window)
     if model.config.classifies_tokens:
         raise ValueError("model classifies tokens: call modeling_romebert.score_tokens instead.")
-    if isinstance(texts, (str, bytes, dict)):
-        raise TypeError(
-            f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
-        )
+    refuse_one_text(texts)
     file_name = str(getattr(texts, "name", "")) if isinstance(texts, IOBase) else ""
     if file_name.lower().endswith(TABLES):
         raise ValueError(
@@ -137,6 +134,35 @@ def score(
     scorer = Scorer(model, tokenizer.pad_token_id, policy, *limits, rebatching, skips)
     full_depth = Scorer(model, tokenizer.pad_token_id, FullDepth(), *limits, False, skips)
     batcher = TextBatcher(tokenizer, model.max_tokens, vocabulary_size(model), tokenizer_settings)
+
+    def of_window(here: Window, bar: Any) -> Iterator[Any]:
+        logits, exit_layer = scorer(here, bar)
+        if watch is not None:
+            _compare_some(watch, here, logits, exit_layer, full_depth)
+        yield from as_results.of_window(here, logits, exit_layer)
+
+    return in_windows(texts, batcher, of_window, window, progress, "classifying")
+
+
+def in_windows(
+    texts: Iterable[Any],
+    batcher: Any,
+    of_window: Callable[[Any, Any], Iterator[Any]],
+    window: int,
+    progress: bool,
+    shown_as: str,
+    instead_of_cutting: str = "",
+) -> Results:
+    """Read texts window by window, tokenise one ahead, and give the result of each text, in order. A warning
+    at the end tells how many were cut, and how many failed.
+
+    Args:
+        batcher: position of the first text and texts -> a `Window`; see `TextBatcher`.
+        of_window: a window and the progress bar, which it moves -> one result per text.
+        window, progress: see `score`.
+        shown_as: what the bar says.
+        instead_of_cutting: what the warning advises.
+    """
     length = len(texts) if isinstance(texts, Sized) else None
 
     def results() -> Iterator[Any]:
@@ -144,20 +170,17 @@ def score(
         read = windows(each(texts), FIRST_WINDOW if length is None else window, window)
         tokenised = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
         # Not a disabled bar, which would start tqdm's thread.
-        shown = (
-            logging.tqdm(total=length, desc="classifying", unit=" texts") if progress else logging.EmptyTqdm()
-        )
+        shown = logging.tqdm(total=length, desc=shown_as, unit=" texts") if progress else logging.EmptyTqdm()
         with closing(tokenised), shown as bar:
             for here in tokenised:
-                logits, exit_layer = scorer(here, bar)
-                if watch is not None:
-                    _compare_some(watch, here, logits, exit_layer, full_depth)
-                yield from as_results.of_window(here, logits, exit_layer)
-                seen, cut, failed = seen + here.size, cut + len(here.cut), failed + len(here.errors)
+                for result in of_window(here, bar):
+                    seen += 1
+                    yield result
+                cut, failed = cut + len(here.cut), failed + len(here.errors)
         if cut:
             logger.warning(
                 f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were"
-                " cut."
+                f" cut.{instead_of_cutting}"
             )
         if failed:
             logger.warning(
@@ -165,6 +188,14 @@ def score(
             )
 
     return Results(results(), length)
+
+
+def refuse_one_text(texts: Any) -> None:
+    """Raise a TypeError for a text where texts are asked for: its letters would be taken for them."""
+    if isinstance(texts, (str, bytes, dict)):
+        raise TypeError(
+            f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
+        )
 
 
 def check_bulk_settings(on_error: str, **numbers: int | None) -> None:

@@ -6,7 +6,6 @@ too, and each entity is told how deep its tokens went. The model stays as it is.
 
 import copy
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import closing
 from typing import Any
 
 from torch import Tensor
@@ -18,11 +17,8 @@ from transformers.utils import logging
 from .input_checks import vocabulary_size
 from .pipeline_arguments import ExitArguments
 from .result_format import Results, error_at
-from .scoring import FIRST_WINDOW, WINDOW, Scorer, check_bulk_settings, each, policy_for
-from .text_batcher import one_ahead, windows
+from .scoring import WINDOW, Scorer, check_bulk_settings, in_windows, policy_for, refuse_one_text
 from .token_batcher import ChunkBatcher, ChunkWindow
-
-logger = logging.get_logger(__name__)
 
 
 class EarlyExitTokenPipeline(ExitArguments, TokenClassificationPipeline):
@@ -138,35 +134,19 @@ class EarlyExitTokenPipeline(ExitArguments, TokenClassificationPipeline):
         )
         window = 1 if batch_size == 1 else window
 
-        def results() -> Iterator[Any]:
-            scorer = Scorer(self.model, self.tokenizer.pad_token_id, *settings)
-            seen = cut = failed = 0
-            read = windows(each(texts), FIRST_WINDOW if length is None else window, window)
-            tokenised = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
-            shown = (
-                logging.tqdm(total=length, desc="tagging", unit=" texts") if progress else logging.EmptyTqdm()
-            )
-            with closing(tokenised), shown as bar:
-                for here in tokenised:
-                    found = {
-                        row: (logits, layers)
-                        for exited in scorer.exited(here, logging.EmptyTqdm())
-                        for row, logits, layers in exited.per_row()  # type: ignore[attr-defined]
-                    }
-                    yield from self._entities(here, found, of_chunks)
-                    bar.update(here.texts)
-                    seen, cut, failed = seen + here.texts, cut + len(here.cut), failed + len(here.errors)
-            if cut:
-                logger.warning(
-                    f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were"
-                    " cut. Give stride, with an aggregation_strategy, to score all of each."
-                )
-            if failed:
-                logger.warning(
-                    f"{failed} of {seen} texts could not be classified; their results say why, as 'error'."
-                )
+        scorer = Scorer(self.model, self.tokenizer.pad_token_id, *settings)
 
-        return Results(results(), length)
+        def of_window(here: ChunkWindow, bar: Any) -> Iterator[Any]:
+            found = {
+                row: (logits, layers)
+                for exited in scorer.exited(here, logging.EmptyTqdm())  # the bar counts texts, not chunks
+                for row, logits, layers in exited.per_row()  # type: ignore[attr-defined]
+            }
+            yield from self._entities(here, found, of_chunks)
+            bar.update(here.texts)
+
+        advice = " Give stride, with an aggregation_strategy, to score all of each."
+        return in_windows(texts, batcher, of_window, window, progress, "tagging", advice)
 
     def _entities(
         self, window: ChunkWindow, found: dict[int, tuple[Tensor, Tensor]], of_chunks: dict[str, Any]
@@ -239,8 +219,5 @@ def score_tokens(
         [('Ann', 'PER'), ('Rome', 'LOC')]
     """
     find = EarlyExitTokenPipeline(model=model, tokenizer=tokenizer, device=model.device)
-    if isinstance(texts, (str, bytes, dict)):
-        raise TypeError(
-            f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
-        )
+    refuse_one_text(texts)
     return find.stream(texts, batch_size, **settings)
