@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import disable_progress_bars
+from support.fine_tuning import fine_tune, in_processes, tell_finished
 from support.glue_arguments import DataArguments, ModelArguments, parse, settings_of
 from support.glue_data import GlueData, load_glue
-from support.run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
+from support.run_folder import check_run_folder, open_run_folder
 from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, TrainerCallback, set_seed
 
 from modeling_romebert import (
@@ -35,20 +35,14 @@ from modeling_romebert import (
     evaluate_exits,
 )
 from modeling_romebert.evaluation.metrics import compute_metrics
-from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
 from modeling_romebert.exit_policies import POLICIES
 
-METRICS = "metrics.json"
 TOLERANCE = 0.1  # of the range of labels: exits whose numbers differ by less agree
 
 
 def main(argv: list[str] | None = None) -> None:
     where, data, training = parse(sys.argv[1:] if argv is None else argv, __doc__.split("\n")[0])
-    try:
-        run(where, data, training)
-    finally:
-        # Gloo's threads may abort an interpreter that ends while they run
-        PartialState().destroy_process_group()
+    in_processes(run, where, data, training)
 
 
 def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> None:
@@ -56,13 +50,10 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
     settings = settings_of(where, data, training)
     folder = check_run_folder(training.output_dir, settings)
     is_main = training.process_index == 0
-    if finished(folder, METRICS):
-        if is_main:
-            print(f"{folder / METRICS} is from a finished run with these settings; nothing is done again.\n")
-            print(exit_table(read_json(folder / METRICS)))
+    if tell_finished(folder, say=is_main):
         return
 
-    # 1. Data, tokens and the model.
+    # Data, tokens and the model.
     if not is_main:
         disable_progress_bars()
     with training.main_process_first(desc="loading the data"):
@@ -72,49 +63,10 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
     with training.main_process_first(local=False, desc="opening the run's folder"):
         open_run_folder(folder, settings)
 
-    # 2. Fine-tune, from the last checkpoint where there is one.
-    checkpoint = training.resume_from_checkpoint or last_checkpoint(folder, say=is_main)
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
+    def judge() -> dict[str, Any] | None:
+        return judge_policy(model, tokenizer, glue, data, training, folder)
 
-    # 3. Every exit on every evaluation set; all processes take part.
-    metrics = {}
-    for prefix, rows in glue.evaluation.items():
-        metrics |= trainer.evaluate(rows, metric_key_prefix=prefix)
-    figures = {
-        name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))
-    }
-
-    # 4. What leaving early costs and saves, the model, and last of all the file that says that the run is
-    # finished.
-    if trainer.is_world_process_zero():
-        policy = judge_policy(model, tokenizer, glue, data, training, folder)
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        results = {
-            "settings": settings,
-            "seed": training.seed,
-            "world_size": training.world_size,
-            "train": {
-                "runtime": trained.metrics[
-                    "train_runtime"
-                ],  # of this process; from the checkpoint on where there was one
-                "resumed_from": None if checkpoint is None else Path(checkpoint).name,
-                "steps": trained.global_step,
-                "samples": len(glue.train),
-            },
-            "exit_layers": model.config.exit_layers,
-            "eval_samples": {prefix: len(rows) for prefix, rows in glue.evaluation.items()},
-            "metric": glue.metrics[0],
-            "metrics": figures,
-            "policy": policy,
-            "provenance": provenance(),
-        }
-        write_json(folder / METRICS, results)
-        print(
-            f"\n{exit_table(results)}\n\nThe model is in {folder / 'model'}; results in {folder / METRICS}."
-        )
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # of what logs it
+    fine_tune(trainer, glue.evaluation, folder, settings, judge)
 
 
 # ---- the run
@@ -242,27 +194,6 @@ def judge_policy(
         if chosen is None
         else {"settings": chosen, "held_out_samples": len(glue.held_out), "outcome": outcome}
     )
-
-
-def exit_table(results: dict[str, Any]) -> str:
-    """The metrics of every exit, and what the chosen policy does, as Markdown."""
-    columns = [name.removesuffix("_mean") for name in results["metrics"] if name.endswith("_mean")]
-
-    def row(title: Any, which: str) -> str:
-        return (
-            " | ".join([f"| {title}", *(f"{results['metrics'][column + which]:.4f}" for column in columns)])
-            + " |"
-        )
-
-    lines = [f"| exit after layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [row(layer, f"_exit_{layer}") for layer in results["exit_layers"]]
-    lines.append(row("mean", "_mean"))
-    if (policy := results["policy"]) is not None:
-        lines += ["", f"Chosen on {policy['held_out_samples']} rows held out of train: {policy['settings']}."]
-        for prefix, point in policy["outcome"].items():
-            metric = f"{results['metric']} {point['metric']:.4f} ({point['full_depth']:.4f} at full depth)"
-            lines.append(f"{prefix}: {metric} at cost {point['cost']:.3f}.")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, disable_progress_bars
+from support.fine_tuning import fine_tune, in_processes, tell_finished
 from support.glue_arguments import DECISIVE
 from support.recipes import recipe_arguments
-from support.run_folder import check_run_folder, finished, last_checkpoint, open_run_folder
+from support.run_folder import check_run_folder, open_run_folder
 from support.token_data import data_files, load_tokens
-from train_glue import exit_table
 from transformers import AutoTokenizer, HfArgumentParser, set_seed
 
 from modeling_romebert import (
@@ -42,9 +41,6 @@ from modeling_romebert import (
     evaluate_exits,
 )
 from modeling_romebert.data.token_rows import tokenize_words
-from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
-
-METRICS = "metrics.json"
 
 
 @dataclass
@@ -133,11 +129,7 @@ KINDS = (ModelArguments, DataArguments, RomeBertTrainingArguments)
 
 def main(argv: list[str] | None = None) -> None:
     where, data, training = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        run(where, data, training)
-    finally:
-        # Gloo's threads may abort an interpreter that ends while they run
-        PartialState().destroy_process_group()
+    in_processes(run, where, data, training)
 
 
 def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> None:
@@ -145,13 +137,10 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
     settings = settings_of(where, data, training)
     folder = check_run_folder(training.output_dir, settings)
     is_main = training.process_index == 0
-    if finished(folder, METRICS):
-        if is_main:
-            print(f"{folder / METRICS} is from a finished run with these settings; nothing is done again.\n")
-            print(exit_table(read_json(folder / METRICS)))
+    if tell_finished(folder, say=is_main):
         return
 
-    # 1. Data, tokens and the model.
+    # Data, tokens and the model.
     if not is_main:
         disable_progress_bars()
     with training.main_process_first(desc="loading the data"):
@@ -163,7 +152,6 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
     with training.main_process_first(local=False, desc="opening the run's folder"):
         open_run_folder(folder, settings)
 
-    # 2. Fine-tune, from the last checkpoint where there is one.
     rows = {name: as_rows(part, tokenizer, max_length) for name, part in tokens.evaluation.items()}
     trainer = make_trainer(
         where,
@@ -173,47 +161,12 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
         eval_dataset=rows["eval"],
         processing_class=tokenizer,
     )
-    checkpoint = training.resume_from_checkpoint or last_checkpoint(folder, say=is_main)
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
 
-    # 3. Every exit on every evaluation set; all processes take part.
-    metrics = {}
-    for prefix, part in rows.items():
-        metrics |= trainer.evaluate(part, metric_key_prefix=prefix)
-    figures = {
-        name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))
-    }
-
-    # 4. What leaving early costs and saves, the model, and last of all the file that says that the run is
-    # finished.
-    if trainer.is_world_process_zero():
+    def judge() -> dict[str, Any] | None:
         held_out = None if tokens.held_out is None else as_rows(tokens.held_out, tokenizer, max_length)
-        policy = judge_policies(model, tokenizer, rows, held_out, data, training, folder)
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        results = {
-            "settings": settings,
-            "seed": training.seed,
-            "world_size": training.world_size,
-            "train": {
-                "runtime": trained.metrics["train_runtime"],  # of this process, from the checkpoint on
-                "resumed_from": None if checkpoint is None else Path(checkpoint).name,
-                "steps": trained.global_step,
-                "samples": len(tokens.train),
-            },
-            "exit_layers": model.config.exit_layers,
-            "eval_samples": {prefix: len(part) for prefix, part in rows.items()},
-            "metric": model.evaluation["metric"],
-            "metrics": figures,
-            "policy": policy,
-            "provenance": provenance(),
-        }
-        write_json(folder / METRICS, results)
-        print(
-            f"\n{exit_table(results)}\n\nThe model is in {folder / 'model'}; results in {folder / METRICS}."
-        )
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # of what logs it
+        return judge_policies(model, tokenizer, rows, held_out, data, training, folder)
+
+    fine_tune(trainer, rows, folder, settings, judge)
 
 
 # ---- arguments
