@@ -174,11 +174,7 @@ class RomeBertForSequenceClassification(MultiExitModel):
         policy = policy.start(len(self.exit_layers), self.problem_type, self.exit_layers)
         encoder = self.encoder_class(self)
         logits, exit_layer = classify(encoder, encoder.embed(inputs).measure(), policy)  # (B, C), (B,)
-        loss = (
-            None
-            if labels is None
-            else self.exit_loss.task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
-        )
+        loss = self._loss_of(logits, labels)
         return RomeBertClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
 
 
@@ -285,9 +281,7 @@ class RomeBertForTokenClassification(MultiExitModel):
             )
         words = word_ids.flatten()[batch.places].cpu()  # (n,)
         logits, exit_layer = classify_tokens(encoder, batch, policy, words)  # (B, T, C), (B, T)
-        loss = None
-        if labels is not None:
-            loss = self.exit_loss.task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
+        loss = self._loss_of(logits, labels)
         return RomeBertTokenClassifierOutput(loss=loss, logits=logits, exit_layer=exit_layer)
 
     def note_labels(self, labels: Tensor) -> None:

@@ -152,6 +152,12 @@ class MultiExitModel(RomeBertPreTrainedModel):
         """A batch whose rows, or tokens, exit as the policy says."""
         raise NotImplementedError
 
+    def _loss_of(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The loss of the answers of an early exit, (B, C) or (B, T, C), against labels."""
+        if labels is None:
+            return None
+        return self.exit_loss.task_losses(logits.unsqueeze(1), labels, self.problem_type)[0]
+
     def _watch_exits(self, exit_logits: Tensor) -> None:
         """Say it once when a loss that was made of the outputs reaches the last exit alone: the others are
         then not trained.

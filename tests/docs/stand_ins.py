@@ -51,37 +51,46 @@ def write_texts(path: Path, count: int, begin: str = "the film was") -> None:
             rows.writerow([f"{begin} {word}{' and long' * (number % 3)}", DECISIVE[word][0]])
 
 
-@torch.no_grad()
-def classifier() -> RomeBertForSequenceClassification:
-    """Layers that change nothing, and exits each of which knows the words up to its layer.
-
-    A token's state is its own direction, so a mean-pooled row says which words are in it.
-    """
-    backbone = BertConfig(
-        vocab_size=len(VOCABULARY),
+def still_encoder(words: int) -> BertConfig:
+    """An encoder that has a dimension for each word."""
+    return BertConfig(
+        vocab_size=words,
         hidden_size=WIDTH,
         intermediate_size=4,
         num_hidden_layers=LAYERS,
         num_attention_heads=1,
         pad_token_id=1,
     )
+
+
+def let_words_through(backbone: BertModel) -> None:
+    """A token's state is its own direction at every layer."""
+    embeddings = backbone.embeddings
+    for embedding in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+        embedding.weight.zero_()
+    embeddings.word_embeddings.weight.copy_(torch.eye(backbone.config.vocab_size, WIDTH))
+    for layer in backbone.encoder.layer:
+        for part in (layer.attention.output.dense, layer.output.dense):
+            part.weight.zero_()
+            part.bias.zero_()
+
+
+@torch.no_grad()
+def classifier() -> RomeBertForSequenceClassification:
+    """Layers that change nothing, and exits each of which knows the words up to its layer.
+
+    A token's state is its own direction, so a mean-pooled row says which words are in it.
+    """
     model = RomeBertForSequenceClassification(
         RomeBertConfig(
-            backbone,
+            still_encoder(len(VOCABULARY)),
             exit_pooling="mean",
             id2label={0: "negative", 1: "positive"},
             label2id={"negative": 0, "positive": 1},
             exit_policy={"name": "entropy", "threshold": 0.67},
         )
     )
-    embeddings = model.backbone.embeddings
-    for embedding in (embeddings.position_embeddings, embeddings.token_type_embeddings):
-        embedding.weight.zero_()
-    embeddings.word_embeddings.weight.copy_(torch.eye(len(VOCABULARY), WIDTH))
-    for layer in model.backbone.encoder.layer:
-        for part in (layer.attention.output.dense, layer.output.dense):
-            part.weight.zero_()
-            part.bias.zero_()
+    let_words_through(model.backbone)
     for depth, head in enumerate(model.exits.values(), start=1):
         head.classifier.weight.zero_()
         # a text without a known word is taken for positive

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import torch
-from stand_ins import LAYERS, SPECIAL, WIDTH, tokenizer
+from stand_ins import SPECIAL, WIDTH, let_words_through, still_encoder, tokenizer
 from tokenizers import models
-from transformers import BertConfig
 
 from modeling_romebert import RomeBertConfig, RomeBertForTokenClassification
 
@@ -40,29 +39,14 @@ def make_tagger(folder: Path) -> None:
 @torch.no_grad()
 def tagger(vocabulary: list[str]) -> RomeBertForTokenClassification:
     """Layers that change nothing, and exits each of which knows the words up to its layer."""
-    backbone = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=WIDTH,
-        intermediate_size=4,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=1,
-        pad_token_id=1,
-    )
     model = RomeBertForTokenClassification(
         RomeBertConfig(
-            backbone,
+            still_encoder(len(vocabulary)),
             id2label=dict(enumerate(NAMES)),
             label2id={name: index for index, name in enumerate(NAMES)},
         )
     )
-    embeddings = model.backbone.embeddings
-    for embedding in (embeddings.position_embeddings, embeddings.token_type_embeddings):
-        embedding.weight.zero_()
-    embeddings.word_embeddings.weight.copy_(torch.eye(len(vocabulary), WIDTH))
-    for layer in model.backbone.encoder.layer:
-        for part in (layer.attention.output.dense, layer.output.dense):
-            part.weight.zero_()
-            part.bias.zero_()
+    let_words_through(model.backbone)
     for depth, head in enumerate(model.exits.values(), start=1):
         head.classifier.weight.zero_()
         head.classifier.bias.zero_()
