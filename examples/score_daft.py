@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from support import installed  # noqa: F401
 from support.labelling import RESULTS, Labeller
 from support.row_source import csv_settings, files_of, kind_of, open_rows
-from support.scoring_run import ScoringArguments, config_of, run
+from support.scoring_run import WorkerArguments, run
 from transformers import HfArgumentParser
 
 try:
@@ -37,29 +36,15 @@ NO_LIMIT = 2**62  # rows; Daft takes an offset with a limit alone
 
 
 @dataclass
-class ScoreDaftArguments(ScoringArguments):
+class ScoreDaftArguments(WorkerArguments):
     """What is scored, by how many workers, and where the results go."""
 
-    workers: int = field(default=2, metadata={"help": "Processes, each with the model."})
-    threads: int | None = field(
-        default=None,
-        metadata={"help": "CPU threads of a worker; those of this machine shared out if left out."},
-    )
-    batch_rows: int = field(default=4096, metadata={"help": "Rows that a worker is handed at once."})
     max_retries: int = field(default=3, metadata={"help": "How often what a dead worker had is done anew."})
-    ray: str | None = field(
-        default=None, metadata={"help": "Address of a Ray cluster; processes of this machine if left out."}
-    )
 
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(ScoreDaftArguments).parse_args_into_dataclasses(argv)
     arguments.check()
-    try:
-        config_of(arguments.model)
-    except OSError as error:
-        raise SystemExit(f"--model {arguments.model}: {error}") from None
-    threads = arguments.threads or max(1, torch.get_num_threads() // arguments.workers)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [EXAMPLES, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     )
@@ -77,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         for attempt in range(arguments.max_retries + 1):
             try:
                 left = rows.offset(done).limit(NO_LIMIT) if done else rows
-                for batch in with_labels(left, arguments, threads).to_arrow_iter():
+                for batch in with_labels(left, arguments).to_arrow_iter():
                     done += len(batch)
                     yield pa.Table.from_batches([batch])
                 return
@@ -86,9 +71,8 @@ def main(argv: list[str] | None = None) -> None:
                     raise
                 print(f"A worker died behind row {done:,}; going on there with new ones. ({error})")
 
-    engine = {"daft": daft.__version__, "workers": arguments.workers, "threads": threads}
-    engine["batch_rows"] = arguments.batch_rows
-    run(arguments, arguments.settings(source.identity, engine), labelled, source.total)
+    settings = arguments.settings(source.identity, arguments.engine(daft=daft.__version__))
+    run(arguments, settings, labelled, source.total)
 
 
 def read(files: list[str], arguments: ScoreDaftArguments) -> Any:
@@ -105,9 +89,9 @@ def read(files: list[str], arguments: ScoreDaftArguments) -> Any:
     return frame.select(*arguments.columns)
 
 
-def with_labels(rows: Any, arguments: ScoreDaftArguments, threads: int) -> Any:
+def with_labels(rows: Any, arguments: ScoreDaftArguments) -> Any:
     """A frame -> the columns to keep, with those of the results."""
-    label = labeller_of(arguments, threads)
+    label = labeller_of(arguments)
     columns = [daft.col(arguments.text_column)]
     if arguments.pair_column:
         columns.append(daft.col(arguments.pair_column))
@@ -116,7 +100,7 @@ def with_labels(rows: Any, arguments: ScoreDaftArguments, threads: int) -> Any:
     return results.select(*arguments.keep, *fields)
 
 
-def labeller_of(arguments: ScoreDaftArguments, threads: int) -> Any:
+def labeller_of(arguments: ScoreDaftArguments) -> Any:
     """The labeller as a function of Daft on columns, which opens the model where it runs."""
     fields = {field.name: daft.DataType.from_arrow_type(field.type) for field in RESULTS}
 
@@ -130,7 +114,13 @@ def labeller_of(arguments: ScoreDaftArguments, threads: int) -> Any:
             results = self.label(*(column.to_pylist() for column in columns))
             return daft.Series.from_arrow(results.to_struct_array().combine_chunks())
 
-    return Label(arguments.model, arguments.exit_threshold, arguments.batch_tokens, arguments.dtype, threads)
+    return Label(
+        arguments.model,
+        arguments.exit_threshold,
+        arguments.batch_tokens,
+        arguments.dtype,
+        arguments.threads_each,
+    )
 
 
 if __name__ == "__main__":

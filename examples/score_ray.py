@@ -14,17 +14,15 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import torch
 from support import installed  # noqa: F401
 from support.labelling import Labeller
 from support.row_source import csv_settings, files_of, kind_of, open_rows
-from support.scoring_run import ScoringArguments, config_of, run, with_labels
+from support.scoring_run import WorkerArguments, run, with_labels
 from transformers import HfArgumentParser
 
 # Ray says it for every actor otherwise.
@@ -38,25 +36,10 @@ except ModuleNotFoundError as error:
 EXAMPLES = str(Path(__file__).parent)  # which workers need on their path
 
 
-@dataclass
-class ScoreRayArguments(ScoringArguments):
-    """What is scored, by how many workers, and where the results go."""
-
-    workers: int = field(default=2, metadata={"help": "Actors, each with the model."})
-    threads: int | None = field(
-        default=None,
-        metadata={"help": "CPU threads of a worker; those of this machine shared out if left out."},
-    )
-    batch_rows: int = field(default=4096, metadata={"help": "Rows that a worker is handed at once."})
-    ray: str | None = field(
-        default=None, metadata={"help": "Address of a Ray cluster; one is started here if left out."}
-    )
-
-
 class LabelRows:
     """The labeller as Ray Data holds it: tables in, tables out."""
 
-    def __init__(self, arguments: ScoreRayArguments, threads: int):
+    def __init__(self, arguments: WorkerArguments, threads: int):
         self.arguments = arguments
         self.label = Labeller(
             arguments.model, arguments.exit_threshold, arguments.batch_tokens, arguments.dtype, threads
@@ -69,23 +52,16 @@ class LabelRows:
 
 
 def main(argv: list[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(ScoreRayArguments).parse_args_into_dataclasses(argv)
+    (arguments,) = HfArgumentParser(WorkerArguments).parse_args_into_dataclasses(argv)
     arguments.check()
-    try:
-        config_of(arguments.model)
-    except OSError as error:
-        raise SystemExit(f"--model {arguments.model}: {error}") from None
-    threads = arguments.threads or max(1, torch.get_num_threads() // arguments.workers)
     files = files_of(arguments.input)
     source = open_rows(arguments.input, arguments.columns)
-    engine = {"ray": ray.__version__, "workers": arguments.workers, "threads": threads}
-    engine["batch_rows"] = arguments.batch_rows
-    settings = arguments.settings(source.identity, engine)
+    settings = arguments.settings(source.identity, arguments.engine(ray=ray.__version__))
 
     def labelled(done: int) -> Iterator[pa.Table]:
         rows = read(files, arguments).map_batches(
             LabelRows,
-            fn_constructor_args=(arguments, threads),
+            fn_constructor_args=(arguments, arguments.threads_each),
             batch_size=arguments.batch_rows,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=arguments.workers),
@@ -111,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         score()
 
 
-def read(files: list[str], arguments: ScoreRayArguments) -> Any:
+def read(files: list[str], arguments: WorkerArguments) -> Any:
     """The input as a dataset of Ray, lazily: the columns that are used."""
     kind = kind_of(files[0])
     if kind == "parquet":

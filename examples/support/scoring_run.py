@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from tqdm.auto import tqdm
 
 from modeling_romebert import RomeBertConfig
@@ -81,6 +82,43 @@ class ScoringArguments:
             "input": source,
             "engine": engine,
             "versions": {**provenance()["versions"], "pyarrow": pa.__version__},
+        }
+
+
+@dataclass
+class WorkerArguments(ScoringArguments):
+    """What is scored, by how many workers, and where the results go."""
+
+    workers: int = field(default=2, metadata={"help": "Processes, each with the model."})
+    threads: int | None = field(
+        default=None,
+        metadata={"help": "CPU threads of a worker; those of this machine shared out if left out."},
+    )
+    batch_rows: int = field(default=4096, metadata={"help": "Rows that a worker is handed at once."})
+    ray: str | None = field(
+        default=None, metadata={"help": "Address of a Ray cluster; this machine if left out."}
+    )
+
+    def check(self) -> None:
+        """As of `ScoringArguments`; also the model is looked at, which workers open later."""
+        super().check()
+        try:
+            config_of(self.model)
+        except OSError as error:
+            raise SystemExit(f"--model {self.model}: {error}") from None
+
+    @property
+    def threads_each(self) -> int:
+        """CPU threads of a worker."""
+        return self.threads or max(1, torch.get_num_threads() // self.workers)
+
+    def engine(self, **version: str) -> dict[str, Any]:
+        """What scores, as `settings` takes it."""
+        return {
+            **version,
+            "workers": self.workers,
+            "threads": self.threads_each,
+            "batch_rows": self.batch_rows,
         }
 
 
