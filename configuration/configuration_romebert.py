@@ -32,6 +32,7 @@ from .setting_checks import (
     names_match,
     nest_plain_config,
     own_fields,
+    read_reduction,
     refuse_contradictions,
     take_misplaced,
     with_labels,
@@ -137,7 +138,7 @@ class RomeBertConfig(PreTrainedConfig):
         self.exit_policy = exit_policy
         self.calibration = calibration
         if (exit_reduction := kwargs.pop("exit_reduction", None)) is not None:  # of version 0.1
-            _read_reduction(exit_reduction, len(self.exit_layers), kwargs)
+            read_reduction(exit_reduction, len(self.exit_layers), kwargs)
         for name in LOSS_SETTINGS:
             setattr(self, name, kwargs.pop(name, getattr(LossSettings, name)))
         self.romebert_version = romebert_version
@@ -337,16 +338,6 @@ def _setting_of_the_backbone(name: str) -> property:
 
 for _name in OBEYED_BY_THE_BACKBONE:
     setattr(RomeBertConfig, _name, _setting_of_the_backbone(_name))
-
-
-def _read_reduction(exit_reduction: str, exits: int, kwargs: dict[str, Any]) -> None:
-    """`exit_reduction` of version 0.1 -> `exit_scale` in `kwargs`, unless it is there already; says so."""
-    scale = scale_of_reduction(exit_reduction, exits)
-    counts = kwargs.setdefault("exit_scale", scale)
-    logger.warning(
-        f"exit_reduction={exit_reduction!r} is called exit_scale={scale:.4g} now (with {exits} exits)"
-        + (f"; exit_scale={counts} is given too, and counts." if counts != scale else ".")
-    )
 
 
 def _check_version(written_by: str) -> None:

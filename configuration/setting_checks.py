@@ -6,6 +6,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from .settings import scale_of_reduction
+
 logger = logging.get_logger(__name__)
 
 # Model types of the encoders that can be a backbone: those with an adapter in backbones.py, which tells how
@@ -206,3 +208,13 @@ def checked_exit_layers(exit_layers: list[int] | None, num_layers: int) -> list[
             f"exit_layers={exit_layers}: give each layer once, in increasing order: {sorted(set(layers))}."
         )
     return layers if layers and layers[-1] == num_layers else [*layers, num_layers]
+
+
+def read_reduction(exit_reduction: str, exits: int, kwargs: dict[str, Any]) -> None:
+    """`exit_reduction` of version 0.1 -> `exit_scale` in `kwargs`, unless it is there already; says so."""
+    scale = scale_of_reduction(exit_reduction, exits)
+    counts = kwargs.setdefault("exit_scale", scale)
+    logger.warning(
+        f"exit_reduction={exit_reduction!r} is called exit_scale={scale:.4g} now (with {exits} exits)"
+        + (f"; exit_scale={counts} is given too, and counts." if counts != scale else ".")
+    )

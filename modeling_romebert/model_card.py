@@ -4,7 +4,6 @@
 Every number comes from what is handed in; nothing is measured here.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -25,9 +24,9 @@ from .card_metadata import (
     merged,
     metadata,
 )
-from .card_tasks import task_of
+from .card_tasks import one_line, usage, what_it_is
 from .certificate import certificate_of, sentence
-from .configuration_romebert import ProblemType, RomeBertConfig, loss_settings
+from .configuration_romebert import RomeBertConfig, loss_settings
 
 logger = logging.get_logger(__name__)
 
@@ -164,8 +163,8 @@ def _card(
         _check(config, evaluation)
     base = base_model(config, training)
     parts = [
-        f"# {card_name(config, training)}\n\n{_what_it_is(config, base)}",
-        f"## Use\n\n{_usage(config, training)}",
+        f"# {card_name(config, training)}\n\n{what_it_is(config, base)}",
+        f"## Use\n\n{usage(config, training)}",
         f"## Evaluation\n\n{_evaluation(config, evaluation)}",
         f"## Exit policy\n\n{_policy(config, evaluation)}",
         f"## Training\n\n{_training(config, training)}",
@@ -198,57 +197,6 @@ def _check(config: RomeBertConfig, evaluation: dict[str, Any]) -> None:
 
 
 # ---- the text
-
-
-def _what_it_is(config: RomeBertConfig, base: str | None) -> str:
-    family, layers = config.backbone_config.model_type, config.num_hidden_layers
-    encoder = f"`{base}`, a `{family}` encoder" if base else f"a `{family}` encoder"
-    every = list(config.exit_layers) == list(range(1, layers + 1))
-    where = (
-        "every layer"
-        if every
-        else f"layer{'s' * (len(config.exit_layers) > 1)} {_listed(config.exit_layers)}"
-    )
-    mixes = ", which reads a learned mix of the layers so far" if config.exit_mix else ""
-    is_regression = config.problem_type == ProblemType.REGRESSION or (
-        not config.problem_type and config.num_labels == 1
-    )
-    if is_regression and not config.classifies_tokens:
-        says = "a number"
-    else:
-        kind = "any number of" if config.problem_type == ProblemType.MULTI_LABEL else "one of"
-        names = ", ".join(f"`{_text(name)}`" for name in config.id2label.values())
-        says = f"{kind} {config.num_labels} labels ({names})"
-    return (
-        f"{task_of(config).gives} {says}: {encoder} of {layers} layers with an exit after {where}{mixes},"
-        f" {task_of(config).answers}"
-    )
-
-
-def _usage(config: RomeBertConfig, training: dict[str, Any]) -> str:
-    model = json.dumps(training["hub_model_id"]) if training.get("hub_model_id") else "ID"
-    task = task_of(config)
-    explained = (
-        ""
-        if training.get("hub_model_id")
-        else "`ID` is the name of this repository, or the folder of the model. "
-    )
-    installed = [
-        "import modeling_romebert  # registers the task",
-        "from transformers import pipeline",
-        f'classify = pipeline("{task.pipeline}", model={model})',
-    ]
-    remote = [
-        f"from transformers import {task.auto_class}, pipeline",
-        f'classify = pipeline("{task.pipeline}", model={model}, trust_remote_code=True)',
-        f"model = {task.auto_class}.from_pretrained({model}, trust_remote_code=True)",
-    ]
-    return "\n".join(
-        [
-            *(f"{explained}With the package `romebert` installed:", "", "```python", *installed, "```", ""),
-            *("Without it, with the code that comes with the model:", "", "```python", *remote, "```"),
-        ]
-    )
 
 
 def _evaluation(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
@@ -294,13 +242,13 @@ def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
             "The model has no calibrated exit policy, so every text runs every layer unless a call names a"
             " policy or threshold."
         )
-    text = f"The pipeline uses `config.exit_policy`: `{_text(config.exit_policy)}`."
+    text = f"The pipeline uses `config.exit_policy`: `{one_line(config.exit_policy)}`."
     if certificate := certificate_of(config):
-        text = f"{text} {_text(sentence(certificate))}{_certified_with(certificate)}"
+        text = f"{text} {one_line(sentence(certificate))}{_certified_with(certificate)}"
     calibrated = calibrated_figures(config, evaluation)
     if evaluation is None or calibrated is None:
         return text if certificate else f"{text} What it costs has not been measured."
-    metric = _text(evaluation["metric"])
+    metric = one_line(evaluation["metric"])
     return (
         f"{text} On the examples above it costs {calibrated['cost']:.3f} of the layers and reaches {metric}"
         f" {calibrated['metric']:.4f}, against {evaluation['exits'][-1]:.4f} at full depth."
@@ -311,7 +259,7 @@ def _certified_with(certificate: dict[str, Any]) -> str:
     """Precision, device and versions of a certificate, as a sentence with a space before it."""
     parts = [certificate.get("precision"), certificate.get("device")]
     parts += [f"{name} {version}" for name, version in (certificate.get("versions") or {}).items()]
-    known = ", ".join(_text(part) for part in parts if part)
+    known = ", ".join(one_line(part) for part in parts if part)
     return f" Measured with {known}." if known else ""
 
 
@@ -321,7 +269,7 @@ def _training(config: RomeBertConfig, training: dict[str, Any]) -> str:
         name: value for name, value in public(training).items() if name not in ELSEWHERE and value is not None
     }
     if not given:
-        settings = ", ".join(f"`{name}` {_text(value)}" for name, value in loss.items())
+        settings = ", ".join(f"`{name}` {one_line(value)}" for name, value in loss.items())
         return f"How the model was trained is not recorded. The loss that its config describes: {settings}."
     rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in ({**given, **loss, **given}).items()]
     return "\n".join(["| setting | value |", "|---|---|", *rows])
@@ -339,29 +287,15 @@ def _versions(config: RomeBertConfig, evaluation: dict[str, Any], training: dict
     if "romebert" not in found and getattr(config, "romebert_version", None):
         found["romebert"] = config.romebert_version
     machine = made.get("machine") or {}
-    parts = [f"{name} {_text(version)}" for name, version in found.items()]
+    parts = [f"{name} {one_line(version)}" for name, version in found.items()]
     parts += [
-        _text(part)
+        one_line(part)
         for part in (machine.get("accelerator") or machine.get("processor"), made.get("date"))
         if part
     ]
     return f"{', '.join(parts)}." if parts else "Not recorded."
 
 
-def _listed(items: Any) -> str:
-    """[1, 2, 4] -> "1, 2 and 4"."""
-    *some, last = map(str, items)
-    return f"{', '.join(some)} and {last}" if some else last
-
-
-def _text(value: Any) -> str:
-    """A value on one line, with nothing that begins a comment or ends a code span."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return " ".join(text.split()).replace("<!--", "&lt;!--").replace("`", "'")
-
-
 def _cell(value: Any) -> str:
-    """`_text` within a cell of a table."""
-    return _text(value).replace("|", "\\|")
+    """`one_line` within a cell of a table."""
+    return one_line(value).replace("|", "\\|")

@@ -17,8 +17,8 @@ from .input_checks import check_token_ids
 from .monitor import ExitMonitor, as_monitor, exit_indices
 from .pipeline_arguments import ExitArguments
 from .result_format import ResultFormat
-from .scoring import each, policy_for, score
-from .text_batcher import text_and_pair, was_cut, with_truncation
+from .scoring import policy_for, score
+from .text_batcher import each, text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)
 

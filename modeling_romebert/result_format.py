@@ -1,6 +1,5 @@
 """Logits and exit layers -> results for people: label, score and exit layer, in the order of the texts."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,26 +8,6 @@ from transformers.pipelines.text_classification import ClassificationFunction, s
 
 from .configuration_romebert import ProblemType
 from .text_batcher import Window
-
-
-class Results(Iterator[Any]):
-    """An iterator over results. Its length is the number of texts, where that is known; `close` ends it
-    early.
-    """
-
-    def __init__(self, results: Any, length: int | None):
-        self._results, self._length = results, length
-
-    def __next__(self) -> Any:
-        return next(self._results)
-
-    def __len__(self) -> int:
-        if self._length is None:
-            raise TypeError("these results have no length: the texts have none.")
-        return self._length
-
-    def close(self) -> None:
-        self._results.close()
 
 
 class ResultFormat:

@@ -7,8 +7,7 @@ While one window runs, a thread tokenises the next; a window's results come in t
 caller's thread reads the texts, so they may come from anything that belongs to it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from io import IOBase
 from itertools import islice
 from typing import Any
@@ -27,14 +26,12 @@ from .monitor import ExitMonitor, as_monitor, exit_indices
 from .out_of_memory import OutOfMemory, or_out_of_memory
 from .policy_base import check_unit
 from .rebatching import Scheduler, batches_of
-from .result_format import ResultFormat, Results, error_at
-from .text_batcher import TextBatcher, Window, one_ahead, windows
+from .result_format import ResultFormat, error_at
+from .text_batcher import Results, TextBatcher, Window, in_windows, refuse_one_text
 
 logger = logging.get_logger(__name__)
 
 WINDOW = 4096
-# Of texts without a length the first windows are smaller, so that the first results come soon.
-FIRST_WINDOW = 512
 # Tokens of a full batch. On a CPU half as many take 5 to 9 % more time, twice as many no less; that of a GPU
 # is a guess.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -144,60 +141,6 @@ def score(
     return in_windows(texts, batcher, of_window, window, progress, "classifying")
 
 
-def in_windows(
-    texts: Iterable[Any],
-    batcher: Any,
-    of_window: Callable[[Any, Any], Iterator[Any]],
-    window: int,
-    progress: bool,
-    shown_as: str,
-    instead_of_cutting: str = "",
-) -> Results:
-    """Read texts window by window, tokenise one ahead, and give the result of each text, in order. A warning
-    at the end tells how many were cut, and how many failed.
-
-    Args:
-        batcher: position of the first text and texts -> a `Window`; see `TextBatcher`.
-        of_window: a window and the progress bar, which it moves -> one result per text.
-        window, progress: see `score`.
-        shown_as: what the bar says.
-        instead_of_cutting: what the warning advises.
-    """
-    length = len(texts) if isinstance(texts, Sized) else None
-
-    def results() -> Iterator[Any]:
-        seen = cut = failed = 0
-        read = windows(each(texts), FIRST_WINDOW if length is None else window, window)
-        tokenised = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
-        # Not a disabled bar, which would start tqdm's thread.
-        shown = logging.tqdm(total=length, desc=shown_as, unit=" texts") if progress else logging.EmptyTqdm()
-        with closing(tokenised), shown as bar:
-            for here in tokenised:
-                for result in of_window(here, bar):
-                    seen += 1
-                    yield result
-                cut, failed = cut + len(here.cut), failed + len(here.errors)
-        if cut:
-            logger.warning(
-                f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were"
-                f" cut.{instead_of_cutting}"
-            )
-        if failed:
-            logger.warning(
-                f"{failed} of {seen} texts could not be classified; their results say why, as 'error'."
-            )
-
-    return Results(results(), length)
-
-
-def refuse_one_text(texts: Any) -> None:
-    """Raise a TypeError for a text where texts are asked for: its letters would be taken for them."""
-    if isinstance(texts, (str, bytes, dict)):
-        raise TypeError(
-            f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
-        )
-
-
 def check_bulk_settings(on_error: str, **numbers: int | None) -> None:
     """Refuse settings of bulk scoring that mean nothing: `numbers` are `None` or whole numbers from 1."""
     if on_error not in ("raise", "skip"):
@@ -246,14 +189,6 @@ def policy_for(model: Any, exit_policy: Any) -> ExitPolicy:
     # Or it would fail for every text.
     policy.start(len(model.exit_layers), model.problem_type, model.exit_layers)
     return policy
-
-
-def each(texts: Any) -> Iterator[Any]:
-    """Iterate, also over datasets that only know a length and their items."""
-    if hasattr(texts, "__iter__"):
-        yield from texts
-    else:
-        yield from (texts[index] for index in range(len(texts)))
 
 
 class Scorer:

@@ -1,24 +1,29 @@
-"""Texts -> windows of tokenised texts: read, checked, tokenised, cut to the positions that the model has,
-sorted by length.
+"""Texts -> windows of tokenised texts: checked, tokenised, cut to the positions that the model has, sorted by
+length; and how texts are read window by window, one ahead of the model.
 
-First step of bulk scoring (scoring.py), which runs it in a thread ahead of the model. Nothing here knows of
-batches or exits.
+First step of bulk scoring (scoring.py). Nothing here knows of batches or exits.
 """
 
 import copy
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import BatchEncoding
 from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.utils import logging
 
 from .batch_layout import Features
 from .input_checks import beyond_vocabulary
 
+logger = logging.get_logger(__name__)
+
 # A window of long texts ends early: this bounds the memory that it takes.
 WINDOW_CHARACTERS = 2**20
+# Of texts without a length the first windows are smaller, so that the first results come soon.
+FIRST_WINDOW = 512
 
 
 @dataclass
@@ -40,24 +45,6 @@ class Window:
     def lengths(self) -> list[int]:
         """Tokens of each tokenised text."""
         return [len(features["input_ids"]) for features in self.features.values()]
-
-
-def windows(texts: Iterable[Any], first: int, largest: int) -> Iterator[tuple[int, list[Any]]]:
-    """Texts -> position of the first and list, window by window: of `first` texts, then twice as many each,
-    up to `largest`.
-    """
-    size, start, texts_here, characters = min(first, largest), 0, [], 0
-    for text in texts:
-        texts_here.append(text)
-        # A text, a pair of them, or the words of one.
-        parts = text.values() if isinstance(text, dict) else text if isinstance(text, list) else [text]
-        characters += sum(len(part) for part in parts if isinstance(part, str))
-        if len(texts_here) == size or characters >= WINDOW_CHARACTERS:
-            yield start, texts_here
-            start += len(texts_here)
-            size, texts_here, characters = min(2 * size, largest), [], 0
-    if texts_here:
-        yield start, texts_here
 
 
 def text_and_pair(item: Any) -> tuple[str, str | None]:
@@ -210,6 +197,93 @@ def _not_unicode(text: str) -> TypeError | None:
     return None
 
 
+# ---- window by window
+
+
+class Results(Iterator[Any]):
+    """An iterator over results. Its length is the number of texts, where that is known; `close` ends it
+    early.
+    """
+
+    def __init__(self, results: Any, length: int | None):
+        self._results, self._length = results, length
+
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("these results have no length: the texts have none.")
+        return self._length
+
+    def close(self) -> None:
+        self._results.close()
+
+
+def in_windows(
+    texts: Iterable[Any],
+    batcher: Any,
+    of_window: Callable[[Any, Any], Iterator[Any]],
+    window: int,
+    progress: bool,
+    shown_as: str,
+    instead_of_cutting: str = "",
+) -> Results:
+    """Read texts window by window, tokenise one ahead, and give the result of each text, in order. A warning
+    at the end tells how many were cut, and how many failed.
+
+    Args:
+        batcher: position of the first text and texts -> a `Window`; see `TextBatcher`.
+        of_window: a window and the progress bar, which it moves -> one result per text.
+        window, progress: see `score`.
+        shown_as: what the bar says.
+        instead_of_cutting: what the warning advises.
+    """
+    length = len(texts) if isinstance(texts, Sized) else None
+
+    def results() -> Iterator[Any]:
+        seen = cut = failed = 0
+        read = windows(each(texts), FIRST_WINDOW if length is None else window, window)
+        tokenised = one_ahead(batcher, read) if window > 1 else (batcher(*one) for one in read)
+        # Not a disabled bar, which would start tqdm's thread.
+        shown = logging.tqdm(total=length, desc=shown_as, unit=" texts") if progress else logging.EmptyTqdm()
+        with closing(tokenised), shown as bar:
+            for here in tokenised:
+                for result in of_window(here, bar):
+                    seen += 1
+                    yield result
+                cut, failed = cut + len(here.cut), failed + len(here.errors)
+        if cut:
+            logger.warning(
+                f"{cut} of {seen} texts were longer than {batcher.settings['max_length']} tokens and were"
+                f" cut.{instead_of_cutting}"
+            )
+        if failed:
+            logger.warning(
+                f"{failed} of {seen} texts could not be classified; their results say why, as 'error'."
+            )
+
+    return Results(results(), length)
+
+
+def windows(texts: Iterable[Any], first: int, largest: int) -> Iterator[tuple[int, list[Any]]]:
+    """Texts -> position of the first and list, window by window: of `first` texts, then twice as many each,
+    up to `largest`.
+    """
+    size, start, texts_here, characters = min(first, largest), 0, [], 0
+    for text in texts:
+        texts_here.append(text)
+        # A text, a pair of them, or the words of one.
+        parts = text.values() if isinstance(text, dict) else text if isinstance(text, list) else [text]
+        characters += sum(len(part) for part in parts if isinstance(part, str))
+        if len(texts_here) == size or characters >= WINDOW_CHARACTERS:
+            yield start, texts_here
+            start += len(texts_here)
+            size, texts_here, characters = min(2 * size, largest), [], 0
+    if texts_here:
+        yield start, texts_here
+
+
 def one_ahead(batcher: Any, items: Iterable[tuple[int, list[Any]]]) -> Generator[Any, None, None]:
     """Windows of texts -> tokenised windows, each made in a thread while the one before is in use; one alone
     needs no thread. batcher: a `TextBatcher`, or what is called and copied as one.
@@ -232,3 +306,19 @@ def one_ahead(batcher: Any, items: Iterable[tuple[int, list[Any]]]) -> Generator
             prepared, ahead = ahead.result(), thread.submit(lambda window: apart.result()(*window), item)
             yield prepared
         yield ahead.result()
+
+
+def each(texts: Any) -> Iterator[Any]:
+    """Iterate, also over datasets that only know a length and their items."""
+    if hasattr(texts, "__iter__"):
+        yield from texts
+    else:
+        yield from (texts[index] for index in range(len(texts)))
+
+
+def refuse_one_text(texts: Any) -> None:
+    """Raise a TypeError for a text where texts are asked for: its letters would be taken for them."""
+    if isinstance(texts, (str, bytes, dict)):
+        raise TypeError(
+            f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
+        )

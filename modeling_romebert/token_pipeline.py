@@ -16,8 +16,9 @@ from transformers.utils import logging
 
 from .input_checks import vocabulary_size
 from .pipeline_arguments import ExitArguments
-from .result_format import Results, error_at
-from .scoring import WINDOW, Scorer, check_bulk_settings, in_windows, policy_for, refuse_one_text
+from .result_format import error_at
+from .scoring import WINDOW, Scorer, check_bulk_settings, policy_for
+from .text_batcher import Results, in_windows, refuse_one_text
 from .token_batcher import ChunkBatcher, ChunkWindow
 
 

@@ -19,8 +19,7 @@ from ..data.labels import LABEL_COLUMNS, LabelReader, say_ignored, take_class_na
 from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
-from ..scoring import each
-from ..text_batcher import text_and_pair, was_cut, with_truncation
+from ..text_batcher import each, text_and_pair, was_cut, with_truncation
 
 logger = logging.get_logger(__name__)
 

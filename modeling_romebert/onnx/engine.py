@@ -195,3 +195,18 @@ def open_sessions(files: Mapping[str, Path], options: Any, providers: Sequence[A
         takes, gives = session.get_inputs(), session.get_outputs()
         sessions[name] = (session, [one.name for one in takes], [one.name for one in gives])
     return sessions
+
+
+def checked_providers(wanted: Sequence[Any]) -> list[Any]:
+    """Execution providers by name, or as (name, options).
+
+    Raises:
+        ValueError: one is not there.
+    """
+    names = [one if isinstance(one, str) else one[0] for one in wanted]
+    if absent := [name for name in names if name not in onnxruntime.get_available_providers()]:
+        raise ValueError(
+            f"provider {', '.join(absent)} is not in this build of onnxruntime; there are"
+            f" {', '.join(onnxruntime.get_available_providers())}."
+        )
+    return list(wanted)

@@ -25,8 +25,7 @@ from ..evaluation.calibration import calibrate
 from ..exit_policies import threshold_settings
 from ..layer_masks import LayerRows
 from ..pretrained import inner_model
-from ..scoring import each
-from ..text_batcher import TextBatcher, Window, with_truncation
+from ..text_batcher import TextBatcher, Window, each, with_truncation
 from .bundle import MANIFEST, Manifest, Segment
 from .quantise import quantised
 from .runtime import OnnxRomeBertForSequenceClassification

@@ -22,7 +22,7 @@ from ..early_exit import ActiveBatch, all_exits, classify, run_to_the_end
 from ..exit_policies import ExitPolicy, FullDepth, as_policy
 from ..policy_base import check_unit
 from .bundle import Manifest, downloaded, warn_of_processor
-from .engine import CPU, OnnxEncoder, batch_of, cores, default_options, onnxruntime, open_sessions
+from .engine import CPU, OnnxEncoder, batch_of, checked_providers, cores, default_options, open_sessions
 
 BATCH_TOKENS = 2048  # of a full batch of `classify`, padding included
 
@@ -102,13 +102,7 @@ class OnnxRomeBertForSequenceClassification:
         path = Path(folder)
         if not path.is_dir():
             path = downloaded(str(folder), revision, token)
-        wanted = list(providers or [provider])
-        names = [one if isinstance(one, str) else one[0] for one in wanted]
-        if absent := [name for name in names if name not in onnxruntime.get_available_providers()]:
-            raise ValueError(
-                f"provider {', '.join(absent)} is not in this build of onnxruntime; there are"
-                f" {', '.join(onnxruntime.get_available_providers())}."
-            )
+        wanted = checked_providers(providers or [provider])
         manifest = Manifest.load(path)
         warn_of_processor(manifest)
         if session_options is not None and num_threads is not None:
@@ -127,10 +121,8 @@ class OnnxRomeBertForSequenceClassification:
         for name in self.manifest.files:
             if (self.folder / name).resolve() != (folder / name).resolve():
                 shutil.copyfile(self.folder / name, folder / name)
-        self.manifest.exit_policy, self.manifest.calibration = (
-            self.config.exit_policy,
-            self.config.calibration,
-        )
+        self.manifest.exit_policy = self.config.exit_policy
+        self.manifest.calibration = self.config.calibration
         self.manifest.save(folder)
 
     # ---- what bulk scoring and evaluation ask of a model

@@ -85,6 +85,26 @@ def resolve_class_weights(given: Any, dataset: Any, config: Any) -> tuple[float,
     return weights
 
 
+class ClassWeights:
+    """`resolve_class_weights`, which counts again only when what is asked for, or of what data, has changed.
+    Without data, balanced weights are those of the training before.
+    """
+
+    def __init__(self) -> None:
+        self._asked: Any = None
+        self._dataset: Any = None
+        self._weights: tuple[float, ...] | None = None
+
+    def __call__(self, given: Any, dataset: Any, config: Any) -> tuple[float, ...] | None:
+        asked = (str(given), config.problem_type, config.num_labels)
+        if asked != self._asked or dataset is not self._dataset:
+            if dataset is None and parse_class_weights(given) == BALANCED:
+                given = config.class_weights or given
+            self._weights = resolve_class_weights(given, dataset, config)
+            self._asked, self._dataset = asked, dataset
+        return self._weights
+
+
 def balanced_weights(
     labels: Tensor, num_labels: int, problem_type: str, names: Mapping[int, str]
 ) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_utils import SchedulerType
 
 from .objectives import Objective, Terms
 
@@ -52,11 +53,19 @@ class Stages:
         self._frozen, self._terms = [], None
 
 
-def restarting(schedule: LambdaLR, steps: int, stages: int, optimizer: Any) -> LambdaLR:
+def restarting(schedule: Any, kind: Any, steps: int, stages: int, optimizer: Any) -> LambdaLR:
     """A schedule of one stage of so many steps, warm-up included -> one that starts anew at each stage.
 
     One optimizer serves all stages: weights that a stage does not train have no gradient, so it leaves them
     alone.
+
+    Raises:
+        ValueError: a schedule, of this kind by `lr_scheduler_type`, that is no function of the step.
     """
+    if not isinstance(schedule, LambdaLR):
+        raise ValueError(
+            f"lr_scheduler_type={SchedulerType(kind).value} cannot start anew at a stage; use linear or"
+            " cosine."
+        )
     of_stage = schedule.lr_lambdas[0]
     return LambdaLR(optimizer, lambda step: of_stage(step % steps if step < steps * stages else steps))

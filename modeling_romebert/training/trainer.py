@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SchedulerType
-from transformers.utils import logging
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.fingerprint import sample_of
 from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
-from .class_weights import BALANCED, parse_class_weights, resolve_class_weights
+from .class_weights import ClassWeights, parse_class_weights
 from .exit_trainer import ExitTrainer
 from .library_hooks import HookWatch
 from .objectives import EXITS
@@ -30,8 +28,6 @@ from .resume import TRAINER_STATE, checkpoint_to_resume
 from .search import Trials, evaluation_loss, metrics_of_last_exit
 from .stages import restarting
 from .training_run import TrainingRun, minimised
-
-logger = logging.get_logger(__name__)
 
 
 class RomeBertTrainer(ExitTrainer):
@@ -76,8 +72,7 @@ class RomeBertTrainer(ExitTrainer):
         self._hooks = HookWatch()
         self.add_callback(self._hooks)
         self._run: TrainingRun | None = None  # while there is one
-        # Which class weights were last asked for, of which data, and they.
-        self._weighed: tuple[Any, Any, Any] | None = None
+        self._class_weights = ClassWeights()
         self._trials = Trials()  # of a search
 
     def _check_settings(self) -> None:
@@ -138,15 +133,8 @@ class RomeBertTrainer(ExitTrainer):
 
     def _exit_loss(self) -> ExitLoss:
         """The loss that the arguments now describe."""
-        config = self.romebert.config
-        asked = (str(self.args.class_weights), config.problem_type, config.num_labels)
-        if self._weighed is None or self._weighed[0] != asked or self._weighed[1] is not self.train_dataset:
-            dataset, given = self.train_dataset, self.args.class_weights
-            if dataset is None and parse_class_weights(given) == BALANCED:
-                given = config.class_weights or given  # of the training before
-            weights = resolve_class_weights(given, dataset, config)
-            self._weighed = asked, dataset, weights
-        return self.args.exit_loss(self._weighed[2])
+        weights = self._class_weights(self.args.class_weights, self.train_dataset, self.romebert.config)
+        return self.args.exit_loss(weights)
 
     def _losses_of_exits(
         self, outputs: Any, labels: Tensor, inputs: dict[str, Any], num_items_in_batch: Any, trains: bool
@@ -290,12 +278,9 @@ class RomeBertTrainer(ExitTrainer):
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             schedule = super().create_scheduler(steps, optimizer)
-            if not isinstance(schedule, LambdaLR):
-                raise ValueError(
-                    f"lr_scheduler_type={SchedulerType(self.args.lr_scheduler_type).value} cannot start"
-                    " anew at a stage; use linear or cosine."
-                )
-            self.lr_scheduler = restarting(schedule, steps, stages, optimizer or self.optimizer)
+            self.lr_scheduler = restarting(
+                schedule, self.args.lr_scheduler_type, steps, stages, optimizer or self.optimizer
+            )
         return self.lr_scheduler
 
     def hyperparameter_search(
@@ -359,14 +344,6 @@ class RomeBertTrainer(ExitTrainer):
         """As `Trainer.log`; the log of a training step gets the means since the last one, read from the
         device here.
         """
-        guard = None if self._run is None else self._run.guard
-        if guard is not None:
-            guard.check()
-        if "loss" in logs and guard is not None and self._run is not None:
-            logs |= self._run.means.read(self._sum_over_processes)
-            skipped, fault = guard.read_skipped(), guard.read_fault()
-            if skipped or self._run.non_finite == "skip":
-                logs["skipped_steps"] = skipped
-            if fault is not None:
-                logger.warning(f"{fault}. Steps left out since the last log: {skipped}.")
+        if self._run is not None:
+            logs |= self._run.figures(of_step="loss" in logs)
         super().log(logs, *args, **kwargs)

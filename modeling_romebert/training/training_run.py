@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..losses import ExitLoss, LossTerms
 from .arguments import RomeBertTrainingArguments
@@ -15,6 +16,8 @@ from .meters import RunningMeans
 from .non_finite import StepGuard
 from .objectives import BOTH, Terms
 from .stages import Stages
+
+logger = logging.get_logger(__name__)
 
 
 class TrainingRun:
@@ -126,6 +129,26 @@ class TrainingRun:
             self.means.add(("gradient_cosine", "projected"), met)
             self._gradients_met = None
         self.guard.judge(norm, step, optimizer)
+
+    def figures(self, of_step: bool) -> dict[str, float]:
+        """What a log is given besides its own: where it is of training steps, the means since the last one,
+        which are read from the device here.
+
+        Raises:
+            FloatingPointError: a loss or gradient was not finite, under `non_finite="stop"`.
+        """
+        if self.guard is None:
+            return {}
+        self.guard.check()
+        if not of_step:
+            return {}
+        figures = self.means.read(self._reduce)
+        skipped, fault = self.guard.read_skipped(), self.guard.read_fault()
+        if skipped or self.non_finite == "skip":
+            figures["skipped_steps"] = skipped
+        if fault is not None:
+            logger.warning(f"{fault}. Steps left out since the last log: {skipped}.")
+        return figures
 
     def close(self) -> None:
         """Leave model and optimizer as they were found."""
