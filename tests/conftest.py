@@ -16,9 +16,14 @@ import torch
 from tiny import labelled, tiny_backbone, tiny_tokenizer, write_rows
 from transformers import BertModel
 
-# accelerate collects garbage after every training; half a million objects of what was imported need not be
-# looked at each time.
-gc.freeze()
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_objects_are_frozen():
+    """accelerate collects garbage after every training: a million objects of what the tests import need not
+    be looked at each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
