@@ -2,10 +2,8 @@
 finite.
 """
 
-import os
-
 import torch
-from processes import SERVER, environments, leave_group
+from processes import SERVER, enter, environments, leave_group
 from tiny import build, tiny_rows, tiny_tokenizer
 from transformers import TrainerCallback
 
@@ -108,8 +106,7 @@ def two_processes(folder, fault_of_rank, **settings):
 
 
 def _train_as_one_of_two(results, environment, folder, fault_of_rank, settings) -> None:
-    os.environ |= environment
-    torch.set_num_threads(1)
+    enter(environment)
     rank = int(environment["RANK"])
     trainer, error = trainer_of(folder, fault_of_rank.get(rank), **settings), None
     try:

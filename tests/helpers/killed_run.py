@@ -6,8 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-import torch
-from processes import leave_group
+from processes import enter, leave_group
 from safetensors.torch import save_file
 from tiny import build, tiny_rows, tiny_tokenizer
 
@@ -42,8 +41,7 @@ def train(folder: str, where: str, at: int, environment: dict[str, str], setting
     """From the checkpoint that the settings name, or the last complete one where there is any ->
     `end.safetensors`.
     """
-    os.environ |= environment
-    torch.set_num_threads(1)
+    enter(environment)
     quiet = {
         "report_to": "none",
         "use_cpu": True,

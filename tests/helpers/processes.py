@@ -1,6 +1,8 @@
 """Processes of their own for the tests, forked from one that has only imported: a start takes no time."""
 
+import gc
 import multiprocessing
+import os
 import socket
 
 import torch
@@ -36,6 +38,15 @@ def environments(processes: int) -> list[dict[str, str]]:
         "MASTER_PORT": port,
     }
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def enter(environment: dict[str, str]) -> None:
+    """The first thing that such a process does. What was imported need not be looked at by each collection of
+    garbage.
+    """
+    os.environ |= environment
+    torch.set_num_threads(1)
+    gc.freeze()
 
 
 def leave_group() -> None:

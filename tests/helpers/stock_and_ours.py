@@ -7,12 +7,12 @@ loss is minimised: every number that the stock trainer tells, ours must tell too
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from processes import enter
 from tiny import tiny_rows, tiny_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
@@ -136,8 +136,7 @@ def differences(stock, ours, where="", tolerance=1e-3):
 
 def evaluate_in_a_process(folder, environment):
     """One of a group: evaluates and predicts with stock and with ours; the main process writes it."""
-    torch.set_num_threads(1)
-    os.environ.update(environment)
+    enter(environment)
     told = {}
     for name, kind in (("stock", STOCK), ("ours", OURS_LIKE_STOCK)):
         # Stock would multiply the loss by the number of processes: BERT takes loss arguments that it does not
