@@ -311,14 +311,17 @@ def test_exits_at_other_layers_than_those_saved_are_still_refused(tmp_path):
         load(tmp_path, num_hidden_layers=2, exit_layers=[2])
 
 
-# ---- compilers
+# ---- compilers: a graph has all layers written out, so two of them tell what four would
+
+
+TWO_LAYERS = tiny_backbone(num_hidden_layers=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "pooling"), [("eager", "cls"), ("aot_eager", "mean")])
 @torch.no_grad()
 def test_full_depth_compiles_as_one_graph(backend, pooling):
-    model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
+    model, (ids, mask) = build(backbone=TWO_LAYERS, exit_pooling=pooling), padded_batch()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     assert torch.equal(compiled(ids, mask).exit_logits, model(ids, mask).exit_logits)
@@ -329,13 +332,13 @@ def test_full_depth_compiles_as_one_graph(backend, pooling):
 @torch.no_grad()
 def test_a_compiled_model_still_lets_rows_leave():
     """Which rows leave is known at run time only, so the graph is cut there; the result is the same."""
-    model, (ids, mask) = build(), padded_batch()
+    model, (ids, mask) = build(backbone=TWO_LAYERS), padded_batch()
     torch._dynamo.reset()
     expected, found = (
         model(ids, mask, exit_policy=POLICY),
         torch.compile(model, backend="eager")(ids, mask, exit_policy=POLICY),
     )
-    assert torch.equal(found.exit_layer, expected.exit_layer) and expected.exit_layer.unique().numel() >= 3
+    assert torch.equal(found.exit_layer, expected.exit_layer) and expected.exit_layer.unique().numel() == 2
     assert torch.equal(found.logits, expected.logits)
 
 
@@ -354,7 +357,7 @@ class Exits(nn.Module):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @torch.no_grad()
 def test_full_depth_exports_for_any_batch_and_length(tmp_path, pooling):
-    model, (ids, mask) = build(exit_pooling=pooling), padded_batch()
+    model, (ids, mask) = build(backbone=TWO_LAYERS, exit_pooling=pooling), padded_batch()
     batch, tokens = torch.export.Dim("batch", min=2, max=512), torch.export.Dim("tokens", min=2, max=64)
     shapes = {0: batch, 1: tokens}
     program = torch.export.export(Exits(model), (ids, mask), dynamic_shapes=(shapes, shapes))
