@@ -5,6 +5,8 @@ The last exit has the weights of the stock classifier, there is no dropout, and 
 loss is minimised: every number that the stock trainer tells, ours must tell too.
 """
 
+import copy
+import functools
 import json
 import math
 import re
@@ -53,6 +55,16 @@ BESIDES = re.compile(r"(_exit_\d+|_mean|loss_last|loss_exits|gradient_cosine|pro
 
 
 def stock_model(num_labels=2, **settings):
+    return copy.deepcopy(made(num_labels, **settings)[0])
+
+
+def our_model(num_labels=2, **settings):
+    return copy.deepcopy(made(num_labels, **settings)[1])
+
+
+@functools.cache
+def made(num_labels, **settings):
+    """A stock model, and ours: the same with an exit after every layer."""
     torch.manual_seed(0)
     sizes = {
         "num_hidden_layers": LAYERS,
@@ -60,12 +72,7 @@ def stock_model(num_labels=2, **settings):
         "initializer_range": 0.5,
         "pad_token_id": 1,
     }
-    return BertForSequenceClassification(BertConfig(**SIZES | NO_DROPOUT | sizes | settings))
-
-
-def our_model(**settings):
-    """The stock model with an exit after every layer."""
-    stock = stock_model(**settings)
+    stock = BertForSequenceClassification(BertConfig(**SIZES | NO_DROPOUT | sizes | settings))
     given = {"num_labels": stock.num_labels, "problem_type": stock.config.problem_type}
     given |= {name: settings[name] for name in ON_BOTH_CONFIGS if name in settings}
     model = RomeBertForSequenceClassification(RomeBertConfig(stock.config, exit_pooling="cls", **given))
@@ -73,7 +80,7 @@ def our_model(**settings):
     last = model.exits[str(LAYERS)]
     last.pooler.dense.load_state_dict(stock.bert.pooler.dense.state_dict())
     last.classifier.load_state_dict(stock.classifier.state_dict())
-    return model
+    return stock, model
 
 
 # Trainer, arguments, model, settings of its own

@@ -257,6 +257,7 @@ def scenario(settings=None, given=None, act=train, model=None, metrics=accuracy)
 
 EACH_STEP = {"eval_strategy": "steps", "eval_steps": 1}
 SAVED = {"save_strategy": "steps", "save_steps": 1}
+ONE_STEP = EACH_STEP | SAVED | {"max_steps": 1}
 BEST = EACH_STEP | SAVED | {"load_best_model_at_end": True, "max_steps": 3}
 BY_BATCH = {"batch_eval_metrics": True}
 TWO = {"a": tiny_rows(6, seed=1), "b": tiny_rows(5, seed=2)}
@@ -372,17 +373,14 @@ SCENARIOS = {
     "metrics-absent": scenario(metrics=None),
     "metrics-return-nothing": scenario(given=returns(None), act=evaluate),
     "metrics-return-a-list": scenario(given=returns([1.0]), act=evaluate),
-    "metrics-return-no-figures": scenario(EACH_STEP | SAVED, returns({})),
+    "metrics-return-no-figures": scenario(ONE_STEP, returns({})),
     "metrics-with-prefix": scenario(given=returns({"eval_a": 1.0}), act=use),
     "metrics-of-a-kind-of-dict": scenario(given=returns(OrderedDict(a=1.0)), act=use),
     "metrics-named-as-ours": scenario(given=returns({"a": 1.0, "a_mean": 3.0, "a_exit_1": 4.0}), act=use),
     "metrics-named-loss": scenario(EACH_STEP, returns({"loss": 3.0})),
     "metrics-with-an-array": scenario(given=returns({"a": np.ones(2)}), act=use),
-    **{
-        f"metrics-{name}": scenario(EACH_STEP | SAVED, returns({"a": value}))
-        for name, value in ODD_VALUES.items()
-    },
-    "metrics-by-class": scenario(EACH_STEP | SAVED, metrics=report_by_class),
+    **{f"metrics-{name}": scenario(ONE_STEP, returns({"a": value})) for name, value in ODD_VALUES.items()},
+    "metrics-by-class": scenario(ONE_STEP, metrics=report_by_class),
     "metrics-that-overwrite": scenario(metrics=overwrites, act=evaluate),
     "metrics-set-late": scenario(metrics=None, act=setting_metrics_late(accuracy)),
     "metrics-unset-late": scenario(act=setting_metrics_late(None)),
