@@ -9,9 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from explicit import adapted, contrary, rows_of, train
-from processes import leave_group
+from processes import enter, leave_group
 from safetensors.torch import save_file
 
 
@@ -41,7 +40,7 @@ def take_steps(name: str, case: dict, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    enter({})
     out = Path(sys.argv[1])
     for case_name, settings in json.loads((out / "cases.json").read_text()).items():
         take_steps(case_name, settings, out)
