@@ -1,5 +1,6 @@
 """The wheel holds one top-level name and works where the repository is not."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -118,12 +119,11 @@ def test_metadata(metadata):
     assert metadata.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
-# ---- away from the checkout
+# ---- away from the checkout, and in one that is not installed
 
 
-def test_it_imports_and_registers_and_hides_no_configuration_of_the_user_s(site):
-    code = """
-import modeling_romebert, modeling_romebert.configuration
+OF_THE_WHEEL = """
+import json, modeling_romebert, modeling_romebert.configuration
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
@@ -131,48 +131,51 @@ config = AutoConfig.for_model("romebert", **sizes)
 model = AutoModelForSequenceClassification.from_config(config)
 task = PIPELINE_REGISTRY.check_task("early-exit-classification")[1]["impl"]
 assert all(hasattr(modeling_romebert, name) for name in modeling_romebert.__all__)
-print(modeling_romebert.__file__, modeling_romebert.configuration.__file__, sep="\\n")
-print(type(config).__name__, type(model).__name__, task.__name__, sep="\\n")
+found = {"package": modeling_romebert.__file__, "configuration": modeling_romebert.configuration.__file__}
+found["names"] = [type(config).__name__, type(model).__name__, task.__name__]
 try:
     import configuration
 except ModuleNotFoundError as error:
-    print("no module named", error.name, sep="\\n")
+    found["absent"] = error.name
 """
-    package, configuration, *found = run(code, site)
-    assert Path(package) == site / "modeling_romebert" / "__init__.py"
-    assert Path(configuration) == site / "modeling_romebert" / "configuration" / "__init__.py"
-    assert found == [
-        "RomeBertConfig",
-        "RomeBertForSequenceClassification",
-        "EarlyExitPipeline",
-        "no module named",
-        "configuration",
-    ]
+# What comes later in the same process, as transformers takes seconds to import: the wheel is taken away.
+OF_THE_CHECKOUT = f"""
+sys.path[0] = {str(ROOT)!r}
+for name in [name for name in sys.modules if name.startswith("modeling_romebert")]:
+    del sys.modules[name]
+try:
+    import modeling_romebert
+except ImportError as error:
+    found["said"] = str(error)
+print(json.dumps(found))
+"""
 
 
-# ---- in a checkout that is not installed
+@pytest.fixture(scope="module")
+def found(site):
+    """What a process finds in the wheel, and what the checkout says to it then."""
+    return json.loads(run(OF_THE_WHEEL + OF_THE_CHECKOUT, site)[-1])
+
+
+def test_it_imports_and_registers_and_hides_no_configuration_of_the_user_s(site, found):
+    assert Path(found["package"]) == site / "modeling_romebert" / "__init__.py"
+    assert Path(found["configuration"]) == site / "modeling_romebert" / "configuration" / "__init__.py"
+    assert found["names"] == ["RomeBertConfig", "RomeBertForSequenceClassification", "EarlyExitPipeline"]
+    assert found["absent"] == "configuration"
+
+
+def test_a_checkout_says_what_to_do(found):
+    assert found["said"].startswith("modeling_romebert was found in a checkout")
+    assert "`pip install -e .`" in found["said"] and "\n" not in found["said"]
 
 
 @pytest.mark.parametrize(
-    ("path", "code", "message"),
-    [
-        (ROOT, "import modeling_romebert", "ImportError: modeling_romebert was found in a checkout"),
-        (ROOT / "examples", "import support.installed", "The examples need the installed package"),
-    ],
-    ids=["the package", "an example"],
+    "script", ["support/installed.py", "quickstart.py", "train_glue.py", "benchmarks/layers.py"]
 )
-def test_a_sentence_says_what_to_do(path, code, message):
-    clean = f"{UNINSTALLED}sys.path += [{str(path)!r}, {str(ROOT / 'examples')!r}]\n"
-    done = subprocess.run([sys.executable, "-c", clean + code], capture_output=True, text=True)
-    (said,) = done.stderr.splitlines()[-1:]
-    assert done.returncode == 1 and said.startswith(message) and "`pip install -e .`" in said
-
-
-@pytest.mark.parametrize("script", ["quickstart.py", "train_glue.py", "benchmarks/layers.py"])
 def test_an_example_asks_for_the_package_first(script):
     clean = f"{UNINSTALLED}sys.path.insert(0, {str((ROOT / 'examples' / script).parent)!r})\n"
     clean += f"import runpy; runpy.run_path({str(ROOT / 'examples' / script)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", clean], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("The examples need the installed package."), (
-        done.stderr
-    )
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 1 and said.startswith("The examples need the installed package.")
+    assert "`pip install -e .`" in said

@@ -104,17 +104,33 @@ def of_families(tmp_path_factory) -> dict[str, dict]:
     return values
 
 
+UNTOUCHED = (
+    "the package is not installed",
+    "AutoConfig loads the folder",
+    "AutoModel: hidden states bit-equal",
+)
+SAME_WEIGHTS = "AutoModelForSequenceClassification: logits bit-equal, same exits"
+SAME_CODE = "Pipeline.save_pretrained: same results, all code files"
+OTHER_LOGITS = (
+    'dtype="bfloat16"',
+    'device_map="auto"',
+    "attn_implementation eager and sdpa",
+    "sharded checkpoint: bit-equal",
+)
+
+
 @pytest.fixture(scope="module")
 def other_groups(folder, expected, of_families, tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
     """A folder of another version, reference values and the families, in one process: where it worked, and
     what it found.
     """
     work = tmp_path_factory.mktemp("others")
-    other = make_other_version(folder, work / "other")
+    of_other = {"folder": make_other_version(folder, work / "other"), "expected": expected}
+    of_other |= {"closure": code_files(folder), "only": [*UNTOUCHED, SAME_WEIGHTS, SAME_CODE, *OTHER_LOGITS]}
     return work, run_groups(
         sys.executable,
         work,
-        ("without_package", {"folder": other, "expected": expected, "closure": code_files(folder)}),
+        ("without_package", of_other),
         ("reference", {"folder": folder}),
         ("measured", {"folders": list(of_families)}),
     )
@@ -126,23 +142,10 @@ def test_checks_fail_on_other_code(other_groups):
     fail.
     """
     results = other_groups[1][0]
-    untouched = (
-        "the package is not installed",
-        "AutoConfig loads the folder",
-        "AutoModel: hidden states bit-equal",
-    )
-    assert all(results[name] == "pass" for name in untouched)
-    same_weights = "AutoModelForSequenceClassification: logits bit-equal, same exits"
-    assert results[same_weights].startswith("AssertionError: exit_logits differ")
-    assert results["Pipeline.save_pretrained: same results, all code files"].startswith(
-        "AssertionError: code files differ"
-    )
-    for name in (
-        'dtype="bfloat16"',
-        'device_map="auto"',
-        "attn_implementation eager and sdpa",
-        "sharded checkpoint: bit-equal",
-    ):
+    assert all(results[name] == "pass" for name in UNTOUCHED)
+    assert results[SAME_WEIGHTS].startswith("AssertionError: exit_logits differ")
+    assert results[SAME_CODE].startswith("AssertionError: code files differ")
+    for name in OTHER_LOGITS:
         assert "AssertionError" in results[name]
 
 
