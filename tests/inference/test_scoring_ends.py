@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-import interrupted_stream
 import long_stream
 import pytest
 import torch
@@ -206,33 +206,38 @@ def test_no_thread_is_left(end):
     assert set(threading.enumerate()) == before
 
 
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_texts():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ran = subprocess.run(
-        [sys.executable, long_stream.__file__], capture_output=True, text=True, env=environment, check=True
-    )
-    # MB; twice as many where every number of tokens had code of its own (batch_layout.rounded_up)
-    assert float(ran.stdout) < 70
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_an_endless_stream():
+@pytest.fixture(scope="module")
+def streams():
+    """What a process says of a long stream, and of one without an end that Ctrl-C ends."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     running = subprocess.Popen(
-        [sys.executable, interrupted_stream.__file__],
+        [sys.executable, long_stream.__file__],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
-    assert running.stdout.readline().startswith("ready")
-    start = time.monotonic()
-    running.send_signal(signal.SIGINT)
     try:
+        growth, ready = running.stdout.readline(), running.stdout.readline()
+        start = time.monotonic()
+        running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=20)
+        seconds = time.monotonic() - start
     finally:
         running.kill()
-    assert time.monotonic() - start < 5
-    assert running.returncode == -signal.SIGINT and err.rstrip().endswith("KeyboardInterrupt")
-    assert out.strip() == "['MainThread']"
+    return SimpleNamespace(
+        growth=growth, ready=ready, seconds=seconds, out=out, err=err, returncode=running.returncode
+    )
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_texts(streams):
+    # MB; twice as many where every number of tokens had code of its own (batch_layout.rounded_up)
+    assert float(streams.growth) < 70
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_endless_stream(streams):
+    assert streams.ready.startswith("ready") and streams.seconds < 5
+    assert streams.returncode == -signal.SIGINT and streams.err.rstrip().endswith("KeyboardInterrupt")
+    assert streams.out.strip() == "['MainThread']"
