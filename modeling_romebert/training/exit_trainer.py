@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, EvalPrediction, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.checks import LabelCollator, check_dataset, is_stock
@@ -18,6 +19,7 @@ from ..evaluation.entities import token_metrics
 from ..evaluation.metrics import default_metric
 from ..pretrained import inner_model
 from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
+from .row_order import EpochSeededGroups, TellsEpoch
 
 
 class ExitTrainer(Trainer):
@@ -31,6 +33,7 @@ class ExitTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.add_callback(TellsEpoch())
         if self.romebert.config.classifies_tokens and type(self.data_collator) is DataCollatorWithPadding:
             # The library's default, which does not pad labels.
             self.data_collator = DataCollatorForTokenClassification(self.data_collator.tokenizer)
@@ -92,6 +95,16 @@ class ExitTrainer(Trainer):
         self._check_datasets()
         with self._labels_read(None, "train_dataset"):
             return super().get_train_dataloader()
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer._get_train_sampler`; rows grouped by length come in an order that a run which goes on
+        finds again.
+        """
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSeededGroups(sampler, seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As `Trainer.get_eval_dataloader`; class names become ids."""

@@ -22,6 +22,7 @@ HOOKS = {
     "_save_checkpoint": "checkpoint",
     "_save_rng_state": "checkpoint",
     "_get_output_dir": None,
+    "_get_train_sampler": None,
 }
 
 

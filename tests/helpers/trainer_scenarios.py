@@ -315,7 +315,6 @@ SETTINGS = [
     {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 2},
     {"dataloader_pin_memory": False, "dataloader_in_order": False},
     {"remove_unused_columns": False},
-    {"train_sampling_strategy": "group_by_length"},
     {"train_sampling_strategy": "sequential"},
     {"accelerator_config": {"split_batches": True}},
     {"accelerator_config": {"even_batches": False, "dispatch_batches": False}},

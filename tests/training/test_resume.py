@@ -87,6 +87,20 @@ def test_killed_in_a_step_and_resumed_is_the_run_that_was_not(tmp_path, whole, o
     assert_same(weights(tmp_path), whole(**settings))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "processes", "step"),
+    [("group_by_length", 1, 7), ("group_by_length", 2, 5), ("random", 2, 5)],
+)
+def test_killed_within_the_second_epoch_it_goes_on_with_the_rows_that_are_left(
+    tmp_path, whole, strategy, processes, step
+):
+    settings = {"objective": "joint", "train_sampling_strategy": strategy, "processes": processes}
+    saving = {"save_steps": step - 1}
+    assert run(tmp_path, IN_STEP, step, **settings, **saving)[-1] == -signal.SIGKILL
+    assert run(tmp_path, **settings, **saving) == [0] * processes
+    assert_same(weights(tmp_path, processes), whole(**settings))
+
+
 def test_killed_while_a_checkpoint_is_written(tmp_path, whole):
     """The optimizer's state is written by then: the stock Trainer would resume from it, in part."""
     assert run(tmp_path, IN_CHECKPOINT, 4) == [-signal.SIGKILL]
