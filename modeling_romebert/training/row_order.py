@@ -9,16 +9,19 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class TellsEpoch(TrainerCallback):
-    """Tells the sampler of a training which epoch begins.
+    """Tells every sampler of a training which epoch begins.
 
     transformers tells the loader that skips the rows of a resumed epoch. Where batches are shared out to
-    several processes, that one does not pass it on to `EpochSeededGroups`.
+    several processes, that one does not pass it on to samplers that are wrapped deeper.
     """
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        loader = kwargs["train_dataloader"]  # the whole one
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(int(state.epoch or 0))
+        part = kwargs["train_dataloader"]  # the whole one
+        while part is not None:
+            for one in (part, getattr(part, "sampler", None)):
+                if hasattr(one, "set_epoch"):
+                    one.set_epoch(int(state.epoch or 0))
+            part = getattr(part, "batch_sampler", None)
 
 
 class EpochSeededGroups(LengthGroupedSampler):

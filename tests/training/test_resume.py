@@ -89,7 +89,12 @@ def test_killed_in_a_step_and_resumed_is_the_run_that_was_not(tmp_path, whole, o
 
 @pytest.mark.parametrize(
     ("strategy", "processes", "step"),
-    [("group_by_length", 1, 7), ("group_by_length", 2, 5), ("random", 2, 5)],
+    [
+        ("group_by_length", 1, 7),
+        ("group_by_length", 2, 5),
+        ("random", 2, 5),
+        ("batch_rebalance", 2, 5),
+    ],
 )
 def test_killed_within_the_second_epoch_it_goes_on_with_the_rows_that_are_left(
     tmp_path, whole, strategy, processes, step
