@@ -22,8 +22,9 @@ from typing import Any
 
 from datasets import disable_progress_bars
 from support.fine_tuning import fine_tune, in_processes, tell_finished
-from support.glue_arguments import DataArguments, ModelArguments, parse, settings_of
-from support.glue_data import GlueData, load_glue
+from support.glue_arguments import DataArguments, ModelArguments, parse
+from support.glue_data import GlueData, data_files, load_glue
+from support.run_arguments import settings_of
 from support.run_folder import check_run_folder, open_run_folder
 from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding, TrainerCallback, set_seed
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> None:
     """Train, evaluate and save, unless that is done already."""
-    settings = settings_of(where, data, training)
+    settings = settings_of(where, data, training, data_files(data))
     folder = check_run_folder(training.output_dir, settings)
     is_main = training.process_index == 0
     if tell_finished(folder, say=is_main):

@@ -17,7 +17,6 @@ metric of policies under which whole sentences leave, or single tokens halt), an
 import support.installed  # noqa: F401
 
 # isort: split
-import hashlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +24,10 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from support.fine_tuning import fine_tune, in_processes, tell_finished
-from support.glue_arguments import DECISIVE
-from support.recipes import recipe_arguments
+from support.run_arguments import RunArguments, parse_with_recipes, settings_of
 from support.run_folder import check_run_folder, open_run_folder
 from support.token_data import data_files, load_tokens
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoTokenizer, set_seed
 
 from modeling_romebert import (
     RomeBertForTokenClassification,
@@ -73,16 +71,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(RunArguments):
     """What to train and evaluate on."""
 
-    recipe: str | None = field(
-        default=None,
-        metadata={
-            "help": "Name of a recipe that comes with romebert, or a YAML file of arguments. The command"
-            " line wins over it."
-        },
-    )
     train_file: str | None = field(
         default=None, metadata={"help": "CoNLL format, or JSON or JSONL with tokens and tags."}
     )
@@ -102,13 +93,6 @@ class DataArguments:
     )
     tag_column: int = field(
         default=-1, metadata={"help": "Of a file in CoNLL format; -1 is the last. Of CoNLL-U 3."}
-    )
-    max_length: int = field(default=128, metadata={"help": "Tokens that longer sentences are cut to."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on a random sample, the same in every run."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on such a sample of each evaluation set."}
     )
     windows: list[int] = field(
         default_factory=lambda: [5],
@@ -134,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments) -> None:
     """Train, evaluate and save, unless that is done already."""
-    settings = settings_of(where, data, training)
+    settings = settings_of(where, data, training, data_files(data))
     folder = check_run_folder(training.output_dir, settings)
     is_main = training.process_index == 0
     if tell_finished(folder, say=is_main):
@@ -169,34 +153,9 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
     fine_tune(trainer, rows, folder, settings, judge)
 
 
-# ---- arguments
-
-
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, RomeBertTrainingArguments]:
     """The command line, after the arguments of its recipe."""
-    parser = HfArgumentParser(KINDS, description=__doc__.split("\n")[0])
-    recipe = parser.parse_args(argv).recipe
-    if recipe is not None:
-        argv = [*recipe_arguments(recipe, KINDS), *argv]
-    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-
-
-def settings_of(
-    where: ModelArguments, data: DataArguments, training: RomeBertTrainingArguments
-) -> dict[str, Any]:
-    """What makes a run this run and no other. Files count by what they hold."""
-    files = {
-        name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in data_files(data).items()
-    }
-    names = ("dataset_name", "dataset_config_name", "label_column", "word_column", "tag_column")
-    names += ("max_length", "max_train_samples", "max_eval_samples", "windows", "calibrate_max_drop")
-    values = training.to_dict()
-    return {
-        "model": vars(where),
-        "data": {name: getattr(data, name) for name in names} | files,
-        "training": {name: values[name] for name in DECISIVE},
-        "world_size": training.world_size,
-    }
+    return parse_with_recipes(KINDS, argv, __doc__.split("\n")[0])
 
 
 # ---- the run

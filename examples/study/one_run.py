@@ -27,10 +27,11 @@ import numpy as np
 import torch
 import train_glue
 from quickstart import multiplies_bf16
-from support.glue_arguments import KINDS, settings_of
+from support.glue_arguments import KINDS
 from support.glue_arguments import parse as parse_glue
 from support.glue_data import GlueData, load_glue
 from support.recipes import as_arguments
+from support.run_arguments import settings_of
 from support.run_folder import last_checkpoint, open_run_folder
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -130,9 +131,8 @@ def run(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
     rows = digest_of(glue)
     clock = Clock()
     trainer, glue = train_glue.make_trainer(where, data, training, glue, callbacks=[clock])
-    settings = settings_of(where, data, training)
+    settings = settings_of(where, data, training, files={})  # whose digests are kept beside
     settings["model"] = {**settings["model"], "model_name_or_path": cell["backbone"]}
-    settings["data"] = {name: value for name, value in settings["data"].items() if not name.endswith("_file")}
     open_run_folder(training.output_dir, settings)
     trained = trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     seconds, cpu_seconds = clock.seconds

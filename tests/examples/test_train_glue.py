@@ -86,7 +86,7 @@ def test_recipe_is_the_published_setting(task, direction, metric):
         train_glue.parse(["--recipe", task, "--use_cpu"]),
         train_glue.parse((PUBLISHED + of_task).split()),
     )
-    assert train_glue.settings_of(*by_recipe) == train_glue.settings_of(*by_hand)
+    assert train_glue.settings_of(*by_recipe, {}) == train_glue.settings_of(*by_hand, {})
 
 
 def test_command_line_beats_recipe_wherever_it_stands():
