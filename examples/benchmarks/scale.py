@@ -7,7 +7,8 @@
 2. Each side is a process of its own that labels the file: `score` fed from the csv module with as many
    threads as the machine has, score_file.py, and Daft and Ray with 1 and more workers of one thread each.
 3. Each labels a quarter of the rows, then all. What the others take longer is the rate; what is left of the
-   first run is what starting takes. The peak of memory is that of the process that reads and writes.
+   first run is what starting takes. Give `--rows` in multiples of 16,384 times the workers: both are then
+   whole rounds of their batches of 4,096. The peak of memory is that of the process that reads and writes.
 4. Labels and exit layers of all sides are compared.
 """
 
@@ -34,7 +35,7 @@ from support.labelling import Labeller
 from support.reviews import load_splits
 from transformers import HfArgumentParser
 
-from modeling_romebert import score
+from modeling_romebert import RomeBertConfig, score
 from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
 
 SIDES = ("score", "score_file", "daft", "ray")
@@ -52,7 +53,7 @@ class ScaleArguments:
     dataset: str | None = field(
         default=None, metadata={"help": "CSV or JSONL with `text` and `label`; else movie reviews."}
     )
-    rows: int = field(default=50_000, metadata={"help": "Of the file."})
+    rows: int = field(default=32_768, metadata={"help": "Of the file."})
     sides: list[str] = field(
         default_factory=lambda: list(SIDES), metadata={"help": f"Of {', '.join(SIDES)}."}
     )
@@ -69,7 +70,10 @@ def main(argv: list[str] | None = None) -> None:
     if unknown := [side for side in arguments.sides if side not in SIDES]:
         raise SystemExit(f"--sides {' '.join(unknown)}: choose from {', '.join(SIDES)}.")
     splits, _ = load_splits(arguments.dataset)
-    results: dict[str, Any] = {"rows": arguments.rows, **provenance(), "sides": []}
+    texts = Path(arguments.dataset).name if arguments.dataset else "movie reviews"
+    dtype = str(RomeBertConfig.from_pretrained(arguments.model).dtype).removeprefix("torch.")
+    about = {"rows": arguments.rows, "texts": texts, "dtype": dtype}
+    results: dict[str, Any] = {**about, **provenance(), "sides": []}
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in (("rows.csv", arguments.rows), ("quarter.csv", arguments.rows // 4)):
             write_rows(Path(folder, name), list(splits["test"]["text"]), rows)

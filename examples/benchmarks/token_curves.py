@@ -1,9 +1,10 @@
 """F1 over cost of token classifiers that examples/train_tokens.py trained: what each way to leave loses.
 
-    python examples/benchmarks/token_curves.py --runs runs/first runs/second --output_file curves.json
+    python examples/benchmarks/token_curves.py --runs runs/tokens-1 runs/tokens-2 --output_file curves.json
 
-Reads metrics.json and the exits_*.json of every run, of the test set where there is one. Of each policy the
-table tells the best F1 within each of `--costs`, in layers times tokens.
+Reads metrics.json and the exits_*.json of every run, of the test set where there is one. Runs that differ in
+nothing but their seed are a row of the table together: mean and standard deviation over seeds. What a policy
+gives at a cost is read from the line between the two points of its curve beside it, in layers times tokens.
 """
 
 import sys
@@ -14,8 +15,10 @@ import support.installed  # noqa: F401
 
 # isort: split
 from dataclasses import dataclass, field
+from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from transformers import HfArgumentParser
 
 from modeling_romebert import ExitReport
@@ -23,7 +26,12 @@ from modeling_romebert.evaluation.provenance import provenance, read_json, write
 
 COSTS = (0.75, 0.5, 0.33, 0.25)
 # Of the settings of a run, what tells it from others.
-TOLD = (*("num_train_epochs", "learning_rate", "per_device_train_batch_size", "objective"), "seed")
+TOLD = (
+    *("num_train_epochs", "learning_rate", "per_device_train_batch_size"),
+    "objective",
+    "exit_scale",
+    "seed",
+)
 
 
 @dataclass
@@ -73,25 +81,48 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """The best metric of each policy within each cost, as Markdown."""
-    costs = " | ".join(f"cost {cost:g}" for cost in COSTS)
-    lines = [f"| stages | leaves | every layer | {costs} |", "|---|---|---|" + "---|" * len(COSTS)]
+def groups(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """How models were trained -> the runs that were trained so, which differ in their seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for run in results["runs"]:
-        for entry in run["policies"]:
+        training = run["training"]
+        if run["second_stage"]:
+            how = "self-sampling after it"
+        elif training["objective"] == "deebert":
+            how = "two stages, encoder frozen in the second"
+        else:
+            how = f"one stage, {training['objective']}, exit_scale {training['exit_scale']:g}"
+        found.setdefault(how, []).append(run)
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """The metric of each policy at each cost, as Markdown."""
+    costs = " | ".join(f"cost {cost:g}" for cost in COSTS)
+    lines = [f"| trained in | leaves | every layer | {costs} |", "|---|---|---|" + "---|" * len(COSTS)]
+    for how, runs in groups(results).items():
+        for number, entry in enumerate(runs[0]["policies"]):
             policy = entry["policy"]
             kind = "sentences" if policy.get("unit") != "token" else f"tokens, window {policy['window']}"
-            cells = [_best(entry["curve"], cost) for cost in (1.0, *COSTS)]
-            lines.append(f"| {1 + run['second_stage']} | {kind} | {' | '.join(cells)} |")
+            curves = [run["policies"][number]["curve"] for run in runs]
+            cells = [over_seeds([at_cost(curve, cost) for curve in curves]) for cost in (1.0, *COSTS)]
+            lines.append(f"| {how} | {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _best(curve: list[dict[str, Any]], cost: float) -> str:
-    """The best metric of the points that cost no more, in per cent."""
-    within = [point["metric"] for point in curve if point["cost"] <= cost + 0.005]
-    if cost == 1.0:
-        within = [point["metric"] for point in curve if point["threshold"] == 0]
-    return f"{100 * max(within):.1f}" if within else ""
+def at_cost(curve: list[dict[str, Any]], cost: float) -> float | None:
+    """The metric that a policy gives at a cost; `None` where it can cost no so little."""
+    points = sorted((point["cost"], point["metric"]) for point in curve)
+    costs, metrics = zip(*points, strict=True)
+    return float(np.interp(cost, costs, metrics)) if costs[0] <= cost else None
+
+
+def over_seeds(values: list[float | None]) -> str:
+    """Mean and standard deviation, in per cent."""
+    known = [100 * value for value in values if value is not None]
+    if len(known) < len(values):
+        return ""
+    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
 
 
 if __name__ == "__main__":

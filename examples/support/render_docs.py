@@ -64,6 +64,7 @@ def sections() -> dict[str, str]:
         "profile-12-layers": timing(profile_scoring.table, of("profile-12-layers")),
         "training-cost": training(of("benchmark-training")),
         "scale": many_rows(of("scale")),
+        "million": many_rows(of("million")),
         "serving": under_load(of("serving")),
     }
 
@@ -149,9 +150,15 @@ def training(results: dict[str, Any]) -> str:
 
 
 def many_rows(results: dict[str, Any]) -> str:
-    about = f"{results['rows']:,} sentences of movie reviews, MiniLM of 6 layers; {made_with(results)}."
+    about = (
+        f"{results['rows']:,} rows of {results['texts']}, MiniLM of 6 layers in {results['dtype']};"
+        f" {made_with(results)}."
+    )
     if results["agree"] is not None:
-        about += f" At least {results['agree']:.2%} of the rows have the label and the exit layer of `score`."
+        same = (
+            "Every row has" if results["agree"] == 1 else f"{results['agree']:.2%} of the rows or more have"
+        )
+        about += f" {same} the label and the exit layer of `score`."
     return f"{scale.table(results)}\n\n{about}"
 
 
@@ -167,13 +174,14 @@ def curves_of_tokens(results: dict[str, Any]) -> str:
     first = results["runs"][0]
     about = (
         f"F1 in per cent on {first['texts']:,} sentences of the test set; {first['start']},"
-        f" {first['num_layers']} layers, one seed"
+        f" {first['num_layers']} layers"
     )
-    for run in results["runs"]:
-        epochs = run["training"]["num_train_epochs"]
+    for how, runs in token_curves.groups(results).items():
+        epochs = runs[0]["training"]["num_train_epochs"]
+        each = " in each" if how.startswith("two stages") else ""
         about += (
-            f"; stage {1 + run['second_stage']}: {run['samples']:,} sentences,"
-            f" {epochs:g} epoch{'' if epochs == 1 else 's'}"
+            f"; {how}: {runs[0]['samples']:,} sentences, {epochs:g} epoch{'' if epochs == 1 else 's'}{each},"
+            f" {len(runs)} seed{'' if len(runs) == 1 else 's'}"
         )
     return f"{token_curves.table(results)}\n\n{about}; {made_with(results)}."
 

@@ -203,7 +203,7 @@ def test_benchmarks_tell_what_a_run_costs_and_saves(encoder, files, capsys):
     by_kind = {one["policy"].get("unit", "row"): one["curve"] for one in of_run["policies"]}
     assert [point["cost"] for point in by_kind["token"]] == [point["cost"] for point in report["curve"]]
     full = f"{100 * report['exits'][-1]:.1f}"
-    assert f"| 1 | tokens, window 3 | {full} |" in capsys.readouterr().out
+    assert f"| one stage, joint, exit_scale 1 | tokens, window 3 | {full} |" in capsys.readouterr().out
 
     asked = [
         "--model",
@@ -226,6 +226,21 @@ def test_benchmarks_tell_what_a_run_costs_and_saves(encoder, files, capsys):
     assert "| tokens, window 3 |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--runs nowhere holds no metrics"):
         token_curves.main(["--runs", "nowhere"])
+
+
+def test_curves_are_read_at_a_cost_and_over_seeds():
+    def run_of(seed: int, *points: tuple[float, float]) -> dict:
+        curve = [{"cost": cost, "metric": metric} for cost, metric in points]
+        training = {"objective": "joint", "exit_scale": 0.2, "seed": seed}
+        return {"training": training, "second_stage": False, "policies": [{"policy": {}, "curve": curve}]}
+
+    first = run_of(1, (1.0, 0.90), (0.6, 0.88), (0.4, 0.80), (0.3, 0.70))
+    second = run_of(2, (1.0, 0.92), (0.5, 0.88), (0.3, 0.72))
+    assert token_curves.at_cost(first["policies"][0]["curve"], 0.5) == pytest.approx(0.84)
+    assert token_curves.at_cost(first["policies"][0]["curve"], 0.25) is None
+    text = token_curves.table({"runs": [first, second]})
+    assert "| one stage, joint, exit_scale 0.2 | sentences | 91.0 ± 1.4 | 89.4" in text
+    assert text.endswith(" ± 0.9 | 86.0 ± 2.8 | 73.7 ± 1.0 |  |")
 
 
 def test_the_recipe_of_conll_is_read():
