@@ -19,8 +19,8 @@ class TellsEpoch(TrainerCallback):
         part = kwargs["train_dataloader"]  # the whole one
         while part is not None:
             for one in (part, getattr(part, "sampler", None)):
-                if hasattr(one, "set_epoch"):
-                    one.set_epoch(int(state.epoch or 0))
+                if (set_epoch := getattr(one, "set_epoch", None)) is not None:
+                    set_epoch(int(state.epoch or 0))
             part = getattr(part, "batch_sampler", None)
 
 
