@@ -26,12 +26,7 @@ from modeling_romebert.evaluation.provenance import provenance, read_json, write
 
 COSTS = (0.75, 0.5, 0.33, 0.25)
 # Of the settings of a run, what tells it from others.
-TOLD = (
-    *("num_train_epochs", "learning_rate", "per_device_train_batch_size"),
-    "objective",
-    "exit_scale",
-    "seed",
-)
+TOLD = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "objective", "exit_scale", "seed")
 
 
 @dataclass
@@ -82,7 +77,11 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def groups(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """How models were trained -> the runs that were trained so, which differ in their seeds."""
+    """How models were trained -> the runs that were trained so, which differ in their seeds.
+
+    Raises:
+        SystemExit: they differ in more.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for run in results["runs"]:
         training = run["training"]
@@ -93,7 +92,22 @@ def groups(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         else:
             how = f"one stage, {training['objective']}, exit_scale {training['exit_scale']:g}"
         found.setdefault(how, []).append(run)
+    for how, runs in found.items():
+        first, *others = (apart_from_seed(run) for run in runs)
+        for other in others:
+            if other != first:
+                raise SystemExit(
+                    f"--runs: {how} was trained in ways that differ in more than the seed, {first} and"
+                    f" {other}; give one of them."
+                )
     return found
+
+
+def apart_from_seed(run: dict[str, Any]) -> dict[str, Any]:
+    """What runs have in common whose figures are averaged."""
+    training = {name: value for name, value in run["training"].items() if name != "seed"}
+    policies = [entry["policy"] for entry in run["policies"]]
+    return {**training, "samples": run["samples"], "texts": run["texts"], "policies": policies}
 
 
 def table(results: dict[str, Any]) -> str:

@@ -232,7 +232,9 @@ def test_curves_are_read_at_a_cost_and_over_seeds():
     def run_of(seed: int, *points: tuple[float, float]) -> dict:
         curve = [{"cost": cost, "metric": metric} for cost, metric in points]
         training = {"objective": "joint", "exit_scale": 0.2, "seed": seed}
-        return {"training": training, "second_stage": False, "policies": [{"policy": {}, "curve": curve}]}
+        policies = [{"policy": {}, "curve": curve}]
+        rows = {"samples": 9, "texts": 5}
+        return {"training": training, "second_stage": False, **rows, "policies": policies}
 
     first = run_of(1, (1.0, 0.90), (0.6, 0.88), (0.4, 0.80), (0.3, 0.70))
     second = run_of(2, (1.0, 0.92), (0.5, 0.88), (0.3, 0.72))
@@ -241,6 +243,8 @@ def test_curves_are_read_at_a_cost_and_over_seeds():
     text = token_curves.table({"runs": [first, second]})
     assert "| one stage, joint, exit_scale 0.2 | sentences | 91.0 ± 1.4 | 89.4" in text
     assert text.endswith(" ± 0.9 | 86.0 ± 2.8 | 73.7 ± 1.0 |  |")
+    with pytest.raises(SystemExit, match="was trained in ways that differ in more than the seed"):
+        token_curves.table({"runs": [first, second | {"samples": 8}]})
 
 
 def test_the_recipe_of_conll_is_read():
