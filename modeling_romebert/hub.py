@@ -62,6 +62,7 @@ CLOSURE = (
     "rebatching.py",
     "result_format.py",
     "scoring.py",
+    "sentence_exits.py",
     "setting_checks.py",
     "settings.py",
     "text_batcher.py",

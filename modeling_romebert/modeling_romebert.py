@@ -25,7 +25,7 @@ from .multi_exit import MultiExitModel
 from .policy_base import check_unit
 from .pretrained import RomeBertPreTrainedModel
 from .token_encoder import TokenEncoder
-from .token_exits import ActiveTokens, classify_tokens
+from .token_exits import active_tokens, classify_tokens
 
 
 @dataclass
@@ -183,8 +183,8 @@ class RomeBertForTokenClassification(MultiExitModel):
 
     Labels, logits and exit layers are of tokens. With a policy whole rows leave when all their words are
     sure, or with `unit="token"` single tokens halt, and keep their state while the layers above run on the
-    others (SENTEE and TOKEE, Li et al., arXiv 2105.13878; token_exits.py). A class per token is the only
-    problem type.
+    others (SENTEE and TOKEE, Li et al., arXiv 2105.13878; sentence_exits.py, token_exits.py). A class per
+    token is the only problem type.
 
     Example:
         >>> config = RomeBertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, num_labels=3)
@@ -199,7 +199,7 @@ class RomeBertForTokenClassification(MultiExitModel):
     _auto_class = "AutoModelForTokenClassification"
     output_class = RomeBertTokenClassifierOutput
     encoder_class = TokenEncoder
-    active_batch = ActiveTokens
+    active_batch = staticmethod(active_tokens)
     problem_type = ProblemType.SINGLE_LABEL.value  # of a token
 
     def __init__(self, config: RomeBertConfig, backbone: PreTrainedModel | None = None):

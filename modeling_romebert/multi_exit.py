@@ -6,7 +6,7 @@ exits in exit_heads.py, the decision in exit_policies.py. The classes that users
 modeling_romebert.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,8 @@ class MultiExitModel(RomeBertPreTrainedModel):
 
     output_class: type[ModelOutput]
     encoder_class: type[TorchEncoder] = TorchEncoder
-    active_batch: type[ActiveBatch] = ActiveBatch  # what the early-exit loop steps through
+    # What the early-exit loop steps through.
+    active_batch: Callable[..., ActiveBatch] = ActiveBatch
     # The loss is a mean over the batch: a Trainer divides it by the accumulation steps itself.
     accepts_loss_kwargs = False
     # Whether to look for a training that reaches the last exit alone, and say so; what means to do that turns

@@ -1,11 +1,11 @@
-"""The early-exit loop of a token classifier: texts whose words become sure one after the other.
+"""The early-exit loop of a token classifier whose tokens halt one after the other (TOKEE, Li et al., arXiv
+2105.13878), and the choice between it and that of whole sentences.
 
-The loop itself is `ActiveBatch` (early_exit.py). Here is what differs: a row has as many answers as tokens,
-an exit policy is asked about tokens, and halted tokens wait, with their answers, for the last of their row.
-Which tokens halt is in token_spans.py.
+As in sentence_exits.py a row has as many answers as tokens. Halted tokens wait, with their answers, for the
+last of their row. Which tokens halt is in token_spans.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .arrays import whole_numbers
 from .batch_layout import Batch
-from .early_exit import ActiveBatch, Exited, run_to_the_end
+from .early_exit import ActiveBatch, run_to_the_end
 from .policy_base import ExitPolicy
+from .sentence_exits import ActiveSentences, ExitedTokens, words_of
 from .token_spans import halting, rows_of
 
 
@@ -38,13 +39,6 @@ class TokenStates:
             torch.ones(len(words), dtype=torch.bool),
             torch.zeros(len(words), dtype=torch.long),
         )
-
-    @classmethod
-    def of_texts(cls, texts: Sequence[Any]) -> "TokenStates":
-        """Of tokenised texts, with `word_ids` where words are known."""
-        counts = [len(text["input_ids"]) for text in texts]
-        words = [text["word_ids"] if "word_ids" in text else range(len(text["input_ids"])) for text in texts]
-        return cls.of(counts, torch.tensor([word for of_text in words for word in of_text], dtype=torch.long))
 
     def answer(self, tokens: Tensor, logits: Tensor, depth: int) -> None:
         """Some tokens (n,) bool halt, with the logits (n, C) of the present exit."""
@@ -90,32 +84,19 @@ def _on(like: Tensor, index: Any) -> Any:
     return index.to(like.device) if isinstance(index, Tensor) else index
 
 
-@dataclass
-class ExitedTokens(Exited):
-    """k rows whose last tokens halted after the same layer, with the answers to all of their tokens.
-
-    `logits` is (n, C), row after row; `layer` is the deepest.
-    """
-
-    counts: list[int]  # tokens of each row
-    layers: Tensor  # (n,): layers run, by token
-
-    def per_row(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Row after row: its number, logits (t, C), and layers (t,)."""
-        return zip(self.rows, self.logits.split(self.counts), self.layers.split(self.counts), strict=True)
-
-
 class ActiveTokens(ActiveBatch):
     """b rows of a token classifier that have run the same layers, with active tokens; see `ActiveBatch`."""
 
     encoder: Any  # a `TokenEncoder`
-    _states: TokenStates | None = None  # made with the batch, or of `texts`
+    words: Tensor | None = None  # (n,): of each token, before the first step; of `texts` when left out
+    _states: TokenStates | None = None
 
     @property
     def states(self) -> TokenStates:
         """Of the tokens of the rows."""
         if self._states is None:
-            self._states = TokenStates.of_texts(self._texts)
+            words = words_of(self._texts) if self.words is None else self.words
+            self._states = TokenStates.of(self.batch.attended, words)
         return self._states
 
     @states.setter
@@ -138,8 +119,7 @@ class ActiveTokens(ActiveBatch):
         sure = torch.zeros_like(states.active)
         # The one wait for the device.
         sure[asked] = policy.leaves(index, logits[_on(logits, asked)]).cpu()
-        unit, window = getattr(policy, "unit", None), getattr(policy, "window", None)
-        halts = halting(sure, states.active, states.words, states.counts, unit, window)  # (n,)
+        halts = halting(sure, states.active, states.words, states.counts, getattr(policy, "window", None))
         if not halts.any():
             return None
         states.answer(halts, logits, self.depth)
@@ -197,6 +177,15 @@ class ActiveTokens(ActiveBatch):
         return merged
 
 
+def active_tokens(
+    encoder: Any, rows: list[int], batch: Batch | None, policy: ExitPolicy, texts: Sequence[Any] = ()
+) -> ActiveSentences | ActiveTokens:
+    """Rows of a token classifier before the first layer, batched for what a policy lets leave."""
+    # A class of a user's own may have no unit.
+    kind = ActiveTokens if getattr(policy, "unit", None) == "token" else ActiveSentences
+    return kind(encoder, rows, batch, policy, texts=texts)
+
+
 def classify_tokens(encoder: Any, batch: Batch, policy: ExitPolicy, words: Tensor) -> tuple[Tensor, Tensor]:
     """Run a batch until every token has halted.
 
@@ -215,8 +204,8 @@ def classify_tokens(encoder: Any, batch: Batch, policy: ExitPolicy, words: Tenso
     layers = torch.zeros(shape, dtype=torch.long, device=batch.hidden.device)
     if not len(batch):  # the library's layers do not run on no rows
         return logits, layers
-    active = ActiveTokens(encoder, list(range(len(batch))), batch, policy)
-    active.states = TokenStates.of(counts, words)
+    active = active_tokens(encoder, list(range(len(batch))), batch, policy)
+    active.words = words
     of_rows = places.split(counts)
     for exited in run_to_the_end(active):
         where = torch.cat([of_rows[row] for row in exited.rows])

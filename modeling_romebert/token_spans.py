@@ -1,11 +1,11 @@
 """Which tokens leave together: what an exit policy says of single tokens -> which of them halt.
 
 A word is as sure as its first piece, the one that is trained and scored; its other pieces, and special
-tokens, have no say, and go with a word. A row leaves as one when all its words are sure (SENTEE); or a token
-halts when all words in a window around it are sure, and all pieces of its word with it (TOKEE; both Li et
-al., arXiv 2105.13878). There the window's largest uncertainty is held against the threshold: the same as to
-ask whether every token in it is below. Rows, windows and words are spans of tokens, and one function answers
-for all of them.
+tokens, have no say, and go with a word. A row leaves as one when all its words are sure (SENTEE,
+sentence_exits.py); or a token halts when all words in a window around it are sure, and all pieces of its word
+with it (TOKEE; both Li et al., arXiv 2105.13878). There the window's largest uncertainty is held against the
+threshold: the same as to ask whether every token in it is below. Rows, windows and words are spans of tokens,
+and one function answers for all of them.
 
 Everything is on the host: n tokens of b rows lie end to end, a few thousand at most.
 """
@@ -107,10 +107,9 @@ def halting(
     active: Tensor,
     words: Tensor,
     counts: Sequence[int],
-    unit: str | None,
     window: int | Tensor | None,
 ) -> Tensor:
-    """Which tokens halt.
+    """Which tokens halt one by one.
 
     Args:
         sure (n,): bool, what the policy says of the active tokens. One that has halted stays sure: it had to
@@ -118,19 +117,15 @@ def halting(
         active (n,): bool, which have not halted.
         words (n,): of each token, counted within its row; `NO_WORD` for special tokens.
         counts: tokens of each row.
-        unit, window: of the policy, see `ExitPolicy.deciding_for`.
+        window: of the policy, see `ExitPolicy.deciding_for`.
 
     Returns: (n,) bool, some of the active ones.
 
     Example:
         >>> words, sure = torch.tensor([-1, 0, 1, 2, -1]), torch.tensor([False, True, True, False, False])
-        >>> halting(sure, torch.ones(5, dtype=torch.bool), words, [5], "token", 3).tolist()
+        >>> halting(sure, torch.ones(5, dtype=torch.bool), words, [5], 3).tolist()
         [True, True, False, False, False]
-        >>> halting(sure, torch.ones(5, dtype=torch.bool), words, [5], "row", None).any().item()
-        False
     """
     unsure = have_a_say(words, counts) & active & ~sure
-    if unit != "token":
-        return active & ~any_within(unsure, row_spans(counts))
     unsure = any_within(unsure, window_spans(counts, 1 if window is None else window))
     return active & ~any_within(unsure, word_spans(words, counts))

@@ -100,7 +100,7 @@ def halt_layers(
     layers = torch.full((len(of_tokens),), exit_layers[-1])
     for index, layer in enumerate(exit_layers[:-1]):
         sure = of_tokens[:, index] < threshold
-        halts = halting(sure, active, words[mask], counts.tolist(), "token", window)
+        halts = halting(sure, active, words[mask], counts.tolist(), window)
         layers[halts] = layer
         active = active & ~halts
     placed = torch.full(mask.shape, exit_layers[-1])

@@ -117,12 +117,16 @@ def halting_restated(model, row, threshold, window):
     return torch.stack(logits), torch.tensor(layers)
 
 
-@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize(("unit", "window"), [("token", 1), ("token", 5), ("row", 999)])
 @torch.no_grad()
-def test_a_halted_token_keeps_its_state(window):
+def test_a_row_is_a_plain_loop(unit, window):
+    """A halted token keeps its state; a row that leaves whole is one in whose window all others are."""
     model, rows = build_tokens(), tokenised(tiny_sentences(20, seed=5))
-    policy = make_policy("entropy", threshold=0.6, unit="token", window=window)
-    expected = [halting_restated(model, row, 0.6, window) for row in rows]
+    threshold = 0.6 if unit == "token" else 0.9
+    policy = make_policy(
+        "entropy", threshold=threshold, unit=unit, window=window if unit == "token" else None
+    )
+    expected = [halting_restated(model, row, threshold, window) for row in rows]
     assert len(torch.cat([layers for _, layers in expected]).unique()) == LAYERS
     assert_rows([alone(model, row, policy) for row in rows], expected)
     assert_rows(run_tokens(model, rows, policy, 100), expected)

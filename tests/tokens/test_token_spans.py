@@ -45,24 +45,10 @@ def test_tokens_halt_as_the_paper_has_it(rows, window, seed, share):
     u = torch.rand(len(words), generator=generator)
     # Words halt whole, so what has halted are whole words.
     halted = any_within(torch.rand(len(words), generator=generator) < share, word_spans(words, counts))
-    found = halting(u < 0.5, ~halted, words, counts, "token", window)
+    found = halting(u < 0.5, ~halted, words, counts, window)
     parts = zip(*(x.split(counts) for x in (u, halted, words)), strict=True)
     expected = [restated(*(part.tolist() for part in row), window, 0.5) for row in parts]
     assert found.tolist() == [one for row in expected for one in row]
-
-
-@settings(derandomize=True, deadline=None, max_examples=100, database=None)
-@given(rows=ROWS, seed=st.integers(0, 10**6))
-def test_rows_leave_when_their_least_sure_word_is_sure(rows, seed):
-    words, counts = words_of(rows)
-    u = torch.rand(len(words), generator=torch.Generator().manual_seed(seed))
-    found = halting(u < 0.7, torch.ones(len(words), dtype=torch.bool), words, counts, "row", None)
-    for of_row, own, uncertainty in zip(
-        found.split(counts), words.split(counts), u.split(counts), strict=True
-    ):
-        first = [i for i, w in enumerate(own.tolist()) if w != NO_WORD and own[i - 1] != w]
-        leaves = all(uncertainty[i] < 0.7 for i in first)
-        assert of_row.tolist() == [leaves] * len(own)
 
 
 def test_each_row_may_have_its_own_window():
