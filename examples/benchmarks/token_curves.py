@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 from modeling_romebert import ExitReport
 from modeling_romebert.evaluation.provenance import provenance, read_json, write_json
+from modeling_romebert.training.objectives import OBJECTIVES
 
 COSTS = (0.75, 0.5, 0.33, 0.25)
 # Of the settings of a run, what tells it from others.
@@ -76,31 +77,42 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def groups(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """How models were trained -> the runs that were trained so, which differ in their seeds.
+def groups(results: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """How models were trained, and for how many epochs -> the runs that were trained so, which differ in
+    their seeds.
 
     Raises:
         SystemExit: they differ in more.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in results["runs"]:
         training = run["training"]
+        how = f"`{training['objective']}`"
+        if trains_exits_with_layers(training["objective"]):
+            how += f", exit_scale {training['exit_scale']:g}"
         if run["second_stage"]:
-            how = "self-sampling after it"
-        elif training["objective"] == "deebert":
-            how = "two stages, encoder frozen in the second"
-        else:
-            how = f"one stage, {training['objective']}, exit_scale {training['exit_scale']:g}"
-        found.setdefault(how, []).append(run)
-    for how, runs in found.items():
+            how += ", self-sampling"
+        epochs = " + ".join([f"{training['num_train_epochs']:g}"] * len(stages(training["objective"])))
+        found.setdefault((how, epochs), []).append(run)
+    for (how, epochs), runs in found.items():
         first, *others = (apart_from_seed(run) for run in runs)
         for other in others:
             if other != first:
                 raise SystemExit(
-                    f"--runs: {how} was trained in ways that differ in more than the seed, {first} and"
-                    f" {other}; give one of them."
+                    f"--runs: {how}, {epochs} epochs, was trained in ways that differ in more than the seed,"
+                    f" {first} and {other}; give one of them."
                 )
     return found
+
+
+def stages(objective: str) -> tuple[Any, ...]:
+    """Of an objective, each of which takes all epochs."""
+    return OBJECTIVES[objective].stages
+
+
+def trains_exits_with_layers(objective: str) -> bool:
+    """Whether the scale of the exits' loss against the last one's means anything: some step has both."""
+    return any(terms.last and terms.exits for cycle in stages(objective) for terms in cycle)
 
 
 def apart_from_seed(run: dict[str, Any]) -> dict[str, Any]:
@@ -113,14 +125,15 @@ def apart_from_seed(run: dict[str, Any]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The metric of each policy at each cost, as Markdown."""
     costs = " | ".join(f"cost {cost:g}" for cost in COSTS)
-    lines = [f"| trained in | leaves | every layer | {costs} |", "|---|---|---|" + "---|" * len(COSTS)]
-    for how, runs in groups(results).items():
+    lines = [f"| objective | epochs | seeds | leaves | every layer | {costs} |"]
+    lines.append("|---|---|---|---|---|" + "---|" * len(COSTS))
+    for (how, epochs), runs in groups(results).items():
         for number, entry in enumerate(runs[0]["policies"]):
             policy = entry["policy"]
             kind = "sentences" if policy.get("unit") != "token" else f"tokens, window {policy['window']}"
             curves = [run["policies"][number]["curve"] for run in runs]
             cells = [over_seeds([at_cost(curve, cost) for curve in curves]) for cost in (1.0, *COSTS)]
-            lines.append(f"| {how} | {kind} | {' | '.join(cells)} |")
+            lines.append(f"| {how} | {epochs} | {len(runs)} | {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -5,9 +5,10 @@
 
 Policies let whole sentences leave, or single tokens halt. Their thresholds are those that bring the cost, in
 layers times tokens, near each of `--costs` on the very sentences that are timed; F1 is told beside. What is
-timed is bulk scoring of tokenised sentences, all of them anew in every round; the sides take turns, and
-rounds go on until `--minutes` are over, three at least. Figures are medians; thread count, versions and
-spread are in the JSON.
+timed is bulk scoring of tokenised sentences, all of them anew in every round. Each policy is timed next to
+full depth, as machines that are shared change their pace within a round; rounds go on until `--minutes` are
+over, three at least. Figures are medians of these pairs; all times, thread count and versions are in the
+JSON.
 """
 
 import sys
@@ -19,6 +20,7 @@ import support.installed  # noqa: F401
 # isort: split
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,32 +71,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     outcomes = TokenOutcomes(model, rows, tokenizer)
     judge = Judge(outcomes, find_token_metric(None, model.config)[1])
 
-    # 1. Thresholds whose cost is near what is asked for.
-    sides = [{"policy": None, "cost": 1.0, "metric": judge(outcomes.full_depth)}]
-    units = [{"unit": "row"}, *({"unit": "token", "window": window} for window in asked.windows)]
-    for unit in units:
-        for cost in asked.costs:
-            settings = {"name": "entropy", **unit}
-            threshold = threshold_for(outcomes, settings, cost)
-            outcome = outcomes.at(settings, threshold)
-            policy = {**settings, "threshold": threshold}
-            sides.append({"policy": policy, "cost": outcomes.cost(outcome), "metric": judge(outcome.answers)})
-
-    # 2. Rounds.
-    seconds: list[list[float]] = [[] for _ in sides]
-    for side in sides:  # the first time is nobody's
-        timed(model, rows.inputs, tokenizer.pad_token_id, side["policy"])
-    until = time.perf_counter() + 60 * asked.minutes
-    while len(seconds[0]) < FEWEST_ROUNDS or time.perf_counter() < until:
-        for side, of_side in zip(sides, seconds, strict=True):
-            of_side.append(timed(model, rows.inputs, tokenizer.pad_token_id, side["policy"]))
-    for side, of_side in zip(sides, seconds, strict=True):
-        side |= {"seconds": of_side, **figures(of_side, seconds[0], side["cost"])}
+    sides = [{"policy": None, "cost": 1.0, "metric": judge(outcomes.full_depth), "times_as_fast": 1.0}]
+    sides += early_sides(outcomes, judge, asked.costs, asked.windows)
+    rounds = time_in_turns(
+        sides, 60 * asked.minutes, lambda policy: timed(model, rows.inputs, tokenizer.pad_token_id, policy)
+    )
     results = {
         "model": Path(asked.model).name,
         "texts": len(rows.inputs),
         "tokens_per_text": sum(outcomes.counts) / len(outcomes.counts),
-        "rounds": len(seconds[0]),
+        "rounds": rounds,
         "sides": sides,
         **provenance(),
     }
@@ -102,6 +88,45 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         write_json(asked.output_file, results)
     print(table(results))
     return results
+
+
+def early_sides(
+    outcomes: TokenOutcomes, judge: Judge, costs: list[float], windows: list[int]
+) -> list[dict[str, Any]]:
+    """A policy for whole sentences and for each window of tokens, with the threshold that comes near each
+    cost.
+    """
+    sides = []
+    for unit in ({"unit": "row"}, *({"unit": "token", "window": window} for window in windows)):
+        for cost in costs:
+            settings = {"name": "entropy", **unit}
+            threshold = threshold_for(outcomes, settings, cost)
+            outcome = outcomes.at(settings, threshold)
+            policy = {**settings, "threshold": threshold}
+            sides.append({"policy": policy, "cost": outcomes.cost(outcome), "metric": judge(outcome.answers)})
+    return sides
+
+
+def time_in_turns(sides: list[dict[str, Any]], seconds: float, run: Callable[[Any], float]) -> int:
+    """Time each side but the first, which is full depth, next to that one, and write down what came of it ->
+    rounds. run: policy -> seconds.
+    """
+    full_depth, *early = sides
+    for side in sides:  # the first time is nobody's
+        run(side["policy"])
+    pairs: list[list[tuple[float, float]]] = [[] for _ in early]
+    until = time.perf_counter() + seconds
+    while len(pairs[0]) < FEWEST_ROUNDS or time.perf_counter() < until:
+        for side, of_side in zip(early, pairs, strict=True):
+            of_side.append((run(full_depth["policy"]), run(side["policy"])))
+    for side, of_side in zip(early, pairs, strict=True):
+        side |= {
+            "seconds_at_full_depth": [full for full, _ in of_side],
+            "seconds": [own for _, own in of_side],
+        }
+        share = statistics.median(own / full for full, own in of_side)
+        side |= {"times_as_fast": 1 / share, "realised": (1 - share) / (1 - side["cost"])}
+    return len(pairs[0])
 
 
 def threshold_for(outcomes: TokenOutcomes, settings: dict[str, Any], cost: float) -> float:
@@ -130,14 +155,6 @@ def timed(
     return time.perf_counter() - begin
 
 
-def figures(own: list[float], full: list[float], cost: float) -> dict[str, float | None]:
-    """Seconds of a side and of full depth, round by round -> how many times as fast, and the share of the
-    saved layers that is saved time.
-    """
-    share = statistics.median(mine / whole for mine, whole in zip(own, full, strict=True))
-    return {"times_as_fast": 1 / share, "realised": None if cost == 1 else (1 - share) / (1 - cost)}
-
-
 def table(results: dict[str, Any]) -> str:
     """The sides as Markdown."""
     lines = ["| leaves | cost | F1 | times as fast | saved time / saved layers |", "|---|---|---|---|---|"]
@@ -146,7 +163,7 @@ def table(results: dict[str, Any]) -> str:
         kind = "nobody early" if policy is None else "sentences"
         if policy is not None and policy["unit"] == "token":
             kind = f"tokens, window {policy['window']}"
-        realised = "" if side["realised"] is None else f"{side['realised']:.0%}"
+        realised = f"{side['realised']:.0%}" if "realised" in side else ""
         lines.append(
             f"| {kind} | {side['cost']:.2f} | {100 * side['metric']:.1f} | {side['times_as_fast']:.2f} |"
             f" {realised} |"

@@ -173,17 +173,10 @@ def under_load(results: dict[str, Any]) -> str:
 def curves_of_tokens(results: dict[str, Any]) -> str:
     first = results["runs"][0]
     about = (
-        f"F1 in per cent on {first['texts']:,} sentences of the test set; {first['start']},"
-        f" {first['num_layers']} layers"
+        f"F1 in per cent on {first['texts']:,} sentences of the test set, trained on {first['samples']:,};"
+        f" {first['start']}, {first['num_layers']} layers; {made_with(results)}."
     )
-    for how, runs in token_curves.groups(results).items():
-        epochs = runs[0]["training"]["num_train_epochs"]
-        each = " in each" if how.startswith("two stages") else ""
-        about += (
-            f"; {how}: {runs[0]['samples']:,} sentences, {epochs:g} epoch{'' if epochs == 1 else 's'}{each},"
-            f" {len(runs)} seed{'' if len(runs) == 1 else 's'}"
-        )
-    return f"{token_curves.table(results)}\n\n{about}; {made_with(results)}."
+    return f"{token_curves.table(results)}\n\n{about}"
 
 
 def render(pages: dict[str, str], parts: dict[str, str]) -> dict[str, str]:

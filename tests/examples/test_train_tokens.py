@@ -203,7 +203,7 @@ def test_benchmarks_tell_what_a_run_costs_and_saves(encoder, files, capsys):
     by_kind = {one["policy"].get("unit", "row"): one["curve"] for one in of_run["policies"]}
     assert [point["cost"] for point in by_kind["token"]] == [point["cost"] for point in report["curve"]]
     full = f"{100 * report['exits'][-1]:.1f}"
-    assert f"| one stage, joint, exit_scale 1 | tokens, window 3 | {full} |" in capsys.readouterr().out
+    assert f"| `joint`, exit_scale 1 | 1 | 1 | tokens, window 3 | {full} |" in capsys.readouterr().out
 
     asked = [
         "--model",
@@ -229,9 +229,9 @@ def test_benchmarks_tell_what_a_run_costs_and_saves(encoder, files, capsys):
 
 
 def test_curves_are_read_at_a_cost_and_over_seeds():
-    def run_of(seed: int, *points: tuple[float, float]) -> dict:
+    def run_of(seed: int, *points: tuple[float, float], objective: str = "mixed") -> dict:
         curve = [{"cost": cost, "metric": metric} for cost, metric in points]
-        training = {"objective": "joint", "exit_scale": 0.2, "seed": seed}
+        training = {"objective": objective, "exit_scale": 0.2, "num_train_epochs": 2.0, "seed": seed}
         policies = [{"policy": {}, "curve": curve}]
         rows = {"samples": 9, "texts": 5}
         return {"training": training, "second_stage": False, **rows, "policies": policies}
@@ -240,14 +240,16 @@ def test_curves_are_read_at_a_cost_and_over_seeds():
     second = run_of(2, (1.0, 0.92), (0.5, 0.88), (0.3, 0.72))
     assert token_curves.at_cost(first["policies"][0]["curve"], 0.5) == pytest.approx(0.84)
     assert token_curves.at_cost(first["policies"][0]["curve"], 0.25) is None
-    text = token_curves.table({"runs": [first, second]})
-    assert "| one stage, joint, exit_scale 0.2 | sentences | 91.0 ± 1.4 | 89.4" in text
-    assert text.endswith(" ± 0.9 | 86.0 ± 2.8 | 73.7 ± 1.0 |  |")
+    other = run_of(1, (1.0, 0.95), objective="deebert")
+    lines = token_curves.table({"runs": [first, other, second]}).split("\n")[2:]
+    assert lines[0].startswith("| `mixed`, exit_scale 0.2 | 2 + 2 | 2 | sentences | 91.0 ± 1.4 | 89.4")
+    assert lines[0].endswith(" ± 0.9 | 86.0 ± 2.8 | 73.7 ± 1.0 |  |")
+    assert lines[1].startswith("| `deebert` | 2 + 2 | 1 | sentences | 95.0 |")
     with pytest.raises(SystemExit, match="was trained in ways that differ in more than the seed"):
         token_curves.table({"runs": [first, second | {"samples": 8}]})
 
 
 def test_the_recipe_of_conll_is_read():
     where, data, training = train_tokens.parse(["--recipe", "conll2003", "--output_dir", "run"])
-    assert data.windows == [5, 15] and training.objective == "joint"
+    assert data.windows == [5, 15] and training.objective == "mixed"
     assert where.model_name_or_path == "bert-base-cased" and training.metric_for_best_model == "f1"
