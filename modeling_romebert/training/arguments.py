@@ -109,6 +109,19 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
             )
         if self.regularizes:
             self._refuse_what_is_not_exact()
+        self._tell_of_a_best_that_does_not_change()
+
+    def _tell_of_a_best_that_does_not_change(self) -> None:
+        """Say so where checkpoints are compared by an exit that the last stage leaves as it is."""
+        of_last_exit = not re.search(r"(loss|_exit_\d+|_mean)$", self.metric_for_best_model or "loss")
+        moves = any(terms.last for terms in self.training_objective.stages[-1])
+        if self.load_best_model_at_end and of_last_exit and not moves:
+            name = self.metric_for_best_model
+            logger.warning_once(
+                f"metric_for_best_model={name!r} is of the last exit, which does not change in the last stage"
+                f" of objective={self.objective!r}: the first checkpoint of that stage will count as the"
+                f" best. {name}_mean is over all exits."
+            )
 
     @property
     def training_objective(self) -> Objective:

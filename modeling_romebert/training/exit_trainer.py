@@ -25,6 +25,7 @@ from .row_order import EpochSeededGroups, TellsEpoch
 class ExitTrainer(Trainer):
     """The data and the evaluation of a `RomeBertTrainer`; see there."""
 
+    args: Any
     model: Any
     compute_metrics: Any
     data_collator: Any
@@ -158,6 +159,18 @@ class ExitTrainer(Trainer):
         finally:
             self.compute_metrics, self.preprocess_logits_for_metrics = given
         return output._replace(predictions=at_exit(output.predictions, -1))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As `Trainer._determine_best_metric`; before the last stage of an objective no checkpoint is the
+        best, as the exits before the last have not been trained by then.
+        """
+        state, stages = self.state, len(self.args.training_objective.stages)
+        before = state.best_metric, state.best_global_step
+        is_best = super()._determine_best_metric(metrics, trial)  # which refuses a metric that there is not
+        if state.global_step > state.max_steps // stages * (stages - 1):
+            return is_best
+        state.best_metric, state.best_global_step = before
+        return False
 
     def prediction_step(
         self,

@@ -23,6 +23,7 @@ HOOKS = {
     "_save_rng_state": "checkpoint",
     "_get_output_dir": None,
     "_get_train_sampler": None,
+    "_determine_best_metric": None,
 }
 
 

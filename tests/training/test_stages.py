@@ -7,7 +7,12 @@ import copy
 import pytest
 import torch
 from tiny import LAYERS, build, tiny_backbone, tiny_rows, tiny_tokenizer
-from transformers import BertForSequenceClassification, TrainerCallback, TrainingArguments
+from transformers import (
+    BertForSequenceClassification,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging as transformers_logging
 
 from modeling_romebert import OBJECTIVES, RomeBertTrainer, RomeBertTrainingArguments
@@ -115,6 +120,44 @@ def test_mixed_trains_the_last_exit_and_then_all(tmp_path, protected):
     stage = 2 * STEPS
     assert [watch.moved(step) for step in range(1, stage + 1)] == [{LAST}] * stage
     assert [watch.moved(step) for step in range(stage + 1, 2 * stage + 1)] == [{LAST, EARLY}] * stage
+
+
+@pytest.mark.parametrize("objective", ["deebert", "mixed"])
+def test_the_best_checkpoint_is_of_the_last_stage(tmp_path, objective):
+    """A first stage that is never bettered is neither kept as the best nor where patience begins to count."""
+    trainer = trainer_of(
+        *(tmp_path, None, None, EarlyStoppingCallback(early_stopping_patience=1)),
+        evaluates=True,
+        objective=objective,
+        num_train_epochs=3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="worse",
+        greater_is_better=True,
+    )
+    trainer.compute_metrics = lambda _: {"worse": -float(trainer.state.global_step)}
+    untrained = copy.deepcopy(trainer.model.exits["1"].state_dict())
+    trainer.train()
+    assert trainer.state.best_global_step == 4 * STEPS and trainer.state.global_step == 5 * STEPS
+    for name, weight in trainer.model.exits["1"].state_dict().items():
+        assert not torch.equal(weight, untrained[name])
+
+
+def test_checkpoints_that_an_unchanged_exit_compares_are_said_aloud(tmp_path, caplog):
+    def said(**settings):
+        caplog.clear()
+        transformers_logging.enable_propagation()
+        best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+        trainer_of(tmp_path, evaluates=True, **best, **settings)
+        transformers_logging.disable_propagation()
+        return "will count as the best. accuracy_mean is over all exits." in caplog.text
+
+    assert said(objective="deebert", metric_for_best_model="accuracy")
+    assert not said(objective="mixed", metric_for_best_model="accuracy")
+    for name in ("accuracy_mean", "accuracy_exit_2", "eval_loss", None):
+        assert not said(objective="deebert", metric_for_best_model=name)
 
 
 def test_last_trains_the_last_exit_only(tmp_path):
