@@ -156,14 +156,23 @@ def timed(
 
 
 def table(results: dict[str, Any]) -> str:
-    """The sides as Markdown."""
-    lines = ["| leaves | cost | F1 | times as fast | saved time / saved layers |", "|---|---|---|---|---|"]
+    """The sides as Markdown; beside the median share of saved time the least and the most of a round."""
+    lines = [
+        "| leaves | cost | F1 | times as fast | saved time / saved layers (rounds) |",
+        "|---|---|---|---|---|",
+    ]
     for side in results["sides"]:
         policy = side["policy"]
         kind = "nobody early" if policy is None else "sentences"
         if policy is not None and policy["unit"] == "token":
             kind = f"tokens, window {policy['window']}"
-        realised = f"{side['realised']:.0%}" if "realised" in side else ""
+        realised = ""
+        if "realised" in side:
+            saved = [
+                (1 - own / full) / (1 - side["cost"])
+                for own, full in zip(side["seconds"], side["seconds_at_full_depth"], strict=True)
+            ]
+            realised = f"{side['realised']:.0%} ({min(saved):.0%} to {max(saved):.0%})"
         lines.append(
             f"| {kind} | {side['cost']:.2f} | {100 * side['metric']:.1f} | {side['times_as_fast']:.2f} |"
             f" {realised} |"
