@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .early_exit import ActiveBatch, Exited
 from .policy_base import ExitPolicy
-from .token_spans import have_a_say, rows_of
+from .token_spans import have_a_say, rows_of, rows_with
 
 
 @dataclass
@@ -44,33 +44,44 @@ def words_of(texts: Sequence[Any]) -> Tensor:
     return torch.tensor([word for of_text in words for word in of_text], dtype=torch.long)
 
 
-class ActiveSentences(ActiveBatch):
-    """b rows of a token classifier, n tokens in all, that have run the same layers and have not exited; see
-    `ActiveBatch`.
-    """
+class ActiveAnswers(ActiveBatch):
+    """b rows of a token classifier, n tokens in all, with as many answers; see `ActiveBatch`."""
 
-    words: Tensor | None = None  # (n,): of each token, before the first step; of `texts` when left out
+    given_words: Tensor | None = None  # (n,): of each token before the first step; of `texts` when left out
+
+    @property
+    def words(self) -> Tensor:
+        """(n,): the word of each token before the first step."""
+        return words_of(self._texts) if self.given_words is None else self.given_words
+
+    def _logits_of_tokens(self) -> Tensor:
+        """(n, C): of the exit that was evaluated last; those of halted tokens are of no use."""
+        assert self.logits is not None
+        return self.batch.end_to_end(self.logits)
+
+
+class ActiveSentences(ActiveAnswers):
+    """Rows that have run the same layers and have not exited, and will as a whole."""
+
     _say: list[Tensor] | None = None  # of each row, (t,) bool: which of its tokens have a say
 
     @property
     def say(self) -> list[Tensor]:
         """Of each row, (t,) bool: which of its tokens have a say in whether it leaves."""
         if self._say is None:
-            words = words_of(self._texts) if self.words is None else self.words
             counts = self.batch.attended
-            self._say = list(have_a_say(words, counts).split(counts))
+            self._say = list(have_a_say(self.words, counts).split(counts))
         return self._say
 
     def _let_exit(self, index: int, policy: ExitPolicy) -> ExitedTokens | None:
-        logits, rows = self._logits_of_tokens(), rows_of(self.batch.attended)  # (n, C), (n,)
+        logits, counts = self._logits_of_tokens(), self.batch.attended  # (n, C)
         sure = policy.leaves(index, logits).cpu()  # (n,); the one wait for the device
-        stays = torch.zeros(len(self), dtype=torch.bool)
-        stays[rows[torch.cat(self.say) & ~sure]] = True
+        stays = rows_with(torch.cat(self.say) & ~sure, counts)  # (b,)
         if not stays.any():
             return self._all_exit()
         if stays.all():
             return None
-        of_those_that_stay = stays[rows]  # (n,)
+        of_those_that_stay = stays[rows_of(counts)]  # (n,)
         gone, kept = (~stays).nonzero().squeeze(1).tolist(), stays.nonzero().squeeze(1).tolist()
         exited = self._exited(gone, logits[_places(~of_those_that_stay, logits)])
         self.rows, self._say = [self.rows[row] for row in kept], [self.say[row] for row in kept]
@@ -87,11 +98,6 @@ class ActiveSentences(ActiveBatch):
         attended = self.batch.attended
         counts, rows = [attended[row] for row in gone], [self.rows[row] for row in gone]
         return ExitedTokens(rows, logits, self.depth, counts, torch.full((len(logits),), self.depth))
-
-    def _logits_of_tokens(self) -> Tensor:
-        """(n, C): of the exit that was evaluated last."""
-        assert self.logits is not None
-        return self.batch.end_to_end(self.logits)
 
     def _part(self, kept: range) -> "ActiveSentences":
         policy, attended = self.policy, self.batch.attended

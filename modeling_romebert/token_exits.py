@@ -16,8 +16,8 @@ from .arrays import whole_numbers
 from .batch_layout import Batch
 from .early_exit import ActiveBatch, run_to_the_end
 from .policy_base import ExitPolicy
-from .sentence_exits import ActiveSentences, ExitedTokens, words_of
-from .token_spans import halting, rows_of
+from .sentence_exits import ActiveAnswers, ActiveSentences, ExitedTokens
+from .token_spans import halting, rows_of, rows_with
 
 
 @dataclass
@@ -84,19 +84,17 @@ def _on(like: Tensor, index: Any) -> Any:
     return index.to(like.device) if isinstance(index, Tensor) else index
 
 
-class ActiveTokens(ActiveBatch):
-    """b rows of a token classifier that have run the same layers, with active tokens; see `ActiveBatch`."""
+class ActiveTokens(ActiveAnswers):
+    """Rows that have run the same layers, with tokens that have not halted."""
 
     encoder: Any  # a `TokenEncoder`
-    words: Tensor | None = None  # (n,): of each token, before the first step; of `texts` when left out
     _states: TokenStates | None = None
 
     @property
     def states(self) -> TokenStates:
         """Of the tokens of the rows."""
         if self._states is None:
-            words = words_of(self._texts) if self.words is None else self.words
-            self._states = TokenStates.of(self.batch.attended, words)
+            self._states = TokenStates.of(self.batch.attended, self.words)
         return self._states
 
     @states.setter
@@ -124,8 +122,7 @@ class ActiveTokens(ActiveBatch):
             return None
         states.answer(halts, logits, self.depth)
         policy.keep(whole_numbers((~halts[asked]).nonzero().squeeze(1).tolist(), logits))
-        goes_on = torch.zeros(len(self.rows), dtype=torch.bool)
-        goes_on[rows_of(states.counts)[states.active]] = True
+        goes_on = rows_with(states.active, states.counts)  # (b,)
         done = (~goes_on).nonzero().squeeze(1).tolist()
         if len(done) == len(self.rows):
             return self._exited()
@@ -151,11 +148,6 @@ class ActiveTokens(ActiveBatch):
         assert states.logits is not None
         return ExitedTokens(rows, states.logits, self.depth, states.counts, states.layer)
 
-    def _logits_of_tokens(self) -> Tensor:
-        """(n, C): of the exit that was evaluated last; those of halted tokens are of no use."""
-        assert self.logits is not None
-        return self.batch.end_to_end(self.logits)
-
     def _part(self, kept: range) -> "ActiveTokens":
         states, policy = self.states, self.policy
         if policy is not None:
@@ -179,7 +171,7 @@ class ActiveTokens(ActiveBatch):
 
 def active_tokens(
     encoder: Any, rows: list[int], batch: Batch | None, policy: ExitPolicy, texts: Sequence[Any] = ()
-) -> ActiveSentences | ActiveTokens:
+) -> ActiveAnswers:
     """Rows of a token classifier before the first layer, batched for what a policy lets leave."""
     # A class of a user's own may have no unit.
     kind = ActiveTokens if getattr(policy, "unit", None) == "token" else ActiveSentences
@@ -205,7 +197,7 @@ def classify_tokens(encoder: Any, batch: Batch, policy: ExitPolicy, words: Tenso
     if not len(batch):  # the library's layers do not run on no rows
         return logits, layers
     active = active_tokens(encoder, list(range(len(batch))), batch, policy)
-    active.words = words
+    active.given_words = words
     of_rows = places.split(counts)
     for exited in run_to_the_end(active):
         where = torch.cat([of_rows[row] for row in exited.rows])

@@ -32,6 +32,18 @@ def rows_of(counts: Sequence[int]) -> Tensor:
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
 
 
+def rows_with(flags: Tensor, counts: Sequence[int]) -> Tensor:
+    """flags (n,) bool, tokens of each of b rows -> (b,) bool: whether any is set in the row.
+
+    Example:
+        >>> rows_with(torch.tensor([True, False, False]), [2, 0, 1]).tolist()
+        [True, False, False]
+    """
+    found = torch.zeros(len(counts), dtype=torch.bool)
+    found[rows_of(counts)[flags]] = True
+    return found
+
+
 def row_spans(counts: Sequence[int]) -> Spans:
     """Tokens of each row -> the span of its row, for each token.
 

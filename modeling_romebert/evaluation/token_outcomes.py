@@ -23,7 +23,7 @@ from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
 from ..scoring import Scorer
 from ..text_batcher import Window
-from ..token_spans import any_within, have_a_say, row_spans
+from ..token_spans import have_a_say, rows_of, rows_with
 
 Ints = NDArray[np.int64]
 
@@ -152,11 +152,10 @@ def replay_rows(
     """
     exits = exit_logits.shape[1]
     started = policy.start(exits, problem_type, exit_layers)
-    spans = row_spans(words)
     # A row without words has nobody to wait for.
     left_at = torch.full((len(words),), exits - 1)
     asked = [index for index in range(exits - 1) if started.asks(index)]
-    row_of = torch.arange(len(words)).repeat_interleave(torch.tensor(words, dtype=torch.long))
+    row_of = rows_of(words)
     empty = torch.tensor(words) == 0
     if asked:
         left_at[empty] = asked[0]
@@ -167,7 +166,7 @@ def replay_rows(
             break
         unsure = torch.zeros(len(exit_logits), dtype=torch.bool)
         unsure[here] = ~started.leaves(index, exit_logits[here, index])
-        stays = any_within(unsure, spans)
+        stays = rows_with(unsure, words)[row_of]
         left_at[row_of[going & ~stays]] = index
         started.keep(stays[here].nonzero().squeeze(1))
         going = going & stays

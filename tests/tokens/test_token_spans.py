@@ -5,7 +5,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_romebert.token_spans import NO_WORD, any_within, halting, row_spans, window_spans, word_spans
+from modeling_romebert.token_spans import (
+    NO_WORD,
+    any_within,
+    halting,
+    have_a_say,
+    row_spans,
+    rows_with,
+    window_spans,
+    word_spans,
+)
 
 PIECES = st.lists(st.integers(1, 5), max_size=8)  # of each word of a row
 ROWS = st.lists(PIECES, min_size=1, max_size=4)
@@ -49,6 +58,18 @@ def test_tokens_halt_as_the_paper_has_it(rows, window, seed, share):
     parts = zip(*(x.split(counts) for x in (u, halted, words)), strict=True)
     expected = [restated(*(part.tolist() for part in row), window, 0.5) for row in parts]
     assert found.tolist() == [one for row in expected for one in row]
+
+
+@settings(derandomize=True, deadline=None, max_examples=100, database=None)
+@given(rows=ROWS, seed=st.integers(0, 10**6))
+def test_rows_leave_when_their_least_sure_word_is_sure(rows, seed):
+    words, counts = words_of(rows)
+    u = torch.rand(len(words), generator=torch.Generator().manual_seed(seed))
+    stays = rows_with(have_a_say(words, counts) & ~(u < 0.7), counts)
+    for stays_here, own, uncertainty in zip(stays, words.split(counts), u.split(counts), strict=True):
+        first = [i for i, w in enumerate(own.tolist()) if w != NO_WORD and own[i - 1] != w]
+        leaves = all(uncertainty[i] < 0.7 for i in first)
+        assert stays_here.item() == (not leaves)
 
 
 def test_each_row_may_have_its_own_window():
