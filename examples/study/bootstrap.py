@@ -3,7 +3,7 @@
 Both recipes are judged with the same seeds on the same rows, and so are their resamples: each draws seeds
 and evaluation rows with replacement, the same for both. Where a metric cannot be had from predictions
 (numbers, or a point of a curve), only seeds are drawn, which with three of them says little more than whether
-all agree.
+all agree, and with one of them nothing: its bounds are not numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Run = dict[str, Any]  # a result, as one_run.py wrote it
+OfExits = Callable[[np.ndarray], np.ndarray]  # metrics of all exits (..., E) -> (...)
 RESAMPLES = 2000
 LEVEL = 0.95
 
@@ -29,32 +30,36 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def paired(
-    ones: Sequence[Run],
-    others: Sequence[Run],
-    of_exits: Callable[[np.ndarray], np.ndarray],
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """Difference in what is made of the metrics of all exits (their mean, the last), of runs with the same
-    seeds.
+def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExits) -> Interval:
+    """Difference of two recipes in what is made of the metrics of all exits (their mean, the last): the mean
+    over tasks, each of which draws seeds and rows of its own.
 
     Args:
-        ones, others: runs of two recipes, seed by seed.
-        of_exits: (..., E) -> (...).
+        pairs: for each task the runs of both recipes, seed by seed.
 
     Raises:
-        ValueError: the seeds are others, or none.
+        ValueError: the seeds of a pair are others, or none.
     """
+    generator = np.random.default_rng(0)
+    found = [_differences(ones, others, of_exits, generator) for ones, others in pairs]
+    low, high = _bounds(np.mean([means for _, means in found], axis=0))
+    fewest = min(len(ones) for ones, _ in pairs)
+    return Interval(float(np.mean([difference for difference, _ in found])), low, high, fewest)
+
+
+def _differences(
+    ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, generator: np.random.Generator
+) -> tuple[float, np.ndarray]:
+    """Runs of one task -> the mean difference over seeds, and those of the resamples (R,)."""
     if not ones or [run["seed"] for run in ones] != [run["seed"] for run in others]:
         raise ValueError("paired runs have the same seeds, at least one, in the same order.")
     found = np.array(
         [of_exits(exits_of(one)) - of_exits(exits_of(other)) for one, other in zip(ones, others, strict=True)]
     )
-    generator = np.random.default_rng(0)
-    seeds = generator.integers(len(found), size=(resamples, len(found)))  # (R, S)
+    seeds = generator.integers(len(found), size=(RESAMPLES, len(found)))  # (R, S)
     if all(has_predictions(run) for run in (*ones, *others)):
         rows = len(ones[0]["labels"])
-        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)  # (R, N)
+        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(float)  # (R, N)
         differences = np.stack(
             [
                 of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
@@ -63,18 +68,24 @@ def paired(
             axis=1,
         )  # (R, S)
     else:
-        differences = np.broadcast_to(found, (resamples, len(found)))
-    means = np.take_along_axis(differences, seeds, axis=1).mean(axis=1)  # (R,)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(found.mean()), float(low), float(high), len(found))
+        spread = found if len(found) > 1 else np.full(1, np.nan)
+        differences = np.broadcast_to(spread, (RESAMPLES, len(found)))
+    return float(found.mean()), np.take_along_axis(differences, seeds, axis=1).mean(axis=1)
 
 
-def over_seeds(differences: Sequence[float], resamples: int = RESAMPLES) -> Interval:
+def _bounds(resampled: np.ndarray) -> tuple[float, float]:
+    """(R,) -> between what the level's share of them lies."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def over_seeds(differences: Sequence[float]) -> Interval:
     """Differences of one number, seed by seed -> their mean, and its interval over seeds alone."""
     found = np.asarray(differences, float)
-    seeds = np.random.default_rng(0).integers(len(found), size=(resamples, len(found)))
-    low, high = np.quantile(found[seeds].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(found.mean()), float(low), float(high), len(found))
+    if len(found) == 1:
+        return Interval(float(found[0]), np.nan, np.nan, 1)
+    seeds = np.random.default_rng(0).integers(len(found), size=(RESAMPLES, len(found)))
+    return Interval(float(found.mean()), *_bounds(found[seeds].mean(axis=1)), len(found))
 
 
 def exits_of(run: Run) -> np.ndarray:

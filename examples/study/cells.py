@@ -19,7 +19,7 @@ GRID = HERE / "grid.yaml"
 RESULTS = HERE / "results"
 FAILED = "failed"  # beside the results: runs that did not finish, and why
 ASSET = "asset"
-REVIEWS = ("reviews", "reviews-2k")  # tasks on the quickstart's data
+REVIEWS = "reviews"  # the quickstart's data
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Cell:
     """One run of the grid.
 
     Args:
+        data: the data set whose rows it takes; several tasks may take the same.
         arguments: of train_glue.py, without those that say where files are.
         places: those, by name: the backbone, and the data unless they come from the Hub.
     """
 
     task: str
+    data: str
     backbone: str
     recipe: str
     seed: int
@@ -76,8 +78,11 @@ def cells_of(
 ) -> list[Cell]:
     """The runs that are asked for; all of the grid when nothing is left out. First seeds come first.
 
+    A task of the grid may name its own `recipes`, and as `cut` those that it runs with its first seed alone.
+
     Args:
         recipes: names, also of recipes that the grid does not list, or YAML files.
+        seeds: for all recipes, those that were cut too.
         more: arguments that win over all others.
 
     Raises:
@@ -91,14 +96,17 @@ def cells_of(
             continue
         for backbone in backbones or of_task["backbones"]:
             for seed in seeds or of_task["seeds"]:
-                for recipe in recipes or grid["recipes"]:
+                for recipe in recipes or of_task.get("recipes", grid["recipes"]):
+                    if not seeds and recipe in of_task.get("cut", ()) and seed != of_task["seeds"][0]:
+                        continue
                     settings = {
                         **grid["common"],
                         **of_task["arguments"],
                         **recipe_content(recipe),
                         **(more or {}),
                     }
-                    cells.append(Cell(task, backbone, Path(find_recipe(recipe)).stem, seed, settings))
+                    name = Path(find_recipe(recipe)).stem
+                    cells.append(Cell(task, of_task.get("data", task), backbone, name, seed, settings))
     return cells
 
 
@@ -132,17 +140,17 @@ def with_places(
         name: str(minilm()) if backbones[name] == ASSET else backbones[name]
         for name in dict.fromkeys(cell.backbone for cell in cells)
     }
-    for task in dict.fromkeys(cell.task for cell in cells):
+    for name in dict.fromkeys(cell.data for cell in cells):
         if own_files:
-            places[task] = own_files
-        elif task in REVIEWS:
-            places[task] = reviews_as_files(scratch / "data" / "reviews")
+            places[name] = own_files
+        elif name == REVIEWS:
+            places[name] = reviews_as_files(scratch / "data" / "reviews")
         elif data is not None:
-            places[task] = files_of(Path(data) / task)
+            places[name] = files_of(Path(data) / name)
         else:
-            places[task] = {}
+            places[name] = {}
     return [
-        replace(cell, places={"model_name_or_path": models[cell.backbone], **places[cell.task]})
+        replace(cell, places={"model_name_or_path": models[cell.backbone], **places[cell.data]})
         for cell in cells
     ]
 

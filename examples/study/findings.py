@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from modeling_romebert.evaluation.provenance import read_json
-from study.bootstrap import Interval, Run, exits_of, paired
-from study.cells import FAILED
+from study.bootstrap import Interval, OfExits, Run, exits_of, paired
+from study.cells import FAILED, cells_of
 
 Group = tuple[str, str]  # task and backbone
 Groups = dict[Group, dict[str, list[Run]]]  # recipe -> its runs, by seed
@@ -132,20 +132,29 @@ def last_of(exits: np.ndarray) -> np.ndarray:
     return exits[..., -1]
 
 
-def difference(recipes: dict[str, list[Run]], one: str, other: str, what: Any) -> Interval | None:
-    """Of two recipes of a task; `what` is np.mean or `last_of`. `None` where no seed has both."""
-    ones, others = in_common(recipes.get(one, []), recipes.get(other, []))
-    of_exits = last_of if what is last_of else lambda exits: exits.mean(axis=-1)
-    return paired(ones, others, of_exits) if ones else None
+def mean_over_exits(exits: np.ndarray) -> np.ndarray:
+    """(..., E) -> (...)"""
+    return exits.mean(axis=-1)
+
+
+def difference(recipes: dict[str, list[Run]], one: str, other: str, what: OfExits) -> Interval | None:
+    """Of two recipes of a task; `what` is `mean_over_exits` or `last_of`. `None` where no seed has both."""
+    return difference_over([recipes], one, other, what)
+
+
+def difference_over(
+    tasks: Sequence[dict[str, list[Run]]], one: str, other: str, what: OfExits
+) -> Interval | None:
+    """The same on the mean of several tasks. `None` where one of them has no seed of both."""
+    pairs = [in_common(recipes.get(one, []), recipes.get(other, [])) for recipes in tasks]
+    return paired(pairs, what) if pairs and all(ones for ones, _ in pairs) else None
 
 
 def missing_of(grid: dict[str, Any], groups: Groups) -> dict[Group, dict[str, list[int]]]:
     """What the grid asks for and nobody ran: (task, backbone) -> recipe -> seeds."""
     absent: dict[Group, dict[str, list[int]]] = {}
-    for task, of_task in grid["tasks"].items():
-        for backbone in of_task["backbones"]:
-            for recipe in grid["recipes"]:
-                have = {run["seed"] for run in groups.get((task, backbone), {}).get(recipe, [])}
-                if seeds := [seed for seed in of_task["seeds"] if seed not in have]:
-                    absent.setdefault((task, backbone), {})[recipe] = seeds
+    for cell in cells_of(grid):
+        group = (cell.task, cell.backbone)
+        if all(run["seed"] != cell.seed for run in groups.get(group, {}).get(cell.recipe, [])):
+            absent.setdefault(group, {}).setdefault(cell.recipe, []).append(cell.seed)
     return absent

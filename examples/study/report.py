@@ -35,11 +35,13 @@ from study.findings import (
     at_cost,
     best_one_stage,
     difference,
+    difference_over,
     in_common,
     last_of,
     load,
     load_failed,
     mean_of,
+    mean_over_exits,
     missing_of,
     summary,
 )
@@ -81,6 +83,7 @@ def page(groups: Groups, grid: dict[str, Any], failed: dict[str, str]) -> str:
     """All of it, as Markdown."""
     parts = ["# The study: what each ingredient is worth", INTRODUCTION, in_short(groups)]
     parts += ["## Results", *(section(group, recipes) for group, recipes in groups.items())]
+    parts += ["## Over all tasks", over_all_tasks(groups)]
     parts += ["## The projection", projection(groups), "## Exit rules", rules(groups)]
     parts += ["## Defaults", defaults(groups)]
     parts += ["## Against the paper's curves", against_the_paper(groups)]
@@ -115,7 +118,7 @@ def in_short(groups: Groups) -> str:
             continue
         told = f"of the recipes with as many epochs, `{best}` has the highest mean over exits"
         told += f" ({points(summary(recipes[best])['mean'])}). Against DeeBERT:"
-        told += f" {in_words(difference(recipes, best, TWO_STAGES, np.mean))}"
+        told += f" {in_words(difference(recipes, best, TWO_STAGES, mean_over_exits))}"
         if CEILING in recipes:
             told += (
                 f". Its last exit against no exits: {in_words(difference(recipes, best, CEILING, last_of))}"
@@ -179,7 +182,9 @@ def compared(recipes: dict[str, list[Run]]) -> str:
         rows.append(
             [
                 f"`{name}`",
-                "" if name == TWO_STAGES else interval(difference(recipes, name, TWO_STAGES, np.mean)),
+                ""
+                if name == TWO_STAGES
+                else interval(difference(recipes, name, TWO_STAGES, mean_over_exits)),
                 interval(difference(recipes, name, CEILING, last_of)),
                 interval(half),
             ]
@@ -193,6 +198,32 @@ def compared(recipes: dict[str, list[Run]]) -> str:
         f"at 0.5, against `{HALF}`",
     ]
     return markdown(head, rows)
+
+
+def over_all_tasks(groups: Groups) -> str:
+    """A line per recipe that was run on every task: means over tasks, and how much of full depth is kept."""
+    tasks = [recipes for recipes in groups.values() if {TWO_STAGES, CEILING} <= set(recipes)]
+    shared = set.intersection(*(set(recipes) for recipes in tasks)) if len(tasks) > 1 else set()
+    rows = []
+    for name in (name for name in tasks[0] if name in shared) if tasks else ():
+        found = [summary(recipes[name]) for recipes in tasks]
+        if any(one["mean"] is None for one in found):
+            continue
+        against = None if name == TWO_STAGES else difference_over(tasks, name, TWO_STAGES, mean_over_exits)
+        rows.append(
+            [
+                f"`{name}`",
+                interval(against),
+                interval(difference_over(tasks, name, CEILING, last_of)),
+                *(points(np.mean([one["at_cost"][cost] / one["last"] for one in found])) for cost in COSTS),
+            ]
+        )
+    if not rows:
+        return "Nothing yet: no recipe was run on two tasks."
+    head = ["recipe", f"mean, against `{TWO_STAGES}`", f"last, against `{CEILING}`"]
+    head += [f"at {cost}, % of its last exit" for cost in COSTS]
+    told = f"Means over {len(tasks)} tasks of equal weight; intervals draw each task's seeds and rows."
+    return f"{told}\n\n{markdown(head, rows)}"
 
 
 def projection(groups: Groups) -> str:
@@ -213,7 +244,7 @@ def projection(groups: Groups) -> str:
                     f"{one['projected']:.0%}" if one["projected"] is not None else "",
                 ]
                 + ["" if one["cosine"] is None else f"{one['cosine']:.2f}"]
-                + [interval(difference(recipes, name, without, what)) for what in (np.mean, last_of)]
+                + [interval(difference(recipes, name, without, what)) for what in (mean_over_exits, last_of)]
             )
     if not rows:
         return "Nothing yet: no recipe was run both with and without it."
@@ -253,7 +284,7 @@ def defaults(groups: Groups) -> str:
         for present in ("paper", "mean-6"):
             if best in (None, present) or present not in recipes:
                 continue
-            mean, last = (difference(recipes, best, present, what) for what in (np.mean, last_of))
+            mean, last = (difference(recipes, best, present, what) for what in (mean_over_exits, last_of))
             told = f"`{best}` against `{present}`, mean: {in_words(mean)}; last exit: {in_words(last)}"
             lines.append(f"- {task}, {backbone}: {told}.")
     if len(lines) == 1:
@@ -281,13 +312,13 @@ def against_the_paper(groups: Groups) -> str:
             )
         for (ours, backbone), recipes in groups.items():
             for recipe in ("deebert-double", "paper", best_one_stage(recipes)):
-                if ours == task and recipe in recipes:
+                if recipe in recipes and recipes[recipe][0]["arguments"].get("task_name") == task:
                     exits = np.mean([exits_of(run) for run in recipes[recipe]], axis=0)
                     middle = exits[len(exits) // 2 - 1]
                     rows.append(
                         [
                             task,
-                            f"{backbone} (ours)",
+                            f"{backbone} (ours, {ours})",
                             f"`{recipe}`",
                             *map(points, (exits[0], middle, exits[-1], exits.mean())),
                         ]

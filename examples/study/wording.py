@@ -1,5 +1,7 @@
 """Figures as a reader sees them: points of 100, intervals, sentences, Markdown tables."""
 
+from math import isnan
+
 from study.bootstrap import Interval
 
 
@@ -20,12 +22,22 @@ def interval(found: Interval | None) -> str:
     Example:
         >>> interval(Interval(0.021, 0.012, 0.03, 3)), interval(Interval(0.001, -0.01, 0.012, 3))
         ('**+2.1** [+1.2, +3.0]', '+0.1 [-1.0, +1.2]')
+        >>> interval(Interval(0.021, float("nan"), float("nan"), 1))
+        '+2.1'
     """
     if found is None:
         return ""
     difference = f"{100 * found.difference:+.1f}"
-    bounds = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"{f'**{difference}**' if found.excludes_zero else difference} {bounds}"
+    return f"{f'**{difference}**' if found.excludes_zero else difference} {bounds(found)}".rstrip()
+
+
+def bounds(found: Interval) -> str:
+    """
+    Example:
+        >>> bounds(Interval(0.021, 0.012, 0.03, 3)), bounds(Interval(0.021, float("nan"), float("nan"), 1))
+        ('[+1.2, +3.0]', '')
+    """
+    return "" if isnan(found.low) else f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def in_words(found: Interval | None) -> str:
@@ -40,11 +52,10 @@ def in_words(found: Interval | None) -> str:
     if found is None:
         return "not compared, as no seed has both"
     seeds = f"({found.seeds} seed{'s' * (found.seeds > 1)})"
-    bounds = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     if not found.excludes_zero:
-        return f"no difference shown, {100 * found.difference:+.1f} {bounds} {seeds}"
+        return f"no difference shown, {interval(found)} {seeds}"
     side = "ahead" if found.difference > 0 else "behind"
-    return f"{100 * abs(found.difference):.1f} points {side} {bounds} {seeds}"
+    return f"{100 * abs(found.difference):.1f} points {side} {bounds(found)} {seeds}"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

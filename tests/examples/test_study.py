@@ -54,11 +54,25 @@ def test_first_seeds_come_first_and_recipes_win_over_tasks():
         cells.cells_of(grid, recipes=["jont"])
 
 
+def test_a_task_may_run_fewer_recipes_and_those_that_are_cut_once():
+    of_task = {"backbones": ["b"], "seeds": [1, 2], "recipes": ["joint", "kl-1"], "cut": ["kl-1"]}
+    grid = {
+        "common": {},
+        "backbones": {"b": "x"},
+        "tasks": {"t": {**of_task, "data": "d", "arguments": {}}},
+        "recipes": ["paper"],
+    }
+    found = cells.cells_of(grid)
+    assert [(cell.recipe, cell.seed) for cell in found] == [("joint", 1), ("kl-1", 1), ("joint", 2)]
+    assert {cell.data for cell in found} == {"d"}
+    assert [cell.seed for cell in cells.cells_of(grid, recipes=["kl-1"], seeds=[2])] == [2]
+
+
 # ---- runs
 
 
 def cell(seed=1, recipe="joint") -> cells.Cell:
-    return cells.Cell("t", "b", recipe, seed, {"learning_rate": 1.0}, {})
+    return cells.Cell("t", "t", "b", recipe, seed, {"learning_rate": 1.0}, {})
 
 
 @pytest.fixture
@@ -172,7 +186,7 @@ def test_numbers_are_judged_by_whether_exits_agree(a_run):
     found = a_run("joint-0.3", label=lambda number: number % 7 + 0.5)
     assert found["metric"] == "pearson" and found["policy"] == "patience" and found["policies"] == {}
     assert "predictions" not in found and len(found["curve"]) > 1
-    assert bootstrap.paired([found], [found], lambda exits: exits.mean(axis=-1)).difference == 0
+    assert bootstrap.paired([([found], [found])], findings.mean_over_exits).difference == 0
 
 
 def test_without_exits_only_the_last_is_told(a_run):

@@ -87,25 +87,35 @@ def test_an_interval_holds_0_where_there_is_no_difference_and_excludes_it_where_
     labels = random_words(200, 0)
     weak = [a_result(seed, [random_words(200, seed, 0.7, labels)] * 2, labels) for seed in (1, 2, 3)]
     strong = [a_result(seed, [random_words(200, seed + 9, 0.95, labels)] * 2, labels) for seed in (1, 2, 3)]
-    mean = lambda exits: exits.mean(axis=-1)  # noqa: E731
-    same = bootstrap.paired(weak, weak, mean)
+    mean = findings.mean_over_exits
+    same = bootstrap.paired([(weak, weak)], mean)
     assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0) and not same.excludes_zero
-    found = bootstrap.paired(strong, weak, mean)
+    found = bootstrap.paired([(strong, weak)], mean)
     assert 0.15 < found.low < found.difference < found.high < 0.35 and found.seeds == 3
-    backwards = bootstrap.paired(weak, strong, mean)
+    backwards = bootstrap.paired([(weak, strong)], mean)
     assert backwards.difference == -found.difference and backwards.high < 0
-    # with one row in ten thousand of another kind, the interval is that of the standard error
+    # about that of a share's standard error
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 200), rel=0.6)
+    # with two tasks alike, the difference is the same and its interval narrower by the root of two
+    both = bootstrap.paired([(strong, weak), (strong, weak)], mean)
+    assert both.difference == pytest.approx(found.difference)
+    assert both.high - both.low == pytest.approx((found.high - found.low) / 2**0.5, rel=0.1)
     with pytest.raises(ValueError, match="the same seeds"):
-        bootstrap.paired(weak[:2], strong[1:], mean)
+        bootstrap.paired([(weak[:2], strong[1:])], mean)
 
 
 def test_without_predictions_seeds_alone_are_drawn():
     bare = [{"seed": seed, "metric": "pearson", "exits": {"1": 0.5 + seed / 10}} for seed in (1, 2, 3)]
     other = [{**one, "exits": {"1": 0.5}} for one in bare]
-    found = bootstrap.paired(bare, other, lambda exits: exits[..., -1])
+    found = bootstrap.paired([(bare, other)], findings.last_of)
     assert (found.low, found.difference, found.high) == pytest.approx((0.1, 0.2, 0.3))
     assert bootstrap.over_seeds([0.1, 0.2, 0.3]) == pytest.approx(found)
+    for alone in (
+        bootstrap.over_seeds([0.1]),
+        bootstrap.paired([(bare[:1], other[:1])], findings.last_of),
+    ):
+        assert alone.difference == pytest.approx(0.1) and not alone.excludes_zero
+        assert wording.interval(alone) == "+10.0"
 
 
 # ---- figures and the page
@@ -158,13 +168,27 @@ def results(tmp_path):
 def test_the_best_of_one_stage_has_the_most_seeds_and_no_more_epochs(results):
     recipes = findings.load(results)["t", "b"]
     assert findings.best_one_stage(recipes) == "joint"
-    found = findings.difference(recipes, "kl-0.3", "deebert", np.mean)
+    found = findings.difference(recipes, "kl-0.3", "deebert", findings.mean_over_exits)
     assert found.seeds == 2 and found.low > 0.1
-    assert findings.difference(recipes, "joint", "no-exits", np.mean) is None
+    assert findings.difference(recipes, "joint", "no-exits", findings.mean_over_exits) is None
+
+
+def test_means_over_tasks_are_of_what_every_task_has(results):
+    recipes = findings.load(results)["t", "b"]
+    ceiling = [{**one, "exits": {"4": 0.9}, "mean_over_exits": 0.9} for one in recipes["joint"]]
+    one_task = {**recipes, "no-exits": ceiling}
+    other_task = {name: one_task[name] for name in ("joint", "deebert", "no-exits")}
+    told = report.over_all_tasks({("t", "b"): one_task, ("u", "b"): other_task})
+    gain = findings.difference(recipes, "joint", "deebert", findings.mean_over_exits).difference
+    assert f"| `joint` | **{100 * gain:+.1f}** [" in told and "Means over 2 tasks" in told
+    assert "kl-0.3" not in told and "| `no-exits`" not in told
+    assert report.over_all_tasks({("t", "b"): one_task}).startswith("Nothing yet")
 
 
 def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
-    grid = {"tasks": {"t": {"backbones": ["b", "c"], "seeds": [1, 2, 3]}}, "recipes": ["joint", "kl-0.3"]}
+    of_task = {"backbones": ["b", "c"], "seeds": [1, 2, 3], "arguments": {}}
+    grid = {"common": {}, "backbones": {"b": "x", "c": "y"}, "recipes": ["joint", "kl-0.3"]}
+    grid["tasks"] = {"t": of_task}
     write_json(tmp_path / "grid.json", grid)  # which is YAML too
     for recipe in ("paper", "joint"):
         write_json(tmp_path / f"failed/t/b/{recipe}/1.json", {"reason": "first\nloss is nan at step 7"})
