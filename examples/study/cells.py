@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 GRID = HERE / "grid.yaml"
 RESULTS = HERE / "results"
 FAILED = "failed"  # beside the results: runs that did not finish, and why
+PILOTS = "pilots"  # the same: runs that a learning rate was chosen by
 ASSET = "asset"
 REVIEWS = "reviews"  # the quickstart's data
 

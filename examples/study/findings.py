@@ -8,7 +8,7 @@ import numpy as np
 
 from modeling_romebert.evaluation.provenance import read_json
 from study.bootstrap import Interval, OfExits, Run, exits_of, paired
-from study.cells import FAILED, cells_of
+from study.cells import FAILED, PILOTS, cells_of
 
 Group = tuple[str, str]  # task and backbone
 Groups = dict[Group, dict[str, list[Run]]]  # recipe -> its runs, by seed
@@ -27,6 +27,12 @@ def load(folder: Path) -> Groups:
         for runs in recipes.values():
             runs.sort(key=lambda run: run["seed"])
     return groups
+
+
+def load_pilots(results: Path) -> dict[str, Groups]:
+    """A folder of results -> learning rate -> what the pilot runs beside it found with it."""
+    folders = [path for path in (results.parent / PILOTS).glob("*") if path.name != FAILED]
+    return {path.name: load(path) for path in sorted(folders, key=lambda path: float(path.name))}
 
 
 def load_failed(results: Path) -> dict[str, str]:

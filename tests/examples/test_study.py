@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from study import bootstrap, cells, findings, one_run, report, run
+from study import bootstrap, cells, findings, one_run, run, tables
 from support.glue_arguments import KINDS
 from support.glue_arguments import parse as parse_glue
 from support.recipes import as_arguments, shipped_recipes
@@ -31,7 +31,7 @@ def test_a_recipe_holds_arguments_that_go_together_and_says_what_it_is(recipe):
     (cell,) = cells.cells_of(cells.read_grid(), ["rte"], ["e5-small"], [recipe], [1])
     where, data, training = parse_glue([*as_arguments(cell.arguments, KINDS, recipe), "--use_cpu"])
     assert (data.task_name, where.exit_pooling, training.learning_rate) == ("rte", "mean", 1e-4)
-    assert len(report.words_of(shipped_recipes()[recipe])) > 30
+    assert len(tables.words_of(shipped_recipes()[recipe])) > 30
 
 
 def test_first_seeds_come_first_and_recipes_win_over_tasks():

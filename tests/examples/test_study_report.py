@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
-from study import bootstrap, cells, findings, one_run, report, run, wording
+from study import bootstrap, cells, findings, one_run, report, run, tables, wording
 
 from modeling_romebert.evaluation.provenance import write_json
 
@@ -178,11 +178,37 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
     ceiling = [{**one, "exits": {"4": 0.9}, "mean_over_exits": 0.9} for one in recipes["joint"]]
     one_task = {**recipes, "no-exits": ceiling}
     other_task = {name: one_task[name] for name in ("joint", "deebert", "no-exits")}
-    told = report.over_all_tasks({("t", "b"): one_task, ("u", "b"): other_task})
+    told = tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     gain = findings.difference(recipes, "joint", "deebert", findings.mean_over_exits).difference
     assert f"| `joint` | **{100 * gain:+.1f}** [" in told and "Means over 2 tasks" in told
     assert "kl-0.3" not in told and "| `no-exits`" not in told
-    assert report.over_all_tasks({("t", "b"): one_task}).startswith("Nothing yet")
+    assert tables.over_all_tasks({("t", "b"): one_task}).startswith("Nothing yet")
+
+
+def test_pilots_tell_each_rate_and_the_one_that_was_chosen(results):
+    of_task = {"arguments": {"learning_rate": 1e-4}}
+    labels = random_words(50, 0)
+    for rate, share in (("1e-4", 0.9), ("5e-5", 0.7)):
+        for recipe in ("no-exits", "deebert"):
+            one = a_result(100, [random_words(50, exit, share, labels) for exit in range(3)], labels)
+            write_json(results.parent / f"pilots/{rate}/t/b/{recipe}/100.json", {**one, "recipe": recipe})
+    write_json(results.parent / "pilots/failed/t/b/joint/100.json", {"reason": "killed"})
+    pilots = findings.load_pilots(results)
+    assert list(pilots) == ["5e-5", "1e-4"]
+    told = tables.learning_rates(pilots, {"tasks": {"t": of_task}}).splitlines()
+    assert told[-2].startswith("| t | b | 5e-5 | ") and told[-1].startswith("| t | b | **1e-4** | ")
+
+
+def test_what_was_cut_is_told_with_its_distance_to_the_best(results):
+    groups = findings.load(results)
+    recipes = groups["t", "b"]
+    recipes["kl-0.3"] = recipes["kl-0.3"][:1]
+    told = tables.cut(groups, {"tasks": {"t": {"cut": ["kl-0.3", "never-run"]}}}).splitlines()
+    behind = findings.difference(recipes, "kl-0.3", "joint", findings.last_of)
+    assert behind.seeds == 1
+    assert told[-1].startswith("| t | b | `kl-0.3` | `joint` | ")
+    assert told[-1].endswith(f" | {wording.interval(behind)} |")
+    assert tables.cut(groups, {"tasks": {}}).startswith("Nothing")
 
 
 def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
@@ -228,6 +254,8 @@ def test_the_page_is_of_the_results_that_are_there():
     """After new results: python examples/study/report.py"""
     groups = findings.load(cells.RESULTS)
     failed = findings.load_failed(cells.RESULTS)
-    assert report.PAGE.read_text(encoding="utf-8") == report.page(groups, cells.read_grid(), failed)
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(
+        groups, cells.read_grid(), failed, findings.load_pilots(cells.RESULTS)
+    )
     for group in groups:
         assert (report.PAGE.parent / report.plot_of(group)).is_file()

@@ -1,0 +1,274 @@
+"""The page's tables, each as Markdown: learning rates, results of a task, means over tasks, what was cut, the
+projection, exit rules, the paper's curves, recipes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from support.recipes import find_recipe, shipped_recipes
+from support.results_picture import made_with
+
+from study.bootstrap import Run, exits_of, over_seeds
+from study.cells import HERE
+from study.findings import (
+    CEILING,
+    COSTS,
+    HALF,
+    TWO_STAGES,
+    Group,
+    Groups,
+    at_cost,
+    best_one_stage,
+    difference,
+    difference_over,
+    in_common,
+    last_of,
+    mean_of,
+    mean_over_exits,
+    summary,
+)
+from study.plots import plot_of
+from study.wording import interval, markdown, points
+
+
+def learning_rates(pilots: dict[str, Groups], grid: dict[str, Any]) -> str:
+    """What the pilot runs found at each rate; that of the grid in bold type."""
+    rows = []
+    for rate, groups in pilots.items():
+        for (task, backbone), recipes in groups.items():
+            if not {CEILING, TWO_STAGES} <= set(recipes):
+                continue
+            chosen = float(rate) == grid["tasks"].get(task, {}).get("arguments", {}).get("learning_rate")
+            ceiling, two_stages = (summary(recipes[name]) for name in (CEILING, TWO_STAGES))
+            found = [ceiling["last"], two_stages["last"], two_stages["mean"]]
+            name = f"**{rate}**" if chosen else rate
+            rows.append([task, backbone, name, *map(points, found)])
+    if not rows:
+        return "Nothing yet: there are no pilot runs."
+    told = (
+        "Of each task by pilot runs with seed 100, the same for all recipes: the rate at which the last exit"
+        f" of `{CEILING}` and the mean over exits of `{TWO_STAGES}` have the highest sum."
+    )
+    head = ["task", "backbone", "learning rate", f"last, `{CEILING}`"]
+    head += [f"last, `{TWO_STAGES}`", f"mean, `{TWO_STAGES}`"]
+    return f"{told}\n\n{markdown(head, sorted(rows, key=lambda row: row[:2]))}"
+
+
+def section(group: Group, recipes: dict[str, list[Run]]) -> str:
+    """The tables of a task and backbone."""
+    task, backbone = group
+    first = next(iter(recipes.values()))[0]
+    rows = first["rows"]
+    made = (
+        f"{first['metric']} on {rows['evaluation']:,} rows, trained on {rows['train']:,}; {made_with(first)}."
+    )
+    picture = f"![The metric at each exit, and over cost]({plot_of(group).as_posix()})"
+    bare = [
+        f"`{name}`" for name, runs in recipes.items() if any(r["policy"] and not r["curve"] for r in runs)
+    ]
+    note = f"No curve was kept of {', '.join(bare)}." if bare else ""
+    parts = [f"### {task}, {backbone}", picture, made, table(recipes), note, compared(recipes)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(recipes: dict[str, list[Run]]) -> str:
+    """A line per recipe, those with the highest mean first: exits, mean, last, at costs, area, time."""
+    found = {name: summary(runs) for name, runs in recipes.items()}
+    order = sorted(found, key=lambda name: -(found[name]["mean"] or 0))
+    layers = sorted({layer for one in found.values() for layer in one["exits"] if one["mean"]}, key=int)
+    head = ["recipe", "seeds", *layers, "mean", "last", *(f"at {cost}" for cost in COSTS), "area", "minutes"]
+    rows = []
+    for name in order:
+        one = found[name]
+        exits = [points(one["exits"].get(layer)) if one["mean"] else "" for layer in layers]
+        rows.append(
+            [
+                f"`{name}`",
+                str(one["seeds"]),
+                *exits,
+                points(one["mean"], one["mean_spread"]),
+                points(one["last"], one["last_spread"]),
+            ]
+            + [points(one["at_cost"][cost]) for cost in COSTS]
+            + [points(one["area"]), f"{one['seconds'] / 60:.1f}"]
+        )
+    return markdown(head, rows)
+
+
+def compared(recipes: dict[str, list[Run]]) -> str:
+    """A line per recipe: paired differences to two stages, to no exits and to half the layers."""
+    rows = []
+    for name in recipes:
+        if name in (CEILING, HALF) or len(recipes[name][0]["exits"]) < 2:
+            continue
+        half = None
+        ones, others = in_common(recipes[name], recipes.get(HALF, []))
+        pairs = [(at_cost(one, 0.5), exits_of(other)[-1]) for one, other in zip(ones, others, strict=True)]
+        if pairs and all(one is not None for one, _ in pairs):
+            half = over_seeds([one - other for one, other in pairs])
+        rows.append(
+            [
+                f"`{name}`",
+                ""
+                if name == TWO_STAGES
+                else interval(difference(recipes, name, TWO_STAGES, mean_over_exits)),
+                interval(difference(recipes, name, CEILING, last_of)),
+                interval(half),
+            ]
+        )
+    if not rows:
+        return ""
+    head = [
+        "recipe",
+        f"mean, against `{TWO_STAGES}`",
+        f"last, against `{CEILING}`",
+        f"at 0.5, against `{HALF}`",
+    ]
+    return markdown(head, rows)
+
+
+def over_all_tasks(groups: Groups) -> str:
+    """A line per recipe that was run on every task: means over tasks, and how much of full depth is kept."""
+    tasks = [recipes for recipes in groups.values() if {TWO_STAGES, CEILING} <= set(recipes)]
+    shared = set.intersection(*(set(recipes) for recipes in tasks)) if len(tasks) > 1 else set()
+    rows = []
+    for name in (name for name in tasks[0] if name in shared) if tasks else ():
+        found = [summary(recipes[name]) for recipes in tasks]
+        if any(one["mean"] is None for one in found):
+            continue
+        against = None if name == TWO_STAGES else difference_over(tasks, name, TWO_STAGES, mean_over_exits)
+        rows.append(
+            [
+                f"`{name}`",
+                interval(against),
+                interval(difference_over(tasks, name, CEILING, last_of)),
+                *(points(np.mean([one["at_cost"][cost] / one["last"] for one in found])) for cost in COSTS),
+            ]
+        )
+    if not rows:
+        return "Nothing yet: no recipe was run on two tasks."
+    head = ["recipe", f"mean, against `{TWO_STAGES}`", f"last, against `{CEILING}`"]
+    head += [f"at {cost}, % of its last exit" for cost in COSTS]
+    told = f"Means over {len(tasks)} tasks of equal weight; intervals draw each task's seeds and rows."
+    return f"{told}\n\n{markdown(head, rows)}"
+
+
+def cut(groups: Groups, grid: dict[str, Any]) -> str:
+    """What ran with one seed alone, and how far behind the best recipe it was with that seed."""
+    rows = []
+    for (task, backbone), recipes in groups.items():
+        best = best_one_stage(recipes)
+        for name in grid["tasks"].get(task, {}).get("cut", ()):
+            if name in recipes and best is not None and len(recipes[name][0]["exits"]) > 1:
+                both = (difference(recipes, name, best, what) for what in (mean_over_exits, last_of))
+                rows.append([task, backbone, f"`{name}`", f"`{best}`", *map(interval, both)])
+    if not rows:
+        return "Nothing: each recipe has the seeds of its task."
+    told = "These ran with the first seed alone. The intervals are of rows."
+    head = ["task", "backbone", "recipe", "against", "mean over exits", "last exit"]
+    return f"{told}\n\n{markdown(head, rows)}"
+
+
+def projection(groups: Groups) -> str:
+    """What protecting one of the gradients changes, against the same recipe without."""
+    rows = []
+    for (task, backbone), recipes in groups.items():
+        for name in recipes:
+            plain, _, protected = name.partition("-protect-")
+            without = plain if protected else {"paper": "sd-sum"}.get(name)
+            if without is None or without not in recipes:
+                continue
+            one = summary(recipes[name])
+            rows.append(
+                [
+                    task,
+                    backbone,
+                    f"`{name}`",
+                    f"{one['projected']:.0%}" if one["projected"] is not None else "",
+                ]
+                + ["" if one["cosine"] is None else f"{one['cosine']:.2f}"]
+                + [interval(difference(recipes, name, without, what)) for what in (mean_over_exits, last_of)]
+            )
+    if not rows:
+        return "Nothing yet: no recipe was run both with and without it."
+    head = [
+        "task",
+        "backbone",
+        "recipe",
+        "steps projected",
+        "cosine",
+        "mean, against without",
+        "last, against without",
+    ]
+    return markdown(head, rows)
+
+
+def rules(groups: Groups) -> str:
+    """Exit rules on the same models: the metric at two costs, averaged over all runs that have exits."""
+    rows = []
+    for (task, backbone), recipes in groups.items():
+        runs = [run for runs in recipes.values() for run in runs if run["policies"]]
+        for rule in [runs[0]["policy"], *runs[0]["policies"]] if runs else ():
+            at = [mean_of([at_cost(run, cost, rule) for run in runs]) for cost in COSTS]
+            rows.append([task, backbone, str(len(runs)), f"`{rule}`", *map(points, at)])
+    head = ["task", "backbone", "models", "rule", *(f"at {cost}" for cost in COSTS)]
+    return markdown(head, rows) if rows else "Nothing yet: no run has a curve."
+
+
+def against_the_paper(groups: Groups) -> str:
+    """Published curves beside ours."""
+    published = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for task, curves in published.items():
+        for name in ("DeeBERT", "RomeBERT"):
+            values = np.array(curves[name]) / 100
+            rows.append(
+                [
+                    task,
+                    "BERT-base (published)",
+                    name,
+                    points(values[0]),
+                    points(values[5]),
+                    points(values[-1]),
+                    points(values.mean()),
+                ]
+            )
+        for (ours, backbone), recipes in groups.items():
+            for recipe in ("deebert-double", "paper", best_one_stage(recipes)):
+                if recipe in recipes and recipes[recipe][0]["arguments"].get("task_name") == task:
+                    exits = np.mean([exits_of(run) for run in recipes[recipe]], axis=0)
+                    middle = exits[len(exits) // 2 - 1]
+                    rows.append(
+                        [
+                            task,
+                            f"{backbone} (ours, {ours})",
+                            f"`{recipe}`",
+                            *map(points, (exits[0], middle, exits[-1], exits.mean())),
+                        ]
+                    )
+    head = ["task", "backbone", "recipe", "first exit", "middle exit", "last exit", "mean"]
+    said = (
+        "The paper's curves are of BERT-base (12 layers of 768, one seed, `cls` pooling), read off its images"
+        " within 0.1 to 0.3. Ours are of smaller encoders with mean pooling, and of part of SST-2, so levels"
+        " differ; what can be compared is the distance between recipes. Published DeeBERT trains each stage"
+        " for all epochs, as `deebert-double` does."
+    )
+    return f"{said}\n\n{markdown(head, rows)}"
+
+
+def recipes_table(groups: Groups) -> str:
+    """What each recipe that was run is, by the words of its file."""
+    names = dict.fromkeys(name for recipes in groups.values() for name in recipes)
+    known = shipped_recipes()
+    rows = [[f"`{name}`", words_of(find_recipe(name))] for name in names if name in known]
+    return "`--recipe NAME` of examples/train_glue.py takes them too.\n\n" + markdown(
+        ["recipe", "what it is"], rows
+    )
+
+
+def words_of(file: Path) -> str:
+    """The comment at the top of a recipe."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
