@@ -56,6 +56,13 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
             "choices": [*PROTECTED, "off"],
         },
     )
+    exit_learning_rate_factor: float = field(
+        default=1.0,
+        metadata={
+            "help": "The exits' heads, which start from nothing, learn at so many times the learning_rate."
+            " Try 10 with exit_pooling mean."
+        },
+    )
     exit_reduction: str | None = field(
         default=None,
         metadata={"help": "Of version 0.1: sum is exit_scale 1, mean is exit_scale 1 / (exits - 1)."},
@@ -77,7 +84,10 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         super().__post_init__()
         if left_out and re.search(r"loss(_exit_\d+|_mean)$", self.metric_for_best_model or ""):
             self.greater_is_better = False  # as for a name that ends in loss
-        for name in ("distillation_weight", "distillation_temperature", "exit_scale"):
+        for name in (
+            *("distillation_weight", "distillation_temperature", "exit_scale"),
+            "exit_learning_rate_factor",
+        ):
             # A search casts to the type it finds: of 0.5 an int would make 0.
             setattr(self, name, float(getattr(self, name)))
         self.check()
@@ -99,6 +109,16 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}."
                 )
+        if not 0 < self.exit_learning_rate_factor < float("inf"):
+            raise ValueError(
+                f"exit_learning_rate_factor={self.exit_learning_rate_factor} is not above 0 (1 is the"
+                " learning_rate)."
+            )
+        if self.exit_learning_rate_factor != 1 and self.deepspeed:
+            raise ValueError(
+                f"exit_learning_rate_factor={self.exit_learning_rate_factor:g} does not go with deepspeed,"
+                " which may bring an optimizer of its own. Use 1, or DDP."
+            )
         self.exit_loss()
         parse_class_weights(self.class_weights)
         if not self.training_objective.distills and self.teacher != RomeBertTrainingArguments.teacher:
@@ -194,6 +214,8 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         if self.max_steps > 0:
             names.append("max_steps")
         settings = {name: getattr(self, name) for name in names}
+        if self.exit_learning_rate_factor != 1:
+            settings["exit_learning_rate_factor"] = self.exit_learning_rate_factor
         if self.regularizes:
             settings["gradient_regularization"] = self.gradient_regularization
         settings["batch_size"] = self.train_batch_size * self.gradient_accumulation_steps * self.world_size

@@ -21,6 +21,7 @@ from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
 from .class_weights import ClassWeights, parse_class_weights
 from .exit_trainer import ExitTrainer
+from .head_rates import head_weights, scale_rate
 from .library_hooks import HookWatch
 from .objectives import EXITS
 from .own_loss import losses_of_own
@@ -68,6 +69,7 @@ class RomeBertTrainer(ExitTrainer):
             raise TypeError(
                 f"args is a {type(self.args).__name__}; RomeBertTrainer takes RomeBertTrainingArguments."
             )
+        self._given_optimizer = self.optimizer is not None
         self._check_settings()
         self._hooks = HookWatch()
         self.add_callback(self._hooks)
@@ -87,6 +89,12 @@ class RomeBertTrainer(ExitTrainer):
             raise ValueError(
                 f"objective={self.args.objective!r} has a stage for the exits before the last, and"
                 f" exit_layers={self.romebert.config.exit_layers} has none; use objective='last'."
+            )
+        if self._given_optimizer and self.args.exit_learning_rate_factor != 1:
+            raise ValueError(
+                f"exit_learning_rate_factor={self.args.exit_learning_rate_factor:g} has no effect on an"
+                " optimizer of your own. Give the weights of model.exits a group there with their learning"
+                " rate, and leave the factor at 1."
             )
         if self.compute_loss_func is not None and parse_class_weights(self.args.class_weights) is not None:
             raise ValueError(
@@ -244,7 +252,15 @@ class RomeBertTrainer(ExitTrainer):
         if run is not None:
             run.close()
 
-    # ---- checkpoints and schedule
+    # ---- optimizer, checkpoints and schedule
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As `Trainer.create_optimizer`; the exits' heads get their own learning rate, if they have one."""
+        made, factor = self.optimizer is None, self.args.exit_learning_rate_factor
+        optimizer = super().create_optimizer(model)
+        if made and factor != 1:
+            scale_rate(optimizer, head_weights(self.model if model is None else model), factor)
+        return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its
