@@ -13,8 +13,9 @@ from study.cells import FAILED, PILOTS, cells_of
 Group = tuple[str, str]  # task and backbone
 Groups = dict[Group, dict[str, list[Run]]]  # recipe -> its runs, by seed
 COSTS = (0.5, 0.33)
-# What others are measured by: two stages, no exits at the last exit, half the layers at half the cost.
-TWO_STAGES, CEILING, HALF = "deebert", "no-exits", "half-depth"
+# What others are measured by: two stages, as published and with faster heads; no exits, at the last exit;
+# half the layers, at half the cost.
+TWO_STAGES, TWO_STAGES_HEADS, CEILING, HALF = "deebert", "deebert-heads", "no-exits", "half-depth"
 
 
 def load(folder: Path) -> Groups:

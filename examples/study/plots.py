@@ -9,7 +9,8 @@ from study.bootstrap import Run, exits_of
 from study.findings import CEILING, HALF, Group, at_cost, best_one_stage, mean_of, summary
 
 PLOTS = Path("results")  # beside the page
-DRAWN = ("deebert", "paper", "mean-6", "mean-12", "joint", "kl-0.3", "kl-1")  # and the best
+# And the best.
+DRAWN = ("deebert", "deebert-heads", "paper", "mean-6", "mean-12", "kl-0.3", "kl-0.3-heads", "kl-1")
 
 
 def plot_of(group: Group) -> Path:

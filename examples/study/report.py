@@ -23,6 +23,7 @@ from study.cells import GRID, HERE, RESULTS, read_grid
 from study.findings import (
     CEILING,
     TWO_STAGES,
+    TWO_STAGES_HEADS,
     Groups,
     best_one_stage,
     difference,
@@ -38,6 +39,7 @@ from study.plots import PLOTS, plot, plot_of
 from study.tables import (
     against_the_paper,
     cut,
+    head_rates,
     learning_rates,
     over_all_tasks,
     projection,
@@ -83,6 +85,7 @@ def page(groups: Groups, grid: dict[str, Any], failed: dict[str, str], pilots: d
     parts = ["# The study: what each ingredient is worth", INTRODUCTION, in_short(groups)]
     parts += ["## Results", *(section(group, recipes) for group, recipes in groups.items())]
     parts += ["## Over all tasks", over_all_tasks(groups), "## Cut after one seed", cut(groups, grid)]
+    parts += ["## Heads at ten times the learning rate", head_rates(groups)]
     parts += ["## The projection", projection(groups), "## Exit rules", rules(groups)]
     parts += ["## Defaults", defaults(groups)]
     parts += ["## Against the paper's curves", against_the_paper(groups)]
@@ -119,6 +122,9 @@ def in_short(groups: Groups) -> str:
         told = f"of the recipes with as many epochs, `{best}` has the highest mean over exits"
         told += f" ({points(summary(recipes[best])['mean'])}). Against DeeBERT:"
         told += f" {in_words(difference(recipes, best, TWO_STAGES, mean_over_exits))}"
+        if TWO_STAGES_HEADS in recipes:
+            ahead = difference(recipes, best, TWO_STAGES_HEADS, mean_over_exits)
+            told += f", with faster heads {in_words(ahead)}"
         if CEILING in recipes:
             told += (
                 f". Its last exit against no exits: {in_words(difference(recipes, best, CEILING, last_of))}"

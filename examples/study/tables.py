@@ -10,13 +10,14 @@ import yaml
 from support.recipes import find_recipe, shipped_recipes
 from support.results_picture import made_with
 
-from study.bootstrap import Run, exits_of, over_seeds
+from study.bootstrap import Interval, Run, exits_of, over_seeds
 from study.cells import HERE
 from study.findings import (
     CEILING,
     COSTS,
     HALF,
     TWO_STAGES,
+    TWO_STAGES_HEADS,
     Group,
     Groups,
     at_cost,
@@ -48,8 +49,9 @@ def learning_rates(pilots: dict[str, Groups], grid: dict[str, Any]) -> str:
     if not rows:
         return "Nothing yet: there are no pilot runs."
     told = (
-        "Of each task by pilot runs with seed 100, the same for all recipes: the rate at which the last exit"
-        f" of `{CEILING}` and the mean over exits of `{TWO_STAGES}` have the highest sum."
+        "Of each task by pilot runs with seed 100, and the same for all recipes: of the rates at which the"
+        f" last exit of `{CEILING}` is within half a point of its best, the one with the highest mean over"
+        f" exits of `{TWO_STAGES}`."
     )
     head = ["task", "backbone", "learning rate", f"last, `{CEILING}`"]
     head += [f"last, `{TWO_STAGES}`", f"mean, `{TWO_STAGES}`"]
@@ -111,9 +113,7 @@ def compared(recipes: dict[str, list[Run]]) -> str:
         rows.append(
             [
                 f"`{name}`",
-                ""
-                if name == TWO_STAGES
-                else interval(difference(recipes, name, TWO_STAGES, mean_over_exits)),
+                *(interval(against(recipes, name, other)) for other in (TWO_STAGES, TWO_STAGES_HEADS)),
                 interval(difference(recipes, name, CEILING, last_of)),
                 interval(half),
             ]
@@ -123,34 +123,46 @@ def compared(recipes: dict[str, list[Run]]) -> str:
     head = [
         "recipe",
         f"mean, against `{TWO_STAGES}`",
+        f"mean, against `{TWO_STAGES_HEADS}`",
         f"last, against `{CEILING}`",
         f"at 0.5, against `{HALF}`",
     ]
     return markdown(head, rows)
 
 
+def against(recipes: dict[str, list[Run]], name: str, other: str) -> Interval | None:
+    """The difference in the mean over exits; of a recipe and itself there is none."""
+    return None if name == other else difference(recipes, name, other, mean_over_exits)
+
+
 def over_all_tasks(groups: Groups) -> str:
-    """A line per recipe that was run on every task: means over tasks, and how much of full depth is kept."""
-    tasks = [recipes for recipes in groups.values() if {TWO_STAGES, CEILING} <= set(recipes)]
+    """A line per recipe that every task with more than one seed has: means over these tasks, and how much of
+    full depth is kept.
+    """
+    references = (TWO_STAGES, TWO_STAGES_HEADS)
+    tasks = [
+        recipes
+        for recipes in groups.values()
+        if all(len(recipes.get(name, ())) > 1 for name in (*references, CEILING))
+    ]
     shared = set.intersection(*(set(recipes) for recipes in tasks)) if len(tasks) > 1 else set()
     rows = []
     for name in (name for name in tasks[0] if name in shared) if tasks else ():
         found = [summary(recipes[name]) for recipes in tasks]
         if any(one["mean"] is None for one in found):
             continue
-        against = None if name == TWO_STAGES else difference_over(tasks, name, TWO_STAGES, mean_over_exits)
-        rows.append(
-            [
-                f"`{name}`",
-                interval(against),
-                interval(difference_over(tasks, name, CEILING, last_of)),
-                *(points(np.mean([one["at_cost"][cost] / one["last"] for one in found])) for cost in COSTS),
-            ]
-        )
+        ahead = [
+            None if name == other else difference_over(tasks, name, other, mean_over_exits)
+            for other in references
+        ]
+        behind = difference_over(tasks, name, CEILING, last_of)
+        seeds = str(min(one["seeds"] for one in found))
+        kept = [np.mean([one["at_cost"][cost] / one["last"] for one in found]) for cost in COSTS]
+        rows.append([f"`{name}`", seeds, *map(interval, (*ahead, behind)), *map(points, kept)])
     if not rows:
-        return "Nothing yet: no recipe was run on two tasks."
-    head = ["recipe", f"mean, against `{TWO_STAGES}`", f"last, against `{CEILING}`"]
-    head += [f"at {cost}, % of its last exit" for cost in COSTS]
+        return "Nothing yet: no recipe was run on two tasks with more than one seed."
+    head = ["recipe", "seeds", *(f"mean, against `{name}`" for name in references)]
+    head += [f"last, against `{CEILING}`", *(f"at {cost}, % of its last exit" for cost in COSTS)]
     told = f"Means over {len(tasks)} tasks of equal weight; intervals draw each task's seeds and rows."
     return f"{told}\n\n{markdown(head, rows)}"
 
@@ -203,6 +215,22 @@ def projection(groups: Groups) -> str:
         "last, against without",
     ]
     return markdown(head, rows)
+
+
+def head_rates(groups: Groups) -> str:
+    """What heads at ten times the learning rate change, against the same recipe without."""
+    rows = []
+    for (task, backbone), recipes in groups.items():
+        for name in recipes:
+            without = name.removesuffix("-heads")
+            if without == name or without not in recipes:
+                continue
+            one = "" if name.startswith(CEILING) else interval(against(recipes, name, without))
+            rows.append(
+                [task, backbone, f"`{name}`", one, interval(difference(recipes, name, without, last_of))]
+            )
+    head = ["task", "backbone", "recipe", "mean, against without", "last, against without"]
+    return markdown(head, rows) if rows else "Nothing yet: no recipe was run both with and without it."
 
 
 def rules(groups: Groups) -> str:

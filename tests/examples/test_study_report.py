@@ -176,13 +176,23 @@ def test_the_best_of_one_stage_has_the_most_seeds_and_no_more_epochs(results):
 def test_means_over_tasks_are_of_what_every_task_has(results):
     recipes = findings.load(results)["t", "b"]
     ceiling = [{**one, "exits": {"4": 0.9}, "mean_over_exits": 0.9} for one in recipes["joint"]]
-    one_task = {**recipes, "no-exits": ceiling}
-    other_task = {name: one_task[name] for name in ("joint", "deebert", "no-exits")}
+    one_task = {**recipes, "no-exits": ceiling, "deebert-heads": recipes["deebert"]}
+    other_task = {name: one_task[name] for name in ("joint", "deebert", "deebert-heads", "no-exits")}
     told = tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     gain = findings.difference(recipes, "joint", "deebert", findings.mean_over_exits).difference
-    assert f"| `joint` | **{100 * gain:+.1f}** [" in told and "Means over 2 tasks" in told
-    assert "kl-0.3" not in told and "| `no-exits`" not in told
-    assert tables.over_all_tasks({("t", "b"): one_task}).startswith("Nothing yet")
+    assert f"| `joint` | 3 | **{100 * gain:+.1f}** [" in told and "Means over 2 tasks" in told
+    assert "| `kl-0.3`" not in told and "| `no-exits`" not in told
+    once = {name: runs[:1] for name, runs in other_task.items()}
+    assert tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): once}).startswith("Nothing yet")
+
+
+def test_heads_at_another_rate_are_compared_with_the_same_recipe_without(results):
+    recipes = findings.load(results)["t", "b"]
+    recipes["joint-heads"] = recipes["kl-1-double"]
+    told = tables.head_rates({("t", "b"): recipes}).splitlines()
+    gain = findings.difference(recipes, "kl-1-double", "joint", findings.last_of)
+    assert len(told) == 3 and told[-1].startswith("| t | b | `joint-heads` | **+")
+    assert told[-1].endswith(f" | {wording.interval(gain)} |")
 
 
 def test_pilots_tell_each_rate_and_the_one_that_was_chosen(results):
