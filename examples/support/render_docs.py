@@ -17,7 +17,6 @@ import support.installed  # noqa: F401
 
 from benchmarks import (
     check_families,
-    compare_objectives,
     layers,
     onnx_agreement,
     profile_scoring,
@@ -47,8 +46,6 @@ def sections() -> dict[str, str]:
     return {
         "headline": headline(of("quickstart")),
         "families": families(of("families")),
-        "objectives": objectives(of("objectives")["runs"]),
-        "objectives-fp32": objectives(of("objectives-fp32")["runs"]),
         "layers": timing(layers.table, of("layers")),
         "layers-same-length": timing(layers.table, of("layers-same-length")),
         "layers-avx512": shares(of("layers-avx512")),
@@ -90,11 +87,6 @@ def headline(run: dict[str, Any]) -> str:
 
 def families(run: dict[str, Any]) -> str:
     return f"{check_families.table(run)}\n\n{run['texts']} sentences, fp32; {made_with(run)}."
-
-
-def objectives(runs: list[dict[str, Any]]) -> str:
-    about = f"{len(runs)} runs of {runs[-1]['settings']['epochs']:g} epochs"
-    return f"{compare_objectives.table(runs)}\n\n{about}; {made_with(runs[-1])}."
 
 
 def timing(table: Callable[[dict[str, Any]], str], run: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import quickstart
 import torch
-from benchmarks import compare_objectives
 from support import assets, reviews
 from support.run_folder import last_checkpoint, open_run_folder
 from tiny import tiny_texts, write_rows
@@ -201,28 +200,3 @@ def test_failed_download_says_what_pip_said(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"(?s)could not download thing==1; .*no matching distribution"):
         assets.fetch(archive(b"", of=b""), tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- comparison
-
-
-def test_comparison_reports_mean_and_spread_over_seeds():
-    def run(objective, exits):
-        return {
-            "settings": {"objective": objective},
-            "exits": dict(zip("12", exits, strict=True)),
-            "mean_over_exits": sum(exits) / 2,
-        }
-
-    runs = [
-        run("romebert", (0.7, 0.8)),
-        run("joint", (0.6, 0.85)),
-        run("romebert", (0.8, 0.9)),
-        run("joint", (0.6, 0.85)),
-    ]
-    assert compare_objectives.table(runs).splitlines()[2:] == [
-        "| RomeBERT, one stage | 75.0 | 85.0 ± 7.1 | 80.0 ± 7.1 |",
-        "| joint | 60.0 | 85.0 ± 0.0 | 72.5 ± 0.0 |",
-    ]
-    one_seed = compare_objectives.table(runs[:1]).splitlines()[2:]
-    assert one_seed == ["| RomeBERT, one stage | 70.0 | 80.0 | 75.0 |"]
