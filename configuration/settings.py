@@ -37,10 +37,15 @@ class LossSettings:
     """
 
     distillation_weight: float = field(
-        default=0.9, metadata={"help": "gamma in 0..1: distillation's share of the exits' loss."}
+        default=0.5,
+        metadata={"help": "gamma in 0..1: distillation's share of the exits' loss; 0.9 in the paper."},
     )
     distillation_temperature: float = field(
-        default=3.0, metadata={"help": "T above 0, of the distillation; without meaning for regression."}
+        default=1.0,
+        metadata={
+            "help": "T above 0, of the distillation, which counts T^2 times; 3 in the paper. Without meaning"
+            " for regression."
+        },
     )
     distillation_reduction: str = field(
         default="batchmean",

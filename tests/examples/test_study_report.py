@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quickstart
 from sklearn.metrics import f1_score, matthews_corrcoef
 from study import bootstrap, cells, findings, one_run, report, run, tables, wording
 
+from modeling_romebert import RomeBertTrainingArguments
 from modeling_romebert.evaluation.provenance import write_json
 
 # ---- intervals
@@ -186,6 +188,24 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
     assert tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): once}).startswith("Nothing yet")
 
 
+def test_the_default_is_compared_with_what_there_is_besides(results):
+    recipes = findings.load(results)["t", "b"]
+    recipes["kl-1-heads"] = recipes.pop("kl-0.3")
+    *_, row, best = report.defaults({("t", "b"): recipes | {"paper": recipes["deebert"]}}).splitlines()
+    ahead = findings.difference(recipes, "kl-1-heads", "deebert", findings.mean_over_exits)
+    assert row.startswith(f"| t | b | `paper` | 2 | {wording.interval(ahead)} | ")
+    assert best.startswith("| t | b | `joint` | 2 | ")
+
+
+def test_the_package_starts_from_the_recipe_that_the_page_says(tmp_path):
+    start = vars(RomeBertTrainingArguments(str(tmp_path), report_to="none")) | {
+        "exit_learning_rate_factor": 10
+    }
+    content = cells.recipe_content(report.DEFAULT)
+    assert {name: start[name] for name in content} == content
+    assert {name: getattr(quickstart.QuickstartArguments(), name, start[name]) for name in content} == content
+
+
 def test_heads_at_another_rate_are_compared_with_the_same_recipe_without(results):
     recipes = findings.load(results)["t", "b"]
     recipes["joint-heads"] = recipes["kl-1-double"]
@@ -244,7 +264,7 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     assert "7 runs of the grid have no result yet." in page
     assert "- t, b: seeds 3 of `kl-0.3`" in page and "- t, c: all" in page
     assert "joint 1: " not in page  # it has a result by now
-    assert "on more than one task and with more than one seed. Nothing here compares them yet." in page
+    assert "with more than one seed. Nothing here compares them yet." in page
     assert "- failed: t b paper 1: loss is nan at step 7" in page
     assert (tmp_path / "results/study-t-b.png").stat().st_size > 10_000
 

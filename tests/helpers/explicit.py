@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from tiny import CLASSES, padded_batch, tiny_backbone, tiny_rows, tiny_tokenizer
+from tiny import CLASSES, PAPER, PAPER_LOSS, padded_batch, tiny_backbone, tiny_rows, tiny_tokenizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import DataCollatorWithPadding, TrainerCallback
 
@@ -39,7 +39,10 @@ def contrary(layers=5, exit_layers=None, dropout=0.0, **settings):
     )
     model = RomeBertForSequenceClassification(
         RomeBertConfig(
-            backbone, num_labels=CLASSES, exit_layers=exit_layers, **{"exit_pooling": "mean"} | settings
+            backbone,
+            num_labels=CLASSES,
+            exit_layers=exit_layers,
+            **{"exit_pooling": "mean"} | PAPER_LOSS | settings,
         )
     )
     *early, last = model.exits.values()
@@ -128,7 +131,7 @@ def stated_losses(model, batch):
     Outputs become fp32 once, as accelerate has it.
     """
     logits = model(batch["input_ids"], batch["attention_mask"]).exit_logits.float()
-    losses = ExitLoss()(
+    losses = ExitLoss(GAMMA, T)(
         logits,
         batch["labels"],
         exit_layers=model.config.exit_layers,
@@ -254,7 +257,7 @@ def train(
     hook = model.register_forward_pre_hook(lambda *_: steps.rng.append(torch.get_rng_state()))
     made = trainer(
         model,
-        kind(str(folder), **quiet | order | settings),
+        kind(str(folder), **quiet | order | (PAPER if kind is RomeBertTrainingArguments else {}) | settings),
         train_dataset=rows,
         data_collator=COLLATE,
         optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),

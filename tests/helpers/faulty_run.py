@@ -4,7 +4,7 @@ finite.
 
 import torch
 from processes import SERVER, enter, environments, leave_group
-from tiny import build, tiny_rows, tiny_tokenizer
+from tiny import PAPER, build, tiny_rows, tiny_tokenizer
 from transformers import TrainerCallback
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
@@ -71,7 +71,7 @@ def trainer_of(folder, fault=None, watch=None, rows=24, dropout=True, **settings
     }
     sizes = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.1}
     model = build(num_labels=2, exit_pooling="cls")
-    arguments = RomeBertTrainingArguments(str(folder), **quiet | sizes | settings)
+    arguments = RomeBertTrainingArguments(str(folder), **quiet | PAPER | sizes | settings)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout) and not dropout:
             module.p = 0.0

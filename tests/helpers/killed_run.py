@@ -8,7 +8,7 @@ from pathlib import Path
 
 from processes import enter, leave_group
 from safetensors.torch import save_file
-from tiny import build, tiny_rows, tiny_tokenizer
+from tiny import PAPER, build, tiny_rows, tiny_tokenizer
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
 from modeling_romebert.training.resume import checkpoints
@@ -58,7 +58,7 @@ def train(folder: str, where: str, at: int, environment: dict[str, str], setting
     }
     trainer = MortalTrainer(
         build(num_labels=2, exit_pooling="cls"),  # with dropout: the random numbers are to go on too
-        RomeBertTrainingArguments(folder, **quiet | sizes | settings),
+        RomeBertTrainingArguments(folder, **quiet | PAPER | sizes | settings),
         train_dataset=tiny_rows(20),
         processing_class=tiny_tokenizer(),
     )

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from explicit import projection
-from tiny import CLASSES, LAYERS, build, padded_batch
+from tiny import CLASSES, LAYERS, PAPER, PAPER_LOSS, build, padded_batch
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
 
@@ -25,12 +25,13 @@ def arguments(folder, kind=RomeBertTrainingArguments, **settings):
         "save_strategy": "no",
         "logging_steps": 1,
     }
+    quiet |= PAPER if kind is RomeBertTrainingArguments else {}
     return kind(str(folder), **quiet | {"max_grad_norm": 0.0, "logging_nan_inf_filter": False} | settings)
 
 
 def steady(**settings):
     """A tiny model without dropout, in training mode."""
-    model = build(**settings).train()
+    model = build(**PAPER_LOSS | settings).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -54,7 +54,7 @@ def test_defaults():
     assert config.model_type == "romebert"
     assert content(config.backbone_config) == content(BertConfig())
     assert (config.exit_layers, config.exit_pooling, config.exit_policy) == (list(range(1, 13)), "cls", None)
-    assert (config.distillation_weight, config.distillation_temperature) == (0.9, 3.0)
+    assert (config.distillation_weight, config.distillation_temperature) == (0.5, 1.0)
     assert (config.distillation_reduction, config.teacher) == ("batchmean", "last")
     assert (config.exit_weights, config.exit_scale) == ("uniform", 1.0)
     assert (config.num_labels, config.problem_type) == (2, None)

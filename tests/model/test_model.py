@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from by_version import enable_checkpointing
-from tiny import CLASSES, LAYERS, ROWS, TOKENS, build, padded_batch, tiny_backbone
+from tiny import CLASSES, LAYERS, PAPER_LOSS, ROWS, TOKENS, build, padded_batch, tiny_backbone
 from transformers import (
     AutoModel,
     BertConfig,
@@ -195,7 +195,7 @@ def test_one_exit_is_stock_sequence_classification(problem_type, num_labels):
 
 
 def test_loss_is_the_joint_loss():
-    model, (ids, mask) = build(), padded_batch()
+    model, (ids, mask) = build(**PAPER_LOSS), padded_batch()
     labels = labels_for("single_label_classification", CLASSES)
     output = model(ids, mask, labels=labels)
     *early, last = output.exit_logits.unbind(1)
@@ -235,9 +235,9 @@ def test_regression_and_multi_label_losses():
         ("multi_label_classification", 3, F.binary_cross_entropy_with_logits),
     ):
         labels = labels_for(problem_type, num_labels)
-        output = build(num_labels=num_labels, problem_type=problem_type, distillation_weight=0.0)(
-            ids, mask, labels=labels
-        )
+        settings = {"distillation_weight": 0.0, "exit_scale": 1.0}
+        model = build(num_labels=num_labels, problem_type=problem_type, **settings)
+        output = model(ids, mask, labels=labels)
         expected = sum(task(logits, labels) for logits in output.exit_logits.unbind(1))
         torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
 

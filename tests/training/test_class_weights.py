@@ -22,7 +22,7 @@ from one_step import (
     train_plainly,
 )
 from sklearn.utils.class_weight import compute_class_weight
-from tiny import CLASSES, LAYERS, build
+from tiny import CLASSES, LAYERS, PAPER_LOSS, build
 from torch.utils.data import IterableDataset, TensorDataset
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
@@ -284,7 +284,9 @@ def test_every_exit_is_trained_by_it_and_distilled(tmp_path, accumulation, regul
     trainer = plainly(contrary(), tmp_path, accumulation=accumulation, gradient_regularization=regularization)
     logits = before(**BATCH).exit_logits
     per_exit = torch.stack([focal(type("Outputs", (), {"logits": z}), LABELS) for z in logits.unbind(1)])
-    losses = ExitLoss()(logits, LABELS, exit_layers=[1, 2, 3, 4], problem_type=SINGLE, per_exit=per_exit)
+    losses = ExitLoss(**PAPER_LOSS)(
+        logits, LABELS, exit_layers=[1, 2, 3, 4], problem_type=SINGLE, per_exit=per_exit
+    )
     entry = trainer.state.log_history[0]
     assert entry["loss_last"] == pytest.approx(per_exit[-1].item(), rel=1e-4)
     assert entry["loss_exits"] == pytest.approx(losses.exits.item(), rel=1e-4)

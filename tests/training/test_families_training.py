@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from by_version import enable_checkpointing
 from explicit import projection
 from families import families
-from tiny import CLASSES, ROWS, build, padded_batch
+from tiny import CLASSES, PAPER, ROWS, build, padded_batch
 from torch import Tensor
 
 from modeling_romebert import RomeBertForSequenceClassification, RomeBertTrainer, RomeBertTrainingArguments
@@ -94,7 +94,10 @@ def test_a_step_is_the_projection_of_two_explicit_backward_passes(family, tmp_pa
         "max_grad_norm": 0.0,
     }
     arguments = RomeBertTrainingArguments(
-        str(tmp_path), max_steps=1, per_device_train_batch_size=ROWS, distillation_weight=0.0, **quiet
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=ROWS,
+        **PAPER | quiet | {"distillation_weight": 0.0},
     )
     RomeBertTrainer(after, arguments, train_dataset=rows, optimizers=(optimizer, schedule)).train()
     whole = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()

@@ -11,7 +11,7 @@ import torch
 from killed_run import IN_CHECKPOINT, IN_STEP, NEVER, train
 from processes import SERVER, environments
 from safetensors import safe_open
-from tiny import build, tiny_rows, tiny_tokenizer
+from tiny import PAPER, build, tiny_rows, tiny_tokenizer
 
 from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
 from modeling_romebert.training.resume import (
@@ -164,7 +164,7 @@ def trainer_of(folder, **settings):
         "max_steps": 3,
         "per_device_train_batch_size": 4,
     }
-    arguments = RomeBertTrainingArguments(str(folder), **quiet | settings)
+    arguments = RomeBertTrainingArguments(str(folder), **quiet | PAPER | settings)
     return RomeBertTrainer(
         build(num_labels=2, exit_pooling="cls"),
         arguments,

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import LAYERS, build, tiny_backbone, tiny_rows, tiny_tokenizer
+from tiny import LAYERS, PAPER, build, tiny_backbone, tiny_rows, tiny_tokenizer
 from transformers import (
     BertForSequenceClassification,
     EarlyStoppingCallback,
@@ -63,7 +63,7 @@ def trainer_of(folder, model=None, rows=None, watch=None, evaluates=False, **set
     }
     return RomeBertTrainer(
         build(num_labels=2) if model is None else model,
-        RomeBertTrainingArguments(str(folder), **quiet | sizes | settings),
+        RomeBertTrainingArguments(str(folder), **quiet | PAPER | sizes | settings),
         train_dataset=tiny_rows(ROWS) if rows is None else rows,
         eval_dataset=tiny_rows(4) if evaluates else None,
         processing_class=tiny_tokenizer(),

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from explicit import COLLATE, contrary, rows_of, train
+from tiny import PAPER
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
@@ -46,7 +47,7 @@ def trainer_of(folder, model, rows=ROWS, callbacks=(), **settings):
     return RomeBertTrainer(
         model,
         RomeBertTrainingArguments(
-            str(folder), **quiet | order | {"max_grad_norm": 0.0, "max_steps": 1} | settings
+            str(folder), **quiet | PAPER | order | {"max_grad_norm": 0.0, "max_steps": 1} | settings
         ),
         train_dataset=rows,
         data_collator=COLLATE,
