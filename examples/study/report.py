@@ -22,6 +22,7 @@ from transformers import HfArgumentParser
 from study.cells import GRID, HERE, RESULTS, read_grid
 from study.findings import (
     CEILING,
+    DEFAULT,
     TWO_STAGES,
     TWO_STAGES_HEADS,
     Groups,
@@ -50,7 +51,6 @@ from study.tables import (
 from study.wording import in_words, interval, markdown, points
 
 PAGE = HERE.parents[1] / "docs" / "study.md"
-DEFAULT = "kl-1-heads"
 ALTERNATIVES = ("paper", "mean-6", "mean-12", "mean-6-heads", "kl-0.3-heads", TWO_STAGES_HEADS)
 
 

@@ -27,6 +27,7 @@ from benchmarks import (
     token_exits,
     training_cost,
 )
+from study import cells, findings, tables
 
 from modeling_romebert.evaluation.provenance import read_json
 from support.results_picture import draw, made_with
@@ -45,6 +46,7 @@ def sections() -> dict[str, str]:
 
     return {
         "headline": headline(of("quickstart")),
+        "study": tables.claim(findings.load(cells.RESULTS)),
         "families": families(of("families")),
         "layers": timing(layers.table, of("layers")),
         "layers-same-length": timing(layers.table, of("layers-same-length")),

@@ -22,7 +22,7 @@ def scale_rate(optimizer: Optimizer, weights: Iterable[nn.Parameter], factor: fl
     A schedule that is made afterwards multiplies each group's rate alike.
 
     Raises:
-        ValueError: the optimizer does not hold all of these weights.
+        ValueError: there are none, or the optimizer does not hold all of them.
 
     Example:
         >>> import torch
@@ -38,10 +38,11 @@ def scale_rate(optimizer: Optimizer, weights: Iterable[nn.Parameter], factor: fl
         here = [weight for weight in group["params"] if id(weight) in wanted]
         if here:
             moved.append({**group, "params": here, "lr": factor * group["lr"]})
-    if sum(len(group["params"]) for group in moved) < len(wanted):
+    if not wanted or sum(len(group["params"]) for group in moved) < len(wanted):
         raise ValueError(
             f"exit_learning_rate_factor={factor:g} does not go with a {type(optimizer).__name__} that does"
-            " not hold the weights of the exits themselves. Use 1, or another optim."
+            " not hold the weights of the exits themselves, nor with exits that are not trained"
+            f" ({len(wanted)} weights of exits were found). Use 1, or another optim."
         )
     for group in optimizer.param_groups:
         group["params"] = [weight for weight in group["params"] if id(weight) not in wanted]

@@ -94,8 +94,11 @@ def test_what_it_does_not_go_with(tmp_path):
         trainer_of(tmp_path, exit_learning_rate_factor=2, optimizers=(optimizer, None))
     with pytest.raises(ValueError, match=r"exit_learning_rate_factor=0.0 is not above 0 \(1 is the learning"):
         trainer_of(tmp_path, exit_learning_rate_factor=0)
-    with pytest.raises(ValueError, match="exit_learning_rate_factor=2 does not go with a SGD that does not"):
-        head_rates.scale_rate(optimizer, contrary().parameters(), 2.0)
+    for weights in (contrary().parameters(), []):
+        with pytest.raises(
+            ValueError, match="exit_learning_rate_factor=2 does not go with a SGD that does not"
+        ):
+            head_rates.scale_rate(optimizer, weights, 2.0)
     assert len(optimizer.param_groups) == 1  # as it was
 
 
