@@ -158,6 +158,16 @@ def difference_over(
     return paired(pairs, what) if pairs and all(ones for ones, _ in pairs) else None
 
 
+def with_seeds(groups: Groups) -> Groups:
+    """The tasks on which the default, both kinds of two stages and no exits have more than one seed."""
+    names = (DEFAULT, TWO_STAGES, TWO_STAGES_HEADS, CEILING)
+    return {
+        group: recipes
+        for group, recipes in groups.items()
+        if all(len(recipes.get(name, ())) > 1 for name in names)
+    }
+
+
 def missing_of(grid: dict[str, Any], groups: Groups) -> dict[Group, dict[str, list[int]]]:
     """What the grid asks for and nobody ran: (task, backbone) -> recipe -> seeds."""
     absent: dict[Group, dict[str, list[int]]] = {}

@@ -28,6 +28,7 @@ from study.findings import (
     Groups,
     best_one_stage,
     difference,
+    difference_over,
     last_of,
     load,
     load_failed,
@@ -35,6 +36,7 @@ from study.findings import (
     mean_over_exits,
     missing_of,
     summary,
+    with_seeds,
 )
 from study.plots import PLOTS, plot, plot_of
 from study.tables import (
@@ -114,8 +116,8 @@ python examples/study/report.py                       # this page
 
 
 def in_short(groups: Groups) -> str:
-    """For each task and backbone: one stage against two, and what it costs the last exit."""
-    lines = ["## In short"]
+    """One stage against two, and what it costs the last exit: over tasks, and for each."""
+    lines = ["## In short", f"- {over_tasks(groups)}"]
     for (task, backbone), recipes in groups.items():
         best = best_one_stage(recipes)
         if best is None or TWO_STAGES not in recipes:
@@ -133,6 +135,23 @@ def in_short(groups: Groups) -> str:
             )
         lines.append(f"- {task}, {backbone}: {told}.")
     return "\n".join(lines)
+
+
+def over_tasks(groups: Groups) -> str:
+    """What the default is worth on the mean of several tasks, and what faster heads alone are."""
+    tasks = list(with_seeds(groups).values())
+    if len(tasks) < 2:
+        return f"`{DEFAULT}` was not run on two tasks with more than one seed yet."
+    told = [
+        f"{about}: {in_words(difference_over(tasks, one, other, what))}"
+        for about, one, other, what in (
+            (f"`{DEFAULT}` against DeeBERT", DEFAULT, TWO_STAGES, mean_over_exits),
+            ("against DeeBERT with faster heads", DEFAULT, TWO_STAGES_HEADS, mean_over_exits),
+            ("its last exit against no exits", DEFAULT, CEILING, last_of),
+            ("faster heads in DeeBERT itself", TWO_STAGES_HEADS, TWO_STAGES, mean_over_exits),
+        )
+    ]
+    return f"On the mean of {len(tasks)} tasks: {'; '.join(told)}."
 
 
 DEFAULTS = f"""\

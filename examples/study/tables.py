@@ -15,7 +15,6 @@ from study.cells import HERE
 from study.findings import (
     CEILING,
     COSTS,
-    DEFAULT,
     HALF,
     TWO_STAGES,
     TWO_STAGES_HEADS,
@@ -30,6 +29,7 @@ from study.findings import (
     mean_of,
     mean_over_exits,
     summary,
+    with_seeds,
 )
 from study.plots import plot_of
 from study.wording import interval, markdown, points
@@ -141,11 +141,7 @@ def over_all_tasks(groups: Groups) -> str:
     full depth is kept.
     """
     references = (TWO_STAGES, TWO_STAGES_HEADS)
-    tasks = [
-        recipes
-        for recipes in groups.values()
-        if all(len(recipes.get(name, ())) > 1 for name in (*references, CEILING))
-    ]
+    tasks = list(with_seeds(groups).values())
     shared = set.intersection(*(set(recipes) for recipes in tasks)) if len(tasks) > 1 else set()
     rows = []
     for name in (name for name in tasks[0] if name in shared) if tasks else ():
@@ -166,24 +162,6 @@ def over_all_tasks(groups: Groups) -> str:
     head += [f"last, against `{CEILING}`", *(f"at {cost}, % of its last exit" for cost in COSTS)]
     told = f"Means over {len(tasks)} tasks of equal weight; intervals draw each task's seeds and rows."
     return f"{told}\n\n{markdown(head, rows)}"
-
-
-def claim(groups: Groups) -> str:
-    """What the README says of the default: a line per task with more than one seed."""
-    references = (TWO_STAGES, TWO_STAGES_HEADS, DEFAULT, CEILING)
-    rows = []
-    for (_, backbone), recipes in groups.items():
-        if any(len(recipes.get(name, ())) < 2 for name in references):
-            continue
-        found = {name: summary(recipes[name]) for name in references}
-        last = difference(recipes, DEFAULT, CEILING, last_of)
-        first = recipes[DEFAULT][0]
-        trained = f"{first['arguments'].get('task_name', 'reviews')}, {first['rows']['train']:,} rows"
-        means = (points(found[name]["mean"], found[name]["mean_spread"]) for name in references[:-1])
-        rows.append([trained, backbone, str(len(recipes[DEFAULT])), *means, interval(last)])
-    head = ["trained on", "encoder", "seeds", "two stages", "two stages, faster heads"]
-    head += ["one stage, faster heads", "its last exit, against no exits"]
-    return markdown(head, rows)
 
 
 def cut(groups: Groups, grid: dict[str, Any]) -> str:

@@ -179,11 +179,15 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
     recipes = findings.load(results)["t", "b"]
     ceiling = [{**one, "exits": {"4": 0.9}, "mean_over_exits": 0.9} for one in recipes["joint"]]
     one_task = {**recipes, "no-exits": ceiling, "deebert-heads": recipes["deebert"]}
-    other_task = {name: one_task[name] for name in ("joint", "deebert", "deebert-heads", "no-exits")}
+    one_task["kl-1-heads"] = recipes["joint"]
+    other_task = {name: runs for name, runs in one_task.items() if name != "kl-0.3"}
     told = tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     gain = findings.difference(recipes, "joint", "deebert", findings.mean_over_exits).difference
     assert f"| `joint` | 3 | **{100 * gain:+.1f}** [" in told and "Means over 2 tasks" in told
     assert "| `kl-0.3`" not in told and "| `no-exits`" not in told
+    short = report.over_tasks({("t", "b"): one_task, ("u", "b"): other_task})
+    assert f"`kl-1-heads` against DeeBERT: {100 * gain:.1f} points ahead [" in short
+    assert "faster heads in DeeBERT itself: no difference shown, +0.0 [" in short
     once = {name: runs[:1] for name, runs in other_task.items()}
     assert tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): once}).startswith("Nothing yet")
 
