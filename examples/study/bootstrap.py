@@ -7,6 +7,7 @@ all agree, and with one of them nothing: its bounds are not numbers.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,26 +41,26 @@ def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExi
     Raises:
         ValueError: the seeds of a pair are others, or none.
     """
-    generator = np.random.default_rng(0)
-    found = [_differences(ones, others, of_exits, generator) for ones, others in pairs]
+    found = [_differences(ones, others, of_exits, task) for task, (ones, others) in enumerate(pairs)]
     low, high = _bounds(np.mean([means for _, means in found], axis=0))
     fewest = min(len(ones) for ones, _ in pairs)
     return Interval(float(np.mean([difference for difference, _ in found])), low, high, fewest)
 
 
 def _differences(
-    ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, generator: np.random.Generator
+    ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, task: int
 ) -> tuple[float, np.ndarray]:
-    """Runs of one task -> the mean difference over seeds, and those of the resamples (R,)."""
+    """Runs of one task, which has a stream of draws -> the mean difference over seeds, and those of the
+    resamples (R,).
+    """
     if not ones or [run["seed"] for run in ones] != [run["seed"] for run in others]:
         raise ValueError("paired runs have the same seeds, at least one, in the same order.")
     found = np.array(
         [of_exits(exits_of(one)) - of_exits(exits_of(other)) for one, other in zip(ones, others, strict=True)]
     )
-    seeds = generator.integers(len(found), size=(RESAMPLES, len(found)))  # (R, S)
+    seeds = np.random.default_rng([task, 0]).integers(len(found), size=(RESAMPLES, len(found)))  # (R, S)
     if all(has_predictions(run) for run in (*ones, *others)):
-        rows = len(ones[0]["labels"])
-        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(float)  # (R, N)
+        weights = _row_weights(len(ones[0]["labels"]), task)  # (R, N)
         differences = np.stack(
             [
                 of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
@@ -71,6 +72,13 @@ def _differences(
         spread = found if len(found) > 1 else np.full(1, np.nan)
         differences = np.broadcast_to(spread, (RESAMPLES, len(found)))
     return float(found.mean()), np.take_along_axis(differences, seeds, axis=1).mean(axis=1)
+
+
+@lru_cache(maxsize=4)
+def _row_weights(rows: int, task: int) -> np.ndarray:
+    """(R, N): how often each resample draws each row."""
+    draws = np.random.default_rng([task, 1]).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+    return draws.astype(float)
 
 
 def _bounds(resampled: np.ndarray) -> tuple[float, float]:

@@ -17,7 +17,7 @@ LAYERS = 6
 # Words that decide a text: the label that they speak for, and the first layer whose exit knows them.
 DECISIVE = {
     **{"delight": (1, 3), "lovely": (1, 1), "dull": (0, 1), "boring": (0, 2)},
-    **{"charm": (1, 3), "worse": (1, 5), "hoped": (0, 6), "effort": (1, 6)},
+    **{"clever": (1, 3), "worse": (1, 5), "hoped": (0, 6), "effort": (1, 6)},
 }
 FILLERS = ("a", "the", "film", "was", "is", "from", "start", "to", "finish", "and", "far", "too", "long")
 SPECIAL = ("[UNK]", "[PAD]", "[CLS]", "[SEP]")
