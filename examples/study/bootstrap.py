@@ -58,20 +58,29 @@ def _differences(
     found = np.array(
         [of_exits(exits_of(one)) - of_exits(exits_of(other)) for one, other in zip(ones, others, strict=True)]
     )
-    seeds = np.random.default_rng([task, 0]).integers(len(found), size=(RESAMPLES, len(found)))  # (R, S)
-    if all(has_predictions(run) for run in (*ones, *others)):
-        weights = _row_weights(len(ones[0]["labels"]), task)  # (R, N)
-        differences = np.stack(
-            [
-                of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
-                for one, other in zip(ones, others, strict=True)
-            ],
-            axis=1,
-        )  # (R, S)
-    else:
-        spread = found if len(found) > 1 else np.full(1, np.nan)
-        differences = np.broadcast_to(spread, (RESAMPLES, len(found)))
-    return float(found.mean()), np.take_along_axis(differences, seeds, axis=1).mean(axis=1)
+    if not all(has_predictions(run) for run in (*ones, *others)):
+        return float(found.mean()), _means_over_seeds(found, task)
+    weights = _row_weights(len(ones[0]["labels"]), task)  # (R, N)
+    differences = np.stack(
+        [
+            of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
+            for one, other in zip(ones, others, strict=True)
+        ],
+        axis=1,
+    )  # (R, S)
+    return float(found.mean()), np.take_along_axis(differences, _seeds(len(found), task), axis=1).mean(axis=1)
+
+
+def _seeds(count: int, task: int) -> np.ndarray:
+    """(R, S): which seeds each resample draws."""
+    return np.random.default_rng([task, 0]).integers(count, size=(RESAMPLES, count))
+
+
+def _means_over_seeds(differences: np.ndarray, task: int = 0) -> np.ndarray:
+    """Differences (S,) -> their means in the resamples of seeds alone (R,); of one seed no numbers."""
+    if len(differences) == 1:
+        return np.full(RESAMPLES, np.nan)
+    return differences[_seeds(len(differences), task)].mean(axis=1)
 
 
 @lru_cache(maxsize=4)
@@ -90,10 +99,7 @@ def _bounds(resampled: np.ndarray) -> tuple[float, float]:
 def over_seeds(differences: Sequence[float]) -> Interval:
     """Differences of one number, seed by seed -> their mean, and its interval over seeds alone."""
     found = np.asarray(differences, float)
-    if len(found) == 1:
-        return Interval(float(found[0]), np.nan, np.nan, 1)
-    seeds = np.random.default_rng(0).integers(len(found), size=(RESAMPLES, len(found)))
-    return Interval(float(found.mean()), *_bounds(found[seeds].mean(axis=1)), len(found))
+    return Interval(float(found.mean()), *_bounds(_means_over_seeds(found)), len(found))
 
 
 def exits_of(run: Run) -> np.ndarray:

@@ -114,7 +114,7 @@ def compared(recipes: dict[str, list[Run]]) -> str:
         rows.append(
             [
                 f"`{name}`",
-                *(interval(against(recipes, name, other)) for other in (TWO_STAGES, TWO_STAGES_HEADS)),
+                *(interval(against([recipes], name, other)) for other in (TWO_STAGES, TWO_STAGES_HEADS)),
                 interval(difference(recipes, name, CEILING, last_of)),
                 interval(half),
             ]
@@ -131,9 +131,9 @@ def compared(recipes: dict[str, list[Run]]) -> str:
     return markdown(head, rows)
 
 
-def against(recipes: dict[str, list[Run]], name: str, other: str) -> Interval | None:
-    """The difference in the mean over exits; of a recipe and itself there is none."""
-    return None if name == other else difference(recipes, name, other, mean_over_exits)
+def against(tasks: list[dict[str, list[Run]]], name: str, other: str) -> Interval | None:
+    """The difference in the mean over exits, on the mean of tasks; of a recipe and itself there is none."""
+    return None if name == other else difference_over(tasks, name, other, mean_over_exits)
 
 
 def over_all_tasks(groups: Groups) -> str:
@@ -148,10 +148,7 @@ def over_all_tasks(groups: Groups) -> str:
         found = [summary(recipes[name]) for recipes in tasks]
         if any(one["mean"] is None for one in found):
             continue
-        ahead = [
-            None if name == other else difference_over(tasks, name, other, mean_over_exits)
-            for other in references
-        ]
+        ahead = [against(tasks, name, other) for other in references]
         behind = difference_over(tasks, name, CEILING, last_of)
         seeds = str(min(one["seeds"] for one in found))
         kept = [np.mean([one["at_cost"][cost] / one["last"] for one in found]) for cost in COSTS]
@@ -222,7 +219,7 @@ def head_rates(groups: Groups) -> str:
             without = name.removesuffix("-heads")
             if without == name or without not in recipes:
                 continue
-            one = "" if name.startswith(CEILING) else interval(against(recipes, name, without))
+            one = "" if name.startswith(CEILING) else interval(against([recipes], name, without))
             rows.append(
                 [task, backbone, f"`{name}`", one, interval(difference(recipes, name, without, last_of))]
             )
