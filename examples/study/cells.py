@@ -77,9 +77,10 @@ def cells_of(
     seeds: Sequence[int] | None = None,
     more: dict[str, Any] | None = None,
 ) -> list[Cell]:
-    """The runs that are asked for; all of the grid when nothing is left out. First seeds come first.
+    """The runs that are asked for; all of the grid when nothing is. First seeds come first.
 
     A task of the grid may name its own `recipes`, and as `cut` those that it runs with its first seed alone.
+    A `large` one runs only when `tasks` names it.
 
     Args:
         recipes: names, also of recipes that the grid does not list, or YAML files.
@@ -93,7 +94,7 @@ def cells_of(
     check("backbones", backbones, grid["backbones"])
     cells = []
     for task, of_task in grid["tasks"].items():
-        if tasks and task not in tasks:
+        if task not in tasks if tasks else of_task.get("large", False):
             continue
         for backbone in backbones or of_task["backbones"]:
             for seed in seeds or of_task["seeds"]:

@@ -180,9 +180,7 @@ def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str]) -> str
     """Cells of the grid without a result, and runs that failed."""
     absent = missing_of(grid, groups)
     runs = sum(len(seeds) for recipes in absent.values() for seeds in recipes.values())
-    if not runs and not failed:
-        return "Nothing: the grid is full, and no run failed."
-    lines = [f"{runs} runs of the grid have no result yet."]
+    lines = []
     for (task, backbone), recipes in absent.items():
         if (task, backbone) not in groups:
             lines.append(f"- {task}, {backbone}: all")
@@ -193,7 +191,10 @@ def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str]) -> str
         told = "; ".join(f"seeds {seeds} of {', '.join(names)}" for seeds, names in by_seeds.items())
         lines.append(f"- {task}, {backbone}: {told}")
     lines += [f"- failed: {name}: {reason.splitlines()[-1]}" for name, reason in failed.items()]
-    return "\n".join([lines[0], "", *lines[1:]])
+    if larger := [name for name, of_task in grid["tasks"].items() if of_task.get("large")]:
+        lines.append(f"- for a GPU, run only when `--tasks` names them: {', '.join(larger)}")
+    told = f"{runs} runs of the grid have no result yet." if runs else "Every run of the grid has a result."
+    return "\n\n".join([told, "\n".join(lines)]).rstrip()
 
 
 if __name__ == "__main__":

@@ -66,6 +66,9 @@ def test_a_task_may_run_fewer_recipes_and_those_that_are_cut_once():
     assert [(cell.recipe, cell.seed) for cell in found] == [("joint", 1), ("kl-1", 1), ("joint", 2)]
     assert {cell.data for cell in found} == {"d"}
     assert [cell.seed for cell in cells.cells_of(grid, recipes=["kl-1"], seeds=[2])] == [2]
+    grid["tasks"]["whole"] = {**grid["tasks"]["t"], "large": True}
+    assert cells.cells_of(grid) == found
+    assert {cell.task for cell in cells.cells_of(grid, ["whole"])} == {"whole"}
 
 
 # ---- runs

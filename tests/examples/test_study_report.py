@@ -248,7 +248,7 @@ def test_what_was_cut_is_told_with_its_distance_to_the_best(results):
 def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     of_task = {"backbones": ["b", "c"], "seeds": [1, 2, 3], "arguments": {}}
     grid = {"common": {}, "backbones": {"b": "x", "c": "y"}, "recipes": ["joint", "kl-0.3"]}
-    grid["tasks"] = {"t": of_task}
+    grid["tasks"] = {"t": of_task, "whole": {**of_task, "large": True}}
     write_json(tmp_path / "grid.json", grid)  # which is YAML too
     for recipe in ("paper", "joint"):
         write_json(tmp_path / f"failed/t/b/{recipe}/1.json", {"reason": "first\nloss is nan at step 7"})
@@ -267,6 +267,7 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     assert re.search(r"Against DeeBERT: [12]\d\.\d points ahead \[\+.*, \+.*\] \(3 seeds\)", page)
     assert "7 runs of the grid have no result yet." in page
     assert "- t, b: seeds 3 of `kl-0.3`" in page and "- t, c: all" in page
+    assert "- for a GPU, run only when `--tasks` names them: whole" in page
     assert "joint 1: " not in page  # it has a result by now
     assert "with more than one seed. Nothing here compares them yet." in page
     assert "- failed: t b paper 1: loss is nan at step 7" in page
