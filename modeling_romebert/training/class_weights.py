@@ -2,17 +2,17 @@
 dataset.
 """
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..configuration_romebert import ProblemType
+from ..data.dataset_labels import read_labels
 from ..data.labels import LABEL_COLUMNS, LabelReader
-from ..data.token_labels import TokenLabelReader, reader_for
+from ..data.token_labels import reader_for
 from ..losses import IGNORED_LABEL, check_class_weights
 
 BALANCED = "balanced"
@@ -153,24 +153,11 @@ def all_labels(dataset: Any, read: LabelReader) -> Tensor:
     Raises:
         ValueError: they cannot all be read: there is no such column, or no end; or one has no meaning.
     """
-    rows: Any = None
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
-        columns = [name for name in LABEL_COLUMNS if name in dataset.column_names]
-        rows = dataset.select_columns(columns).with_format(None) if columns else None
-    elif isinstance(dataset, Sized):
-        rows = [dataset[index] for index in range(len(dataset))]  # type: ignore[index]
-    labelled = bool(rows) and all(
-        isinstance(row, Mapping) and any(name in row for name in LABEL_COLUMNS) for row in rows
-    )
-    if not labelled:
+    labels = read_labels(dataset, read)
+    if labels is None:
         raise ValueError(
             f"class_weights={BALANCED!r} is counted from the labels of train_dataset, which is a"
             f" {type(dataset).__name__} whose labels cannot all be read beforehand (columns"
             f" {', '.join(LABEL_COLUMNS)}); give one number per class."
         )
-    labels: list[Any] = [
-        read.of_row(row, f"train_dataset: row {number}")[1] for number, row in enumerate(rows)
-    ]
-    if isinstance(read, TokenLabelReader):
-        return torch.tensor([one for of_row in labels for one in of_row])  # of all tokens
-    return torch.tensor(labels)
+    return labels

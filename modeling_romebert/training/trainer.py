@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..configuration_romebert import ProblemType
 from ..data.fingerprint import sample_of
 from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
@@ -23,6 +24,7 @@ from .class_weights import ClassWeights, parse_class_weights
 from .exit_trainer import ExitTrainer
 from .head_rates import head_weights, scale_rate
 from .library_hooks import HookWatch
+from .number_starts import start_at_mean
 from .objectives import EXITS
 from .own_loss import losses_of_own
 from .resume import TRAINER_STATE, checkpoint_to_resume
@@ -46,6 +48,9 @@ class RomeBertTrainer(ExitTrainer):
     `projected` (share of steps in which they
     conflicted): means over steps and processes since the last log, without the numbers that are not finite.
     `skipped_steps` counts those that `non_finite="skip"` left out since then.
+
+    The new exits of a regression start at the mean of the labels (number_starts.py), unless a
+    `compute_loss_func` gives their answers another meaning.
 
     Settings are read when a training or an evaluation starts: those changed after construction, as by a
     search, count. What one training keeps between its steps is in training_run.py. `compute_loss_func` takes
@@ -231,6 +236,8 @@ class RomeBertTrainer(ExitTrainer):
         model = self.romebert
         self._run = TrainingRun(model, self.model, self.args, self._exit_loss(), self._sum_over_processes)
         self._settle_unused_weights()
+        if model.problem_type == ProblemType.REGRESSION and self.compute_loss_func is None:
+            start_at_mean(self.model, model.config, self.train_dataset)
         if self.hp_search_backend is not None and self.compute_objective is evaluation_loss:
             self._trials.compare(self.args.objective, self._run.exit_loss)
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
