@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from modeling_romebert.evaluation.provenance import read_json
-from study.bootstrap import Interval, OfExits, Run, exits_of, paired
+from study.bootstrap import Interval, OfExits, Run, exits_of, over_seeds, paired
 from study.cells import FAILED, PILOTS, cells_of
 
 Group = tuple[str, str]  # task and backbone
@@ -156,6 +156,14 @@ def difference_over(
     """The same on the mean of several tasks. `None` where one of them has no seed of both."""
     pairs = [in_common(recipes.get(one, []), recipes.get(other, [])) for recipes in tasks]
     return paired(pairs, what) if pairs and all(ones for ones, _ in pairs) else None
+
+
+def against_half(recipes: dict[str, list[Run]], name: str) -> Interval | None:
+    """A recipe at half the cost, against half the layers; `None` where no seed has both, or one no curve."""
+    ones, others = in_common(recipes.get(name, []), recipes.get(HALF, []))
+    pairs = [(at_cost(one, 0.5), exits_of(other)[-1]) for one, other in zip(ones, others, strict=True)]
+    found = [float(one - other) for one, other in pairs if one is not None]
+    return over_seeds(found) if pairs and len(found) == len(pairs) else None
 
 
 def with_seeds(groups: Groups) -> Groups:

@@ -35,13 +35,13 @@ from study.findings import (
     load_pilots,
     mean_over_exits,
     missing_of,
-    summary,
     with_seeds,
 )
 from study.plots import PLOTS, plot, plot_of
 from study.tables import (
     against_the_paper,
     cut,
+    each_task,
     head_rates,
     learning_rates,
     over_all_tasks,
@@ -50,7 +50,7 @@ from study.tables import (
     rules,
     section,
 )
-from study.wording import in_words, interval, markdown, points
+from study.wording import in_words, interval, markdown
 
 PAGE = HERE.parents[1] / "docs" / "study.md"
 ALTERNATIVES = ("paper", "mean-6", "mean-12", "mean-6-heads", "kl-0.3-heads", TWO_STAGES_HEADS)
@@ -116,25 +116,8 @@ python examples/study/report.py                       # this page
 
 
 def in_short(groups: Groups) -> str:
-    """One stage against two, and what it costs the last exit: over tasks, and for each."""
-    lines = ["## In short", f"- {over_tasks(groups)}"]
-    for (task, backbone), recipes in groups.items():
-        best = best_one_stage(recipes)
-        if best is None or TWO_STAGES not in recipes:
-            lines.append(f"- {task}, {backbone}: too few recipes were run to compare.")
-            continue
-        told = f"of the recipes with as many epochs, `{best}` has the highest mean over exits"
-        told += f" ({points(summary(recipes[best])['mean'])}). Against DeeBERT:"
-        told += f" {in_words(difference(recipes, best, TWO_STAGES, mean_over_exits))}"
-        if TWO_STAGES_HEADS in recipes:
-            ahead = difference(recipes, best, TWO_STAGES_HEADS, mean_over_exits)
-            told += f", with faster heads {in_words(ahead)}"
-        if CEILING in recipes:
-            told += (
-                f". Its last exit against no exits: {in_words(difference(recipes, best, CEILING, last_of))}"
-            )
-        lines.append(f"- {task}, {backbone}: {told}.")
-    return "\n".join(lines)
+    """What the default is worth over tasks, and on each."""
+    return "\n\n".join(["## In short", over_tasks(groups), each_task(groups)])
 
 
 def over_tasks(groups: Groups) -> str:
