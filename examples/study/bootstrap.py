@@ -1,9 +1,9 @@
 """Is one recipe better than another, or were it the seeds and the rows? Paired bootstrap intervals.
 
 Both recipes are judged with the same seeds on the same rows, and so are their resamples: each draws seeds
-and evaluation rows with replacement, the same for both. Where a metric cannot be had from predictions
-(numbers, or a point of a curve), only seeds are drawn, which with three of them says little more than whether
-all agree, and with one of them nothing: its bounds are not numbers.
+and evaluation rows with replacement, the same for both. Where there are no predictions (as of a point of a
+curve), only seeds are drawn, which with three of them says little more than whether all agree, and with one
+of them nothing: its bounds are not numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ def _differences(
     )
     if not all(has_predictions(run) for run in (*ones, *others)):
         return float(found.mean()), _means_over_seeds(found, task)
-    weights = _row_weights(len(ones[0]["labels"]), task)  # (R, N)
+    weights = _row_weights(ones[0]["rows"]["evaluation"], task)  # (R, N)
     differences = np.stack(
         [
             of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
@@ -113,12 +113,23 @@ def has_predictions(run: Run) -> bool:
 
 def resampled(run: Run, weights: np.ndarray) -> np.ndarray:
     """weights (R, N), how often a resample has each row -> (R, E), the metric at each exit."""
-    labels = np.frombuffer(run["labels"].encode(), np.uint8)  # (N,)
+    of_one = len(run["labels"]) // run["rows"]["evaluation"]  # characters: of a class 1, of a number 2
+    labels = read_characters(run["labels"], of_one)  # (N,)
     layers = sorted(run["predictions"], key=int)
-    predicted = np.stack(
-        [np.frombuffer(run["predictions"][layer].encode(), np.uint8) for layer in layers]
-    )  # (E, N)
+    predicted = np.stack([read_characters(run["predictions"][layer], of_one) for layer in layers])  # (E, N)
     return FROM_COUNTS[run["metric"]](weights, predicted, labels)
+
+
+def read_characters(text: str, of_one: int = 1) -> np.ndarray:
+    """What one_run.py wrote -> (N,): class ids, or numbers between 0 and 36 ** 2 - 1.
+
+    Example:
+        >>> read_characters("01b").tolist(), read_characters("00i0zz", of_one=2).tolist()
+        ([0.0, 1.0, 11.0], [0.0, 648.0, 1295.0])
+    """
+    codes = np.frombuffer(text.encode(), np.uint8).reshape(-1, of_one).astype(float)
+    digits = np.where(codes < ord("a"), codes - ord("0"), codes - ord("a") + 10)
+    return digits @ 36.0 ** np.arange(of_one)[::-1]
 
 
 def _accuracy(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -127,7 +138,7 @@ def _accuracy(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) ->
 
 def _counts(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Of two classes -> how many are both, are predicted and are labelled class 1, and how many there are."""
-    yes, true = (predicted == ord("1")).astype(float), (labels == ord("1")).astype(float)
+    yes, true = (predicted == 1).astype(float), (labels == 1).astype(float)
     total = weights.sum(axis=1, keepdims=True)
     return weights @ (yes * true).T, weights @ yes.T, weights @ true[:, None], total
 
@@ -143,8 +154,20 @@ def _matthews(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) ->
     return np.where(spread > 0, (total * both - yes * true) / np.where(spread > 0, spread, 1), 0.0)
 
 
+def _pearson(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    total = weights.sum(axis=1, keepdims=True)
+    predicted = predicted - predicted.mean(axis=1, keepdims=True)  # so that squares stay small
+    labels = labels - labels.mean()
+    mean, mean_label = weights @ predicted.T / total, weights @ labels[:, None] / total  # (R, E), (R, 1)
+    product = weights @ (predicted * labels).T / total - mean * mean_label
+    variance = weights @ np.square(predicted).T / total - mean**2
+    spread = np.sqrt(variance * (weights @ np.square(labels)[:, None] / total - mean_label**2))
+    return np.where(spread > 0, product / np.where(spread > 0, spread, 1), 0.0)
+
+
 FROM_COUNTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews_correlation": _matthews,
+    "pearson": _pearson,
 }

@@ -175,7 +175,7 @@ def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) ->
     """The metric at every exit that was trained, and what each rule of leaving costs and scores: the first
     one as `policy` and `curve`, the others as `policies`.
 
-    `predictions` are those of each exit, a character for each row; of numbers there are none.
+    `predictions` are those of each exit, and `labels` the rows': a character for a class, two for a number.
     """
     layers = model.config.exit_layers if trains_exits else model.config.exit_layers[-1:]
     rules = policies(glue) if trains_exits else policies(glue)[:1]
@@ -202,11 +202,16 @@ def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) ->
         "area": reports[0].area if trains_exits else None,
         "policies": {report.policy["name"]: points(report) for report in reports[1:]},
     }
+    logits = found.exit_logits.numpy()  # (N, E, C)
+    written = None
     if model.problem_type == ProblemType.SINGLE_LABEL and model.num_labels <= len(DIGITS):
-        predicted = predictions_of(found.exit_logits.numpy(), model.problem_type)  # (N, E)
+        predicted, written = predictions_of(logits, model.problem_type), in_characters  # (N, E)
+    elif model.problem_type == ProblemType.REGRESSION and model.num_labels == 1:
+        predicted, written = logits[..., 0], in_pairs  # (N, E)
+    if written is not None:
         columns = dict(zip(model.config.exit_layers, predicted.T, strict=True))
-        judgement["predictions"] = {str(layer): in_characters(columns[layer]) for layer in layers}
-        judgement["labels"] = in_characters(found.labels)
+        judgement["predictions"] = {str(layer): written(columns[layer]) for layer in layers}
+        judgement["labels"] = written(np.asarray(found.labels))
     return judgement
 
 
@@ -235,6 +240,19 @@ def in_characters(classes: np.ndarray) -> str:
         '01b'
     """
     return "".join(DIGITS[one] for one in classes.tolist())
+
+
+def in_pairs(numbers: np.ndarray) -> str:
+    """(N,) numbers -> two characters each: where it lies between the least, 00, and the greatest, zz. That is
+    enough for a correlation, to which scales are all alike.
+
+    Example:
+        >>> in_pairs(np.array([2.0, 3.0, 4.0]))
+        '00i0zz'
+    """
+    span = float(np.ptp(numbers)) or 1.0
+    levels = np.rint((numbers - numbers.min()) / span * (len(DIGITS) ** 2 - 1)).astype(int)
+    return "".join(DIGITS[level // len(DIGITS)] + DIGITS[level % len(DIGITS)] for level in levels.tolist())
 
 
 def logged(history: list[dict[str, Any]]) -> dict[str, Any]:

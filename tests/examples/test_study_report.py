@@ -59,6 +59,25 @@ def matthews(labels, predicted):
     return matthews_corrcoef([int(one) for one in labels], [int(one) for one in predicted])
 
 
+def test_correlations_of_resamples_are_those_of_the_repeated_rows():
+    generator = np.random.default_rng(0)
+    labels = generator.normal(2.5, 1.0, 60)
+    predicted = np.stack([labels + generator.normal(0, noise, 60) for noise in (2.0, 0.3, 0.0)])  # (E, N)
+    one = {
+        "metric": "pearson",
+        "predictions": {str(layer): one_run.in_pairs(row) for layer, row in enumerate(predicted, start=9)},
+        "labels": one_run.in_pairs(labels),
+        "rows": {"evaluation": 60},
+    }
+    weights = generator.multinomial(60, np.full(60, 1 / 60), size=5)
+    for counts, values in zip(weights, bootstrap.resampled(one, weights.astype(float)), strict=True):
+        rows = np.repeat(np.arange(60), counts)
+        expected = [np.corrcoef(row[rows], labels[rows])[0, 1] for row in predicted]
+        assert values == pytest.approx(expected, abs=1e-3)
+    one["predictions"] = {"1": one_run.in_pairs(np.full(60, 7.0))}
+    assert bootstrap.resampled(one, weights.astype(float)).tolist() == [[0.0]] * 5
+
+
 def random_words(rows, seed, share=0.7, labels=None):
     generator = np.random.default_rng(seed)
     if labels is None:
