@@ -42,6 +42,7 @@ from study.tables import (
     against_the_paper,
     cut,
     each_task,
+    equal_time,
     head_rates,
     learning_rates,
     over_all_tasks,
@@ -89,6 +90,7 @@ def page(groups: Groups, grid: dict[str, Any], failed: dict[str, str], pilots: d
     parts = ["# The study: what each ingredient is worth", INTRODUCTION, in_short(groups)]
     parts += ["## Results", *(section(group, recipes) for group, recipes in groups.items())]
     parts += ["## Over all tasks", over_all_tasks(groups), "## Cut after one seed", cut(groups, grid)]
+    parts += ["## At equal time", equal_time(groups)]
     parts += ["## Heads at ten times the learning rate", head_rates(groups)]
     parts += ["## The projection", projection(groups), "## Exit rules", rules(groups)]
     parts += ["## Defaults", defaults(groups)]

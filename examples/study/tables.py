@@ -26,6 +26,7 @@ from study.findings import (
     best_one_stage,
     difference,
     difference_over,
+    in_common,
     last_of,
     mean_of,
     mean_over_exits,
@@ -244,6 +245,22 @@ def head_rates(groups: Groups) -> str:
             )
     head = ["task", "backbone", "recipe", "mean, against without", "last, against without"]
     return markdown(head, rows) if rows else "Nothing yet: no recipe was run both with and without it."
+
+
+def equal_time(groups: Groups) -> str:
+    """The default against two stages that take about as long, on the clock of the processor or the GPU."""
+    rows = []
+    for (task, backbone), recipes in groups.items():
+        for other in (f"{TWO_STAGES}-equal-time", f"{TWO_STAGES_HEADS}-equal-time"):
+            if DEFAULT in recipes and other in recipes:
+                both = (difference(recipes, DEFAULT, other, what) for what in (mean_over_exits, last_of))
+                minutes = (f"{summary(recipes[name])['seconds'] / 60:.1f}" for name in (DEFAULT, other))
+                seeds = str(len(in_common(recipes[DEFAULT], recipes[other])[0]))
+                rows.append([task, backbone, f"`{other}`", seeds, *minutes, *map(interval, both)])
+    if not rows:
+        return "Nothing yet: two stages of equal time were not run."
+    head = ["task", "backbone", f"`{DEFAULT}` against", "seeds", "minutes", "its minutes"]
+    return markdown([*head, "mean over exits", "last exit"], rows)
 
 
 def rules(groups: Groups) -> str:

@@ -237,6 +237,15 @@ def test_heads_at_another_rate_are_compared_with_the_same_recipe_without(results
     assert told[-1].endswith(f" | {wording.interval(gain)} |")
 
 
+def test_two_stages_of_equal_time_are_told_apart(results):
+    recipes = findings.load(results)["t", "b"]
+    assert tables.equal_time({("t", "b"): recipes}).startswith("Nothing yet")
+    renamed = {"kl-1-heads": recipes["kl-0.3"], "deebert-equal-time": recipes["deebert"]}
+    told = tables.equal_time({("t", "b"): renamed}).splitlines()
+    gain = findings.difference(recipes, "kl-0.3", "deebert", findings.mean_over_exits)
+    assert told[-1].startswith(f"| t | b | `deebert-equal-time` | 2 | 0.5 | 0.5 | {wording.interval(gain)} |")
+
+
 def test_pilots_tell_each_rate_and_the_one_that_was_chosen(results):
     of_task = {"arguments": {"learning_rate": 1e-4}}
     labels = random_words(50, 0)
