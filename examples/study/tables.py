@@ -294,7 +294,7 @@ def against_the_paper(groups: Groups) -> str:
                 ]
             )
         for (ours, backbone), recipes in groups.items():
-            for recipe in ("deebert-double", "paper", best_one_stage(recipes)):
+            for recipe in (TWO_STAGES, "deebert-double", "paper", best_one_stage(recipes)):
                 if recipe in recipes and recipes[recipe][0]["arguments"].get("task_name") == task:
                     exits = np.mean([exits_of(run) for run in recipes[recipe]], axis=0)
                     middle = exits[len(exits) // 2 - 1]
