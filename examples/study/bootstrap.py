@@ -151,7 +151,7 @@ def _f1(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.nd
 def _matthews(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
     both, yes, true, total = _counts(weights, predicted, labels)
     spread = np.sqrt(yes * (total - yes) * true * (total - true))
-    return np.where(spread > 0, (total * both - yes * true) / np.where(spread > 0, spread, 1), 0.0)
+    return _over_spread(total * both - yes * true, spread)
 
 
 def _pearson(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -162,7 +162,12 @@ def _pearson(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> 
     product = weights @ (predicted * labels).T / total - mean * mean_label
     variance = weights @ np.square(predicted).T / total - mean**2
     spread = np.sqrt(variance * (weights @ np.square(labels)[:, None] / total - mean_label**2))
-    return np.where(spread > 0, product / np.where(spread > 0, spread, 1), 0.0)
+    return _over_spread(product, spread)
+
+
+def _over_spread(values: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """values / spread (R, E); 0 where all answers or all labels are alike."""
+    return np.where(spread > 0, values / np.where(spread > 0, spread, 1), 0.0)
 
 
 FROM_COUNTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {

@@ -55,8 +55,6 @@ def learning_rates(pilots: dict[str, Groups], grid: dict[str, Any]) -> str:
         "Of each task by pilot runs with seed 100, and the same for all recipes: of the rates at which the"
         f" last exit of `{CEILING}` is within half a point of its best, the one with the highest mean over"
         f" exits of `{TWO_STAGES}`."
-    )
-    told += (
         " Tasks with fewer than two rates here take that of `sst2-4k`, whose backbone is theirs; `reviews-2k`"
         " takes the quickstart's."
     )
