@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from study import characters
+
 Run = dict[str, Any]  # a result, as one_run.py wrote it
 OfExits = Callable[[np.ndarray], np.ndarray]  # metrics of all exits (..., E) -> (...)
 RESAMPLES = 2000
@@ -83,7 +85,7 @@ def _means_over_seeds(differences: np.ndarray, task: int = 0) -> np.ndarray:
     return differences[_seeds(len(differences), task)].mean(axis=1)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _row_weights(rows: int, task: int) -> np.ndarray:
     """(R, N): how often each resample draws each row."""
     draws = np.random.default_rng([task, 1]).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
@@ -113,23 +115,10 @@ def has_predictions(run: Run) -> bool:
 
 def resampled(run: Run, weights: np.ndarray) -> np.ndarray:
     """weights (R, N), how often a resample has each row -> (R, E), the metric at each exit."""
-    of_one = len(run["labels"]) // run["rows"]["evaluation"]  # characters: of a class 1, of a number 2
-    labels = read_characters(run["labels"], of_one)  # (N,)
-    layers = sorted(run["predictions"], key=int)
-    predicted = np.stack([read_characters(run["predictions"][layer], of_one) for layer in layers])  # (E, N)
+    rows, answers = run["rows"]["evaluation"], run["predictions"]
+    exits = [characters.read(answers[layer], rows) for layer in sorted(answers, key=int)]
+    predicted, labels = np.stack(exits), characters.read(run["labels"], rows)  # (E, N), (N,)
     return FROM_COUNTS[run["metric"]](weights, predicted, labels)
-
-
-def read_characters(text: str, of_one: int = 1) -> np.ndarray:
-    """What one_run.py wrote -> (N,): class ids, or numbers between 0 and 36 ** 2 - 1.
-
-    Example:
-        >>> read_characters("01b").tolist(), read_characters("00i0zz", of_one=2).tolist()
-        ([0.0, 1.0, 11.0], [0.0, 648.0, 1295.0])
-    """
-    codes = np.frombuffer(text.encode(), np.uint8).reshape(-1, of_one).astype(float)
-    digits = np.where(codes < ord("a"), codes - ord("0"), codes - ord("a") + 10)
-    return digits @ 36.0 ** np.arange(of_one)[::-1]
 
 
 def _accuracy(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:

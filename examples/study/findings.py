@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -167,13 +167,48 @@ def against_half(recipes: dict[str, list[Run]], name: str) -> Interval | None:
 
 
 def with_seeds(groups: Groups) -> Groups:
-    """The tasks on which the default, both kinds of two stages and no exits have more than one seed."""
+    """The tasks on which the default, both kinds of two stages and no exits share more than one seed."""
     names = (DEFAULT, TWO_STAGES, TWO_STAGES_HEADS, CEILING)
-    return {
-        group: recipes
-        for group, recipes in groups.items()
-        if all(len(recipes.get(name, ())) > 1 for name in names)
-    }
+
+    def shared(recipes: dict[str, list[Run]]) -> set[int]:
+        return set.intersection(*({run["seed"] for run in recipes.get(name, ())} for name in names))
+
+    return {group: recipes for group, recipes in groups.items() if len(shared(recipes)) > 1}
+
+
+class Worth(NamedTuple):
+    """What the default is worth on the mean of several tasks.
+
+    Args:
+        tasks: how many they are.
+        seeds: the fewest that one of them has.
+        two_stages, two_stages_heads: the mean over exits, against either.
+        last: its last exit, against no exits.
+        heads: what faster heads are worth in two stages, in the mean over exits.
+    """
+
+    tasks: int
+    seeds: int
+    two_stages: Interval | None
+    two_stages_heads: Interval | None
+    last: Interval | None
+    heads: Interval | None
+
+
+def worth_of_default(groups: Groups) -> Worth | None:
+    """Of the tasks `with_seeds`; `None` of less than two."""
+    tasks = list(with_seeds(groups).values())
+    found = [
+        difference_over(tasks, one, other, what)
+        for one, other, what in (
+            (DEFAULT, TWO_STAGES, mean_over_exits),
+            (DEFAULT, TWO_STAGES_HEADS, mean_over_exits),
+            (DEFAULT, CEILING, last_of),
+            (TWO_STAGES_HEADS, TWO_STAGES, mean_over_exits),
+        )
+    ]
+    seeds = min((one.seeds for one in found if one is not None), default=0)
+    return Worth(len(tasks), seeds, *found) if len(tasks) > 1 else None
 
 
 def missing_of(grid: dict[str, Any], groups: Groups) -> dict[Group, dict[str, list[int]]]:

@@ -16,7 +16,6 @@ import support.installed  # noqa: F401
 import fcntl
 import hashlib
 import json
-import string
 import subprocess
 import time
 from collections.abc import Iterator
@@ -44,6 +43,7 @@ from modeling_romebert.evaluation.provenance import provenance, read_json
 from modeling_romebert.evaluation.report import ExitReport
 from modeling_romebert.exit_policies import POLICIES
 from modeling_romebert.model_card import write_whole
+from study import characters
 
 CELL = "cell.json"
 # The rules of leaving that are compared on each model; the first one's curve is the run's own.
@@ -69,7 +69,6 @@ OF_THE_RUN = {
     "use_cpu": not torch.cuda.is_available(),
 }
 STEP_OF_COST = 0.01
-DIGITS = string.digits + string.ascii_lowercase
 
 
 class Clock(TrainerCallback, ExportableState):
@@ -175,7 +174,7 @@ def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) ->
     """The metric at every exit that was trained, and what each rule of leaving costs and scores: the first
     one as `policy` and `curve`, the others as `policies`.
 
-    `predictions` are those of each exit, and `labels` the rows': a character for a class, two for a number.
+    `predictions` are those of each exit, and `labels` the rows' (characters.py).
     """
     layers = model.config.exit_layers if trains_exits else model.config.exit_layers[-1:]
     rules = policies(glue) if trains_exits else policies(glue)[:1]
@@ -204,10 +203,10 @@ def judged(model: Any, found: ExitLogits, glue: GlueData, trains_exits: bool) ->
     }
     logits = found.exit_logits.numpy()  # (N, E, C)
     written = None
-    if model.problem_type == ProblemType.SINGLE_LABEL and model.num_labels <= len(DIGITS):
-        predicted, written = predictions_of(logits, model.problem_type), in_characters  # (N, E)
+    if model.problem_type == ProblemType.SINGLE_LABEL and model.num_labels <= len(characters.DIGITS):
+        predicted, written = predictions_of(logits, model.problem_type), characters.of_classes  # (N, E)
     elif model.problem_type == ProblemType.REGRESSION and model.num_labels == 1:
-        predicted, written = logits[..., 0], in_pairs  # (N, E)
+        predicted, written = logits[..., 0], characters.of_numbers  # (N, E)
     if written is not None:
         columns = dict(zip(model.config.exit_layers, predicted.T, strict=True))
         judgement["predictions"] = {str(layer): written(columns[layer]) for layer in layers}
@@ -230,29 +229,6 @@ def points(report: ExitReport) -> list[dict[str, float]]:
             values = {"threshold": one.threshold, "cost": one.cost, "metric": one.metric}
             kept.append({name: round(value, 5) for name, value in values.items()})
     return kept
-
-
-def in_characters(classes: np.ndarray) -> str:
-    """(N,) class ids below 36 -> N characters.
-
-    Example:
-        >>> in_characters(np.array([0, 1, 11]))
-        '01b'
-    """
-    return "".join(DIGITS[one] for one in classes.tolist())
-
-
-def in_pairs(numbers: np.ndarray) -> str:
-    """(N,) numbers -> two characters each: where it lies between the least, 00, and the greatest, zz. That is
-    enough for a correlation, to which scales are all alike.
-
-    Example:
-        >>> in_pairs(np.array([2.0, 3.0, 4.0]))
-        '00i0zz'
-    """
-    span = float(np.ptp(numbers)) or 1.0
-    levels = np.rint((numbers - numbers.min()) / span * (len(DIGITS) ** 2 - 1)).astype(int)
-    return "".join(DIGITS[level // len(DIGITS)] + DIGITS[level % len(DIGITS)] for level in levels.tolist())
 
 
 def logged(history: list[dict[str, Any]]) -> dict[str, Any]:

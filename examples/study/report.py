@@ -21,21 +21,18 @@ from transformers import HfArgumentParser
 
 from study.cells import GRID, HERE, RESULTS, read_grid
 from study.findings import (
-    CEILING,
     DEFAULT,
-    TWO_STAGES,
     TWO_STAGES_HEADS,
     Groups,
     best_one_stage,
     difference,
-    difference_over,
     last_of,
     load,
     load_failed,
     load_pilots,
     mean_over_exits,
     missing_of,
-    with_seeds,
+    worth_of_default,
 )
 from study.plots import PLOTS, plot, plot_of
 from study.tables import (
@@ -124,19 +121,15 @@ def in_short(groups: Groups) -> str:
 
 def over_tasks(groups: Groups) -> str:
     """What the default is worth on the mean of several tasks, and what faster heads alone are."""
-    tasks = list(with_seeds(groups).values())
-    if len(tasks) < 2:
+    worth = worth_of_default(groups)
+    if worth is None:
         return f"`{DEFAULT}` was not run on two tasks with more than one seed yet."
-    told = [
-        f"{about}: {in_words(difference_over(tasks, one, other, what))}"
-        for about, one, other, what in (
-            (f"`{DEFAULT}` against DeeBERT", DEFAULT, TWO_STAGES, mean_over_exits),
-            ("against DeeBERT with faster heads", DEFAULT, TWO_STAGES_HEADS, mean_over_exits),
-            ("its last exit against no exits", DEFAULT, CEILING, last_of),
-            ("faster heads in DeeBERT itself", TWO_STAGES_HEADS, TWO_STAGES, mean_over_exits),
-        )
-    ]
-    return f"On the mean of {len(tasks)} tasks: {'; '.join(told)}."
+    return (
+        f"On the mean of {worth.tasks} tasks of at least {worth.seeds} seeds: `{DEFAULT}` against DeeBERT:"
+        f" {in_words(worth.two_stages)}; against DeeBERT with faster heads:"
+        f" {in_words(worth.two_stages_heads)}; its last exit against no exits: {in_words(worth.last)};"
+        f" faster heads in DeeBERT itself: {in_words(worth.heads)}."
+    )
 
 
 DEFAULTS = f"""\

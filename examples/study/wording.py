@@ -45,17 +45,16 @@ def in_words(found: Interval | None) -> str:
 
     Example:
         >>> in_words(Interval(0.021, 0.012, 0.03, 3))
-        '2.1 points ahead [+1.2, +3.0] (3 seeds)'
+        '2.1 points ahead [+1.2, +3.0]'
         >>> in_words(Interval(0.001, -0.01, 0.012, 1))
-        'no difference shown, +0.1 [-1.0, +1.2] (1 seed)'
+        'no difference shown, +0.1 [-1.0, +1.2]'
     """
     if found is None:
         return "not compared, as no seed has both"
-    seeds = f"({found.seeds} seed{'s' * (found.seeds > 1)})"
     if not found.excludes_zero:
-        return f"no difference shown, {interval(found)} {seeds}"
+        return f"no difference shown, {interval(found)}"
     side = "ahead" if found.difference > 0 else "behind"
-    return f"{100 * abs(found.difference):.1f} points {side} {bounds(found)} {seeds}"
+    return f"{100 * abs(found.difference):.1f} points {side} {bounds(found)}"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -27,7 +27,7 @@ from benchmarks import (
     token_exits,
     training_cost,
 )
-from study import bootstrap, cells, findings, wording
+from study import cells, findings, wording
 
 from modeling_romebert.evaluation.provenance import read_json
 from support.results_picture import draw, made_with
@@ -89,19 +89,17 @@ def headline(run: dict[str, Any]) -> str:
 
 def training_recipe(groups: findings.Groups) -> str:
     """What the study found of the recipe that it recommends, as the README tells it."""
-    tasks = list(findings.with_seeds(groups).values())
-
-    def told(other: str, what: bootstrap.OfExits) -> str:
-        return wording.in_words(findings.difference_over(tasks, findings.DEFAULT, other, what))
-
-    two_stages = told(findings.TWO_STAGES, findings.mean_over_exits)
-    with_factor = told(findings.TWO_STAGES_HEADS, findings.mean_over_exits)
-    last = told(findings.CEILING, findings.last_of)
+    worth = findings.worth_of_default(groups)
+    assert worth is not None, "the study's results have less than two tasks with more than one seed"
+    two_stages, with_factor, last = map(
+        wording.in_words, (worth.two_stages, worth.two_stages_heads, worth.last)
+    )
     return (
-        f"One stage with `exit_learning_rate_factor=10`, on {len(tasks)} tasks, in points of the metric"
-        f" averaged over all exits: against DeeBERT's two stages of as many epochs, {two_stages}; against"
-        f" these with the same factor, {with_factor}. Its last exit, against fine-tuning without exits:"
-        f" {last}. [docs/study.md](docs/study.md) has the rest, and what was no better."
+        f"One stage with `exit_learning_rate_factor=10`, on {worth.tasks} tasks of at least {worth.seeds}"
+        " seeds, in points of the metric averaged over all exits: against DeeBERT's two stages of as many"
+        f" epochs, {two_stages}; against these with the same factor, {with_factor}. Its last exit, against"
+        f" fine-tuning without exits: {last}. [docs/study.md](docs/study.md) has the rest, and what was no"
+        " better."
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import quickstart
 from sklearn.metrics import f1_score, matthews_corrcoef
-from study import bootstrap, cells, findings, one_run, report, run, tables, wording
+from study import bootstrap, cells, characters, findings, report, run, tables, wording
 
 from modeling_romebert import RomeBertTrainingArguments
 from modeling_romebert.evaluation.provenance import write_json
@@ -65,8 +65,10 @@ def test_correlations_of_resamples_are_those_of_the_repeated_rows():
     predicted = np.stack([labels + generator.normal(0, noise, 60) for noise in (2.0, 0.3, 0.0)])  # (E, N)
     one = {
         "metric": "pearson",
-        "predictions": {str(layer): one_run.in_pairs(row) for layer, row in enumerate(predicted, start=9)},
-        "labels": one_run.in_pairs(labels),
+        "predictions": {
+            str(layer): characters.of_numbers(row) for layer, row in enumerate(predicted, start=9)
+        },
+        "labels": characters.of_numbers(labels),
         "rows": {"evaluation": 60},
     }
     weights = generator.multinomial(60, np.full(60, 1 / 60), size=5)
@@ -74,7 +76,7 @@ def test_correlations_of_resamples_are_those_of_the_repeated_rows():
         rows = np.repeat(np.arange(60), counts)
         expected = [np.corrcoef(row[rows], labels[rows])[0, 1] for row in predicted]
         assert values == pytest.approx(expected, abs=1e-3)
-    one["predictions"] = {"1": one_run.in_pairs(np.full(60, 7.0))}
+    one["predictions"] = {"1": characters.of_numbers(np.full(60, 7.0))}
     assert bootstrap.resampled(one, weights.astype(float)).tolist() == [[0.0]] * 5
 
 
@@ -302,7 +304,7 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     assert (tmp_path / "results/study-t-b.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("module", [wording, one_run, run], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [wording, characters, run], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module):
     found = doctest.testmod(module)
     assert found.attempted > 0 and found.failed == 0
