@@ -20,12 +20,12 @@ from ..configuration_romebert import ProblemType
 from ..data.fingerprint import sample_of
 from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
-from .class_weights import ClassWeights, parse_class_weights
+from .class_weights import ClassWeights
+from .compatibility import check_together
 from .exit_trainer import ExitTrainer
 from .head_rates import head_weights, scale_rate
 from .library_hooks import HookWatch
 from .number_starts import start_at_mean
-from .objectives import EXITS
 from .own_loss import losses_of_own
 from .resume import TRAINER_STATE, checkpoint_to_resume
 from .search import Trials, evaluation_loss, metrics_of_last_exit
@@ -84,27 +84,12 @@ class RomeBertTrainer(ExitTrainer):
 
     def _check_settings(self) -> None:
         """Refuse a model and arguments that do not go together, as they are now."""
-        if not hasattr(self.romebert, "exits"):
-            raise TypeError(f"model is a {type(self.romebert).__name__}, which has no exits to train.")
-        self.args.settle_exit_scale(len(self.romebert.exits))
-        self.args.check()
-        if len(self.romebert.exits) == 1 and any(
-            set(cycle) == {EXITS} for cycle in self.args.training_objective.stages
-        ):
-            raise ValueError(
-                f"objective={self.args.objective!r} has a stage for the exits before the last, and"
-                f" exit_layers={self.romebert.config.exit_layers} has none; use objective='last'."
-            )
-        if self._given_optimizer and self.args.exit_learning_rate_factor != 1:
-            raise ValueError(
-                f"exit_learning_rate_factor={self.args.exit_learning_rate_factor:g} has no effect on an"
-                " optimizer of your own. Give the weights of model.exits a group there with their learning"
-                " rate, and leave the factor at 1."
-            )
-        if self.compute_loss_func is not None and parse_class_weights(self.args.class_weights) is not None:
-            raise ValueError(
-                "class_weights and compute_loss_func are both given; the function can weigh classes itself."
-            )
+        check_together(
+            self.romebert,
+            self.args,
+            own_optimizer=self._given_optimizer,
+            own_loss=self.compute_loss_func is not None,
+        )
 
     # ---- the loss
 
