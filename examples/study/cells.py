@@ -79,8 +79,8 @@ def cells_of(
 ) -> list[Cell]:
     """The runs that are asked for; all of the grid when nothing is. First seeds come first.
 
-    A task of the grid may name its own `recipes`, and as `cut` those that it runs with its first seed alone.
-    A `large` one runs only when `tasks` names it.
+    A task of the grid may name its own `recipes`, and as `cut` those that it runs with its first seed and on
+    its first backbone alone. A `large` one runs only when `tasks` names it.
 
     Args:
         recipes: names, also of recipes that the grid does not list, or YAML files.
@@ -96,10 +96,11 @@ def cells_of(
     for task, of_task in grid["tasks"].items():
         if task not in tasks if tasks else of_task.get("large", False):
             continue
+        first = (of_task["backbones"][0], of_task["seeds"][0])
         for backbone in backbones or of_task["backbones"]:
             for seed in seeds or of_task["seeds"]:
                 for recipe in recipes or of_task.get("recipes", grid["recipes"]):
-                    if not seeds and recipe in of_task.get("cut", ()) and seed != of_task["seeds"][0]:
+                    if not seeds and recipe in of_task.get("cut", ()) and (backbone, seed) != first:
                         continue
                     settings = {
                         **grid["common"],

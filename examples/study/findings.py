@@ -74,6 +74,12 @@ def at_cost(run: Run, cost: float, rule: str | None = None) -> float | None:
     return float(np.interp(cost, costs, metrics))
 
 
+def one_layer(run: Run, cost: float) -> float:
+    """The metric where every row leaves at the layer that costs so much, between the exits' own."""
+    costs = np.array(sorted(map(int, run["exits"]))) / run["num_layers"]  # (E,)
+    return float(np.interp(cost, costs, exits_of(run)))
+
+
 def mean_of(values: Sequence[float | None]) -> float | None:
     """`None` where any is."""
     return None if not values or any(value is None for value in values) else float(np.mean(values))  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from study.findings import (
     last_of,
     mean_of,
     mean_over_exits,
+    one_layer,
     summary,
     with_seeds,
 )
@@ -262,15 +263,27 @@ def equal_time(groups: Groups) -> str:
 
 
 def rules(groups: Groups) -> str:
-    """Exit rules on the same models: the metric at two costs, averaged over all runs that have exits."""
+    """Exit rules on the same models, and one layer for all: the metric at two costs, averaged over all runs
+    that have exits.
+    """
     rows = []
     for (task, backbone), recipes in groups.items():
-        runs = [run for runs in recipes.values() for run in runs if run["policies"]]
-        for rule in [runs[0]["policy"], *runs[0]["policies"]] if runs else ():
-            at = [mean_of([at_cost(run, cost, rule) for run in runs]) for cost in COSTS]
-            rows.append([task, backbone, str(len(runs)), f"`{rule}`", *map(points, at)])
+        runs = [run for runs in recipes.values() for run in runs if run["policy"]]
+        for rule in [None, runs[0]["policy"], *runs[0]["policies"]] if runs else ():
+            at = [
+                mean_of([at_cost(run, cost, rule) if rule else one_layer(run, cost) for run in runs])
+                for cost in COSTS
+            ]
+            name = f"`{rule}`" if rule else "one layer for all"
+            rows.append([task, backbone, str(len(runs)), name, *map(points, at)])
+    if not rows:
+        return "Nothing yet: no run has a curve."
+    told = (
+        "Each rule on all models of a task that have exits. One layer for all is what there is without a"
+        " rule: every row leaves after the same layer. A rule that scores less is not worth having there."
+    )
     head = ["task", "backbone", "models", "rule", *(f"at {cost}" for cost in COSTS)]
-    return markdown(head, rows) if rows else "Nothing yet: no run has a curve."
+    return f"{told}\n\n{markdown(head, rows)}"
 
 
 def against_the_paper(groups: Groups) -> str:

@@ -55,17 +55,18 @@ def test_first_seeds_come_first_and_recipes_win_over_tasks():
 
 
 def test_a_task_may_run_fewer_recipes_and_those_that_are_cut_once():
-    of_task = {"backbones": ["b"], "seeds": [1, 2], "recipes": ["joint", "kl-1"], "cut": ["kl-1"]}
+    of_task = {"backbones": ["b", "c"], "seeds": [1, 2], "recipes": ["joint", "kl-1"], "cut": ["kl-1"]}
     grid = {
         "common": {},
-        "backbones": {"b": "x"},
+        "backbones": {"b": "x", "c": "y"},
         "tasks": {"t": {**of_task, "data": "d", "arguments": {}}},
         "recipes": ["paper"],
     }
     found = cells.cells_of(grid)
-    assert [(cell.recipe, cell.seed) for cell in found] == [("joint", 1), ("kl-1", 1), ("joint", 2)]
+    first, second = ([(one.recipe, one.seed) for one in found if one.backbone == name] for name in "bc")
+    assert first == [("joint", 1), ("kl-1", 1), ("joint", 2)] and second == [("joint", 1), ("joint", 2)]
     assert {cell.data for cell in found} == {"d"}
-    assert [cell.seed for cell in cells.cells_of(grid, recipes=["kl-1"], seeds=[2])] == [2]
+    assert [cell.seed for cell in cells.cells_of(grid, recipes=["kl-1"], seeds=[2])] == [2, 2]
     grid["tasks"]["whole"] = {**grid["tasks"]["t"], "large": True}
     assert cells.cells_of(grid) == found
     assert {cell.task for cell in cells.cells_of(grid, ["whole"])} == {"whole"}

@@ -151,6 +151,7 @@ def test_the_metric_at_a_cost_lies_between_the_points_of_the_curve():
     assert findings.at_cost(one, 0.8) == pytest.approx(0.95)
     assert findings.at_cost(one, 0.5, "entropy") == 0.5
     assert findings.at_cost(one, 0.625, "patience") == pytest.approx(0.65)
+    assert findings.one_layer(one, 0.55) == pytest.approx(0.55)
 
 
 def write_results(folder, **recipes):
