@@ -67,10 +67,11 @@ class LossSettings:
         },
     )
     exit_scale: float = field(
-        default=1.0,
+        default=0.1,
         metadata={
             "help": "Factor above 0 on the sum over the exits before the last: 1 is the paper's sum, and"
-            " 1 / (exits - 1) their mean. Less keeps the last exit from being outweighed in deep models."
+            " 1 / (exits - 1) their mean. Less keeps the last exit from being outweighed. Without meaning for"
+            " objective deebert, which trains them apart from the last."
         },
     )
     class_weights: Any = None  # one number per class; in training arguments also "balanced"

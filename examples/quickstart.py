@@ -83,7 +83,7 @@ class QuickstartArguments:
         metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."},
     )
     exit_scale: float = field(
-        default=1.0,
+        default=0.1,
         metadata={"help": "Factor on the sum over the exits before the last. Less keeps the last exit good."},
     )
     distillation_reduction: str = field(

@@ -268,8 +268,8 @@ class ExitLoss(LossSettings):
     Example:
         >>> terms = ExitLoss()(torch.zeros(2, 3, 2), torch.tensor([0, 1]), exit_layers=[1, 2, 3],
         ...                    problem_type="single_label_classification")
-        >>> round(terms.last.item(), 4), round(terms.exits.item(), 4)  # ln 2, and 2 exits x 0.5 ln 2
-        (0.6931, 0.6931)
+        >>> round(terms.last.item(), 4), round(terms.exits.item(), 4)  # ln 2, and 0.1 x 2 exits x 0.5 ln 2
+        (0.6931, 0.0693)
     """
 
     label_smoothing: float = 0.0

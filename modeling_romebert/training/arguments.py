@@ -206,7 +206,9 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         """
         settings = loss_settings(self) | {"class_weights": class_weights}
         loss = ExitLoss(**settings, label_smoothing=self.label_smoothing_factor)
-        return loss if self.training_objective.distills else replace(loss, distillation_weight=0.0)
+        without = {} if self.training_objective.distills else {"distillation_weight": 0.0}
+        alone = {"exit_scale": 1.0} if self.training_objective.trains_exits_alone else {}
+        return replace(loss, **without, **alone)
 
     def for_card(self) -> dict[str, Any]:
         """What a reader of the model card wants to know of the training."""

@@ -34,6 +34,13 @@ class Objective(NamedTuple):
         steps = [terms for cycle in self.stages for terms in cycle]
         return Terms(any(terms.last for terms in steps), any(terms.exits for terms in steps))
 
+    @property
+    def trains_exits_alone(self) -> bool:
+        """Whether steps minimise the exits' term without the last one, so that there is nothing to weigh it
+        against.
+        """
+        return any(EXITS in cycle for cycle in self.stages)
+
 
 OBJECTIVES: dict[str, Objective] = {
     "romebert": Objective(stages=((BOTH,),), distills=True, regularizes=True),

@@ -200,14 +200,14 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
     recipes = findings.load(results)["t", "b"]
     ceiling = [{**one, "exits": {"4": 0.9}, "mean_over_exits": 0.9} for one in recipes["joint"]]
     one_task = {**recipes, "no-exits": ceiling, "deebert-heads": recipes["deebert"]}
-    one_task["kl-1-heads"] = recipes["joint"]
+    one_task[findings.DEFAULT] = recipes["joint"]
     other_task = {name: runs for name, runs in one_task.items() if name != "kl-0.3"}
     told = tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     gain = findings.difference(recipes, "joint", "deebert", findings.mean_over_exits).difference
     assert f"| `joint` | 3 | **{100 * gain:+.1f}** [" in told and "Means over 2 tasks" in told
     assert "| `kl-0.3`" not in told and "| `no-exits`" not in told
     short = report.over_tasks({("t", "b"): one_task, ("u", "b"): other_task})
-    assert f"`kl-1-heads` against DeeBERT: {100 * gain:.1f} points ahead [" in short
+    assert f"`{findings.DEFAULT}` against DeeBERT: {100 * gain:.1f} points ahead [" in short
     assert "faster heads in DeeBERT itself: no difference shown, +0.0 [" in short
     once = {name: runs[:1] for name, runs in other_task.items()}
     assert tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): once}).startswith("Nothing yet")
@@ -215,9 +215,9 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
 
 def test_the_default_is_compared_with_what_there_is_besides(results):
     recipes = findings.load(results)["t", "b"]
-    recipes["kl-1-heads"] = recipes.pop("kl-0.3")
+    recipes[findings.DEFAULT] = recipes.pop("kl-0.3")
     *_, row, best = report.defaults({("t", "b"): recipes | {"paper": recipes["deebert"]}}).splitlines()
-    ahead = findings.difference(recipes, "kl-1-heads", "deebert", findings.mean_over_exits)
+    ahead = findings.difference(recipes, findings.DEFAULT, "deebert", findings.mean_over_exits)
     assert row.startswith(f"| t | b | `paper` | 2 | {wording.interval(ahead)} | ")
     assert best.startswith("| t | b | `joint` | 2 | ")
 
@@ -243,7 +243,7 @@ def test_heads_at_another_rate_are_compared_with_the_same_recipe_without(results
 def test_two_stages_of_equal_time_are_told_apart(results):
     recipes = findings.load(results)["t", "b"]
     assert tables.equal_time({("t", "b"): recipes}).startswith("Nothing yet")
-    renamed = {"kl-1-heads": recipes["kl-0.3"], "deebert-equal-time": recipes["deebert"]}
+    renamed = {findings.DEFAULT: recipes["kl-0.3"], "deebert-equal-time": recipes["deebert"]}
     told = tables.equal_time({("t", "b"): renamed}).splitlines()
     gain = findings.difference(recipes, "kl-0.3", "deebert", findings.mean_over_exits)
     assert told[-1].startswith(f"| t | b | `deebert-equal-time` | 2 | 0.5 | 0.5 | {wording.interval(gain)} |")
@@ -300,7 +300,7 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     assert "- t, b: seeds 3 of `kl-0.3`" in page and "- t, c: all" in page
     assert "- for a GPU, run only when `--tasks` names them: whole" in page
     assert "joint 1: " not in page  # it has a result by now
-    assert "with more than one seed. Nothing here compares them yet." in page
+    assert "highest mean over exits. Nothing here compares them yet." in page
     assert "- failed: t b paper 1: loss is nan at step 7" in page
     assert (tmp_path / "results/study-t-b.png").stat().st_size > 10_000
 

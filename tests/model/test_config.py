@@ -56,7 +56,7 @@ def test_defaults():
     assert (config.exit_layers, config.exit_pooling, config.exit_policy) == (list(range(1, 13)), "cls", None)
     assert (config.distillation_weight, config.distillation_temperature) == (0.5, 1.0)
     assert (config.distillation_reduction, config.teacher) == ("batchmean", "last")
-    assert (config.exit_weights, config.exit_scale) == ("uniform", 1.0)
+    assert (config.exit_weights, config.exit_scale) == ("uniform", 0.1)
     assert (config.num_labels, config.problem_type) == (2, None)
 
 

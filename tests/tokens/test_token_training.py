@@ -167,7 +167,9 @@ def test_it_logs_and_reports_entities_per_exit(tmp_path):
 
 def test_its_first_loss_is_the_model_s(tmp_path):
     model = build_tokens()
-    trainer = trainer_of(tmp_path, model, max_steps=1, per_device_train_batch_size=16, objective="joint")
+    trainer = trainer_of(
+        tmp_path, model, max_steps=1, per_device_train_batch_size=16, objective="joint", exit_scale=1
+    )
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     expected = trainer.compute_loss(model.train(), batch)
     labels, logits = batch["labels"], model.eval()(batch["input_ids"], batch["attention_mask"]).exit_logits

@@ -390,6 +390,12 @@ def test_config_remembers_the_loss(tmp_path):
     assert len(trainer.model.exits) == LAYERS
 
 
+def test_exits_that_train_alone_are_weighed_against_nothing(tmp_path):
+    losses = {name: trainer_of(tmp_path, objective=name, exit_scale=0.3)._exit_loss() for name in OBJECTIVES}
+    scales = {name: loss.exit_scale for name, loss in losses.items()}
+    assert scales.pop("deebert") == 1.0 and set(scales.values()) == {0.3}
+
+
 def test_exit_reduction_of_version_0_1_is_read_as_exit_scale(tmp_path, caplog):
     transformers_logging.enable_propagation()
     trainer = trainer_of(tmp_path, exit_reduction="mean")
