@@ -205,10 +205,12 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
             class_weights: one number per class, as `class_weights` comes out on the training data.
         """
         settings = loss_settings(self) | {"class_weights": class_weights}
-        loss = ExitLoss(**settings, label_smoothing=self.label_smoothing_factor)
-        without = {} if self.training_objective.distills else {"distillation_weight": 0.0}
-        alone = {"exit_scale": 1.0} if self.training_objective.trains_exits_alone else {}
-        return replace(loss, **without, **alone)
+        loss = ExitLoss(**settings, label_smoothing=self.label_smoothing_factor)  # checks them as given
+        if not self.training_objective.distills:
+            loss = replace(loss, distillation_weight=0.0)
+        if self.training_objective.trains_exits_alone:
+            loss = replace(loss, exit_scale=1.0)
+        return loss
 
     def for_card(self) -> dict[str, Any]:
         """What a reader of the model card wants to know of the training."""

@@ -1,6 +1,6 @@
 """Which models and training arguments go together, asked before a step is taken."""
 
-from torch import nn
+from typing import Any
 
 from .arguments import RomeBertTrainingArguments
 from .class_weights import parse_class_weights
@@ -8,7 +8,7 @@ from .objectives import EXITS
 
 
 def check_together(
-    model: nn.Module, args: RomeBertTrainingArguments, *, own_optimizer: bool, own_loss: bool
+    model: Any, args: RomeBertTrainingArguments, *, own_optimizer: bool, own_loss: bool
 ) -> None:
     """Refuse a model and arguments that do not go together, as they are now.
 
