@@ -34,7 +34,7 @@ MEANINGS_PER = {
 
 
 def certificate_of(config: Any) -> dict[str, Any] | None:
-    """The certificate in a config, where it is of the exit policy that the config has now.
+    """The certificate in a config, where it is of the exit policy and of the exits that the config has now.
 
     Example:
         >>> from modeling_romebert import RomeBertConfig
@@ -49,6 +49,9 @@ def certificate_of(config: Any) -> dict[str, Any] | None:
     calibration = getattr(config, "calibration", None)
     if not calibration or calibration.get("policy") != plain(config.exit_policy):
         return None
+    certified, there = calibration.get("exit_layers"), getattr(config, "exit_layers", None)
+    if certified is not None and there is not None and list(certified) != list(there):
+        return None  # such as of the first layers alone
     return dict(calibration)
 
 

@@ -51,6 +51,7 @@ class Calibration:
     metric: str
     full_depth: float | None  # the metric; None without labels
     with_exits: float | None
+    exit_layers: list[int]  # after which a text could leave
     exit_shares: list[float]  # of the examples, by exit
     disagreement: float  # share of answers that differ from full depth
     disagreement_bound: float  # its upper bound at this confidence: what a monitor holds traffic to
@@ -274,6 +275,7 @@ def calibrate_from_logits(
         metric=name,
         full_depth=full_depth,
         with_exits=with_exits,
+        exit_layers=list(exit_layers),
         exit_shares=exit_shares(chosen.left_at, len(exit_layers)),
         disagreement=float(differs.mean()),
         disagreement_bound=risk_bound("disagreement", differs, confidence),

@@ -115,6 +115,7 @@ def calibrate_tokens(
         metric=name,
         full_depth=full_depth,
         with_exits=with_exits,
+        exit_layers=list(romebert.exit_layers),
         exit_shares=outcomes.shares(outcome),
         disagreement=float(differs.mean()),
         disagreement_bound=risk_bound("disagreement", differs, confidence),

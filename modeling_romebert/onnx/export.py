@@ -128,8 +128,8 @@ def export_onnx(
             stays.
         dataset: texts, or rows with `text` (and `text_pair`), of the kind that the bundle will see. int8 is
             compared with fp32 on them, segment by segment. A certificate of the exit policy holds in the
-            precision that it was made in; with labels (or for a risk that needs none) the bundle is certified
-            again on these rows, else the policy travels without one.
+            precision and with the exits that it was made with. For others, with labels (or for a risk that
+            needs none), the bundle is certified again on these rows, else the policy travels without one.
         max_changed: share of the texts whose label a segment in int8 may change at its exit; one that changes
             more stays in fp32.
 
@@ -145,7 +145,8 @@ def export_onnx(
     folder = Path(folder)
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ValueError(f"folder={str(folder)!r} holds other files than a bundle's; name a new one.")
-    romebert = _for_export(inner_model(model), exits)
+    source = inner_model(model)
+    romebert = _for_export(source, exits)
     rows = None if dataset is None else list(each(dataset))
     texts = None if rows is None else _tokenised(romebert, tokenizer, rows)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -163,8 +164,8 @@ def export_onnx(
         for name, path in chosen.items():
             shutil.copyfile(path, bundle / name)
         manifest.save(bundle)
-        certificate = certificate_of(romebert.config)
-        if certificate is not None and precision == "int8":
+        certificate = certificate_of(source.config)
+        if certificate is not None and (precision == "int8" or romebert.exit_layers != source.exit_layers):
             _certify_again(bundle, tokenizer, rows, certificate)
         if folder.exists():
             shutil.rmtree(folder)
@@ -199,8 +200,8 @@ def _for_export(model: Any, exits: Sequence[int] | None) -> Any:
 
 
 def _certify_again(folder: Path, tokenizer: Any, rows: list[Any] | None, certificate: dict[str, Any]) -> None:
-    """A certificate is of the precision that it was made in: calibrate the bundle on the rows, as asked for
-    then.
+    """A certificate is of the precision and of the exits that it was made with: calibrate the bundle on the
+    rows, as asked for then.
     """
     onnx = OnnxRomeBertForSequenceClassification.from_pretrained(folder)
     texts = [dict(row) if isinstance(row, Mapping) else {"text": row} for row in rows or ()]
@@ -208,9 +209,10 @@ def _certify_again(folder: Path, tokenizer: Any, rows: list[Any] | None, certifi
     budget = certificate.get("budget")
     if not texts or not (labelled or (certificate["risk"] == "disagreement" and budget is None)):
         logger.warning(
-            f"The exit policy was certified in {certificate['precision']}. The bundle in int8 has the"
-            " policy without the certificate; give a dataset with labels, or calibrate the bundle and save"
-            " it."
+            f"The exit policy was certified in {certificate['precision']} with exits after"
+            f" {certificate.get('exit_layers')}. The bundle, in {onnx.precision} with exits after"
+            f" {onnx.exit_layers}, has the policy without the certificate; give a dataset with labels, or"
+            " calibrate the bundle and save it."
         )
         return
     policy = certificate["policy"]

@@ -27,6 +27,7 @@ from modeling_romebert import (
     export_onnx,
     score,
 )
+from modeling_romebert.certificate import certificate_of
 from modeling_romebert.onnx import bundle, engine, export, quantise
 
 ROOT = Path(__file__).parents[2]
@@ -329,11 +330,26 @@ def test_a_certificate_holds_in_its_precision(certified, tmp_path, caplog):
     )
     without = opened(model, TOKENIZER, tmp_path / "without", dataset=TEXTS)
     assert without.config.calibration is None and without.config.exit_policy == model.config.exit_policy
-    assert "certified in float32. The bundle in int8 has the policy without" in caplog.text
+    assert "certified in float32 with exits after [1, 2, 3, 4]. The bundle, in int8 with" in caplog.text
     again = opened(model, TOKENIZER, tmp_path / "again", dataset=rows)
     promise = again.config.calibration
     assert (promise["precision"], promise["max_drop"], promise["confidence"]) == ("int8", 0.2, 0.8)
     assert promise["policy"] == again.config.exit_policy
+
+
+def test_a_certificate_holds_with_its_exits(certified, tmp_path, caplog):
+    """With other exits it is another classifier; a bundle with labels is certified anew."""
+    model, rows = certified
+    settings = {"precision": "fp32", "exits": [2]}
+    without = opened(model, TOKENIZER, tmp_path / "without", **settings)
+    assert without.config.calibration is None and without.config.exit_policy == model.config.exit_policy
+    assert "with exits after [2, 4], has the policy without the certificate" in caplog.text
+    again = opened(model, TOKENIZER, tmp_path / "again", dataset=rows, **settings)
+    assert certificate_of(again.config)["exit_layers"] == [2, 4]
+    model.save_pretrained(tmp_path / "model")
+    for exits, holds in (([1, 2, 3, 4], True), ([1, 4], False)):
+        loaded = RomeBertForSequenceClassification.from_pretrained(tmp_path / "model", exit_layers=exits)
+        assert (certificate_of(loaded.config) is not None) is holds
 
 
 def test_an_export_that_fails_leaves_the_bundle_that_was_there(certified, folder, tmp_path, monkeypatch):
