@@ -10,7 +10,7 @@ import yaml
 from support.recipes import find_recipe, shipped_recipes
 from support.results_picture import made_with
 
-from study.bootstrap import Interval, Run, exits_of
+from study.bootstrap import LEVEL, Interval, Run, exits_of
 from study.cells import HERE
 from study.findings import (
     CEILING,
@@ -198,36 +198,51 @@ def cut(groups: Groups, grid: dict[str, Any]) -> str:
 
 def projection(groups: Groups) -> str:
     """What protecting one of the gradients changes, against the same recipe without."""
-    rows = []
+    rows, found = [], []
     for (task, backbone), recipes in groups.items():
         for name in recipes:
             plain, _, protected = name.partition("-protect-")
             without = plain if protected else {"paper": "sd-sum"}.get(name)
             if without is None or without not in recipes:
                 continue
-            one = summary(recipes[name])
-            rows.append(
-                [
-                    task,
-                    backbone,
-                    f"`{name}`",
-                    f"{one['projected']:.0%}" if one["projected"] is not None else "",
-                ]
-                + ["" if one["cosine"] is None else f"{one['cosine']:.2f}"]
-                + [interval(difference(recipes, name, without, what)) for what in (mean_over_exits, last_of)]
-            )
+            one, other = summary(recipes[name]), summary(recipes[without])
+            both = [difference(recipes, name, without, what) for what in (mean_over_exits, last_of)]
+            found.append((name, one["projected"] or 0.0, one["seconds"] / other["seconds"], both))
+            share = "" if one["projected"] is None else f"{one['projected']:.0%}"
+            cosine = "" if one["cosine"] is None else f"{one['cosine']:.2f}"
+            rows.append([task, backbone, f"`{name}`", share, cosine, *map(interval, both)])
     if not rows:
         return "Nothing yet: no recipe was run both with and without it."
-    head = [
-        "task",
-        "backbone",
-        "recipe",
-        "steps projected",
-        "cosine",
-        "mean, against without",
-        "last, against without",
-    ]
-    return markdown(head, rows)
+    head = ["task", "backbone", "recipe", "steps projected", "cosine"]
+    head += ["mean, against without", "last, against without"]
+    return f"{what_projection_changes(found)}\n\n{markdown(head, rows)}"
+
+
+def what_projection_changes(found: list[tuple[str, float, float, list[Interval | None]]]) -> str:
+    """In words, of each kind of loss: how often gradients conflict, what the projection costs, and whether
+    more comes of it than of chance.
+
+    Args:
+        found: recipe, share of steps projected, time against without, and the two differences.
+    """
+    told = []
+    for about, of_kind in (
+        ("half labels and half distillation", [one for one in found if one[0] != "paper"]),
+        ("the paper's loss", [one for one in found if one[0] == "paper"]),
+    ):
+        intervals = [one for *_, both in of_kind for one in both if one is not None]
+        if not intervals:
+            continue
+        share, time = np.mean([one[1] for one in of_kind]), np.median([one[2] for one in of_kind])
+        shown = [one for one in intervals if one.excludes_zero]
+        ahead = sum(one.difference > 0 for one in shown)
+        by_chance = (1 - LEVEL) * len(intervals)
+        told.append(
+            f"With {about} the gradients conflict in {share:.0%} of the steps, and training with the"
+            f" projection takes {time:.1f} times as long. Of {len(intervals)} intervals {ahead} lie above 0"
+            f" and {len(shown) - ahead} below it, where chance alone gives {by_chance:.1f}."
+        )
+    return " ".join(told)
 
 
 def head_rates(groups: Groups) -> str:

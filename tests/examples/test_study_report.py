@@ -240,6 +240,16 @@ def test_heads_at_another_rate_are_compared_with_the_same_recipe_without(results
     assert told[-1].endswith(f" | {wording.interval(gain)} |")
 
 
+def test_the_projection_is_told_beside_what_chance_gives(results):
+    recipes = findings.load(results)["t", "b"]
+    recipes["joint-protect-last"] = [{**run, "projected": 0.25} for run in recipes["joint"]]
+    recipes["joint-protect-exits"] = [{**run, "projected": 0.35} for run in recipes["deebert"]]
+    told = tables.projection({("t", "b"): recipes})
+    assert "conflict in 30% of the steps, and training with the projection takes 1.0 times as long" in told
+    assert "Of 4 intervals 0 lie above 0 and 2 below it, where chance alone gives 0.2." in told
+    assert "| t | b | `joint-protect-last` | 25% |  | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in told
+
+
 def test_two_stages_of_equal_time_are_told_apart(results):
     recipes = findings.load(results)["t", "b"]
     assert tables.equal_time({("t", "b"): recipes}).startswith("Nothing yet")
