@@ -172,9 +172,14 @@ def against_half(recipes: dict[str, list[Run]], name: str) -> Interval | None:
     return over_seeds(found) if pairs and len(found) == len(pairs) else None
 
 
-def with_seeds(groups: Groups) -> Groups:
-    """The tasks on which the default, both kinds of two stages and no exits share more than one seed."""
-    names = (DEFAULT, TWO_STAGES, TWO_STAGES_HEADS, CEILING)
+def with_seeds(
+    groups: Groups, names: Sequence[str] = (DEFAULT, TWO_STAGES, TWO_STAGES_HEADS, CEILING)
+) -> Groups:
+    """The tasks on which recipes share more than one seed.
+
+    Args:
+        names: of the recipes; left out, the default and those that it is measured by.
+    """
 
     def shared(recipes: dict[str, list[Run]]) -> set[int]:
         return set.intersection(*({run["seed"] for run in recipes.get(name, ())} for name in names))
@@ -183,17 +188,17 @@ def with_seeds(groups: Groups) -> Groups:
 
 
 class Worth(NamedTuple):
-    """What the default is worth on the mean of several tasks.
+    """What the default is worth on the mean of several pairs of task and backbone.
 
     Args:
-        tasks: how many they are.
+        pairs: how many they are.
         seeds: the fewest that one of them has.
         two_stages, two_stages_heads: the mean over exits, against either.
         last: its last exit, against no exits.
         heads: what faster heads are worth in two stages, in the mean over exits.
     """
 
-    tasks: int
+    pairs: int
     seeds: int
     two_stages: Interval | None
     two_stages_heads: Interval | None

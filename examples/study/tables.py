@@ -176,7 +176,7 @@ def over_all_tasks(groups: Groups) -> str:
         return "Nothing yet: no recipe was run on two tasks with more than one seed."
     head = ["recipe", "seeds", *(f"mean, against `{name}`" for name in references)]
     head += [f"last, against `{CEILING}`", *(f"at {cost}, % of its last exit" for cost in COSTS)]
-    told = f"Means over {len(tasks)} tasks of equal weight; intervals draw each task's seeds and rows."
+    told = f"Means over {len(tasks)} pairs of task and backbone; intervals draw each pair's seeds and rows."
     return f"{told}\n\n{markdown(head, rows)}"
 
 

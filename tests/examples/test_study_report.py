@@ -204,7 +204,7 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
     other_task = {name: runs for name, runs in one_task.items() if name != "kl-0.3"}
     told = tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     gain = findings.difference(recipes, "joint", "deebert", findings.mean_over_exits).difference
-    assert f"| `joint` | 3 | **{100 * gain:+.1f}** [" in told and "Means over 2 tasks" in told
+    assert f"| `joint` | 3 | **{100 * gain:+.1f}** [" in told and "Means over 2 pairs" in told
     assert "| `kl-0.3`" not in told and "| `no-exits`" not in told
     short = report.over_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     assert f"`{findings.DEFAULT}` against DeeBERT: {100 * gain:.1f} points ahead [" in short
@@ -220,6 +220,12 @@ def test_the_default_is_compared_with_what_there_is_besides(results):
     ahead = findings.difference(recipes, findings.DEFAULT, "deebert", findings.mean_over_exits)
     assert row.startswith(f"| t | b | `paper` | 2 | {wording.interval(ahead)} | ")
     assert best.startswith("| t | b | `joint` | 2 | ")
+    both = {(task, "b"): recipes | {"paper": recipes["deebert"]} for task in "tu"}
+    of_both = next(line for line in report.defaults(both).splitlines() if line.startswith("| mean of 2 |"))
+    ahead = findings.difference_over(list(both.values()), findings.DEFAULT, "paper", findings.last_of)
+    assert of_both.startswith("| mean of 2 |  | `paper` | 2 | ") and of_both.endswith(
+        f" | {wording.interval(ahead)} |"
+    )
 
 
 def test_the_package_starts_from_the_recipe_that_the_page_says(tmp_path):
@@ -310,7 +316,7 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     assert "- t, b: seeds 3 of `kl-0.3`" in page and "- t, c: all" in page
     assert "- for a GPU, run only when `--tasks` names them: whole" in page
     assert "joint 1: " not in page  # it has a result by now
-    assert "highest mean over exits. Nothing here compares them yet." in page
+    assert "where they are not used. Nothing here compares them yet." in page
     assert "- failed: t b paper 1: loss is nan at step 7" in page
     assert (tmp_path / "results/study-t-b.png").stat().st_size > 10_000
 
