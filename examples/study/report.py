@@ -130,8 +130,8 @@ def over_tasks(groups: Groups) -> str:
     if worth is None:
         return f"`{DEFAULT}` was not run on two tasks with more than one seed yet."
     return (
-        f"On the mean of {worth.pairs} pairs of task and backbone, of at least {worth.seeds} seeds: `{DEFAULT}`"
-        f" against DeeBERT: {in_words(worth.two_stages)}; against DeeBERT with faster heads:"
+        f"On the mean of {worth.pairs} pairs of task and backbone, of at least {worth.seeds} seeds:"
+        f" `{DEFAULT}` against DeeBERT: {in_words(worth.two_stages)}; against DeeBERT with faster heads:"
         f" {in_words(worth.two_stages_heads)}; its last exit against no exits: {in_words(worth.last)};"
         f" faster heads in DeeBERT itself: {in_words(worth.heads)}."
     )
