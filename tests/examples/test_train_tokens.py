@@ -203,7 +203,7 @@ def test_benchmarks_tell_what_a_run_costs_and_saves(encoder, files, capsys):
     by_kind = {one["policy"].get("unit", "row"): one["curve"] for one in of_run["policies"]}
     assert [point["cost"] for point in by_kind["token"]] == [point["cost"] for point in report["curve"]]
     full = f"{100 * report['exits'][-1]:.1f}"
-    assert f"| `joint`, exit_scale 1 | 1 | 1 | tokens, window 3 | {full} |" in capsys.readouterr().out
+    assert f"| `joint`, exit_scale 0.1 | 1 | 1 | tokens, window 3 | {full} |" in capsys.readouterr().out
 
     asked = [
         "--model",

@@ -131,7 +131,7 @@ def stated_losses(model, batch):
     Outputs become fp32 once, as accelerate has it.
     """
     logits = model(batch["input_ids"], batch["attention_mask"]).exit_logits.float()
-    losses = ExitLoss(GAMMA, T)(
+    losses = ExitLoss(**PAPER_LOSS)(
         logits,
         batch["labels"],
         exit_layers=model.config.exit_layers,
