@@ -83,14 +83,16 @@ class QuickstartArguments:
         metadata={"help": "Also joint, last, deebert, alternating: what it is compared to."},
     )
     exit_scale: float = field(
-        default=0.1,
+        default=RomeBertTrainingArguments.exit_scale,
         metadata={"help": "Factor on the sum over the exits before the last. Less keeps the last exit good."},
     )
     distillation_reduction: str = field(
-        default="batchmean", metadata={"help": "batchmean, or mean, which weighs distillation less."}
+        default=RomeBertTrainingArguments.distillation_reduction,
+        metadata={"help": "batchmean, or mean, which weighs distillation less."},
     )
     gradient_regularization: str = field(
-        default="off", metadata={"help": "off, protect_last or protect_exits; 1.6 times the time with it."}
+        default=RomeBertTrainingArguments.gradient_regularization,
+        metadata={"help": "off, protect_last or protect_exits; 1.6 times the time with it."},
     )
     exit_learning_rate_factor: float = field(
         default=10.0, metadata={"help": "The exits' heads learn at so many times the learning rate."}
