@@ -164,6 +164,13 @@ def difference_over(
     return paired(pairs, what) if pairs and all(ones for ones, _ in pairs) else None
 
 
+def mean_and_last(
+    tasks: Sequence[dict[str, list[Run]]], one: str, other: str
+) -> tuple[Interval | None, Interval | None]:
+    """The differences of two recipes in the mean over exits and at the last exit, on the mean of tasks."""
+    return difference_over(tasks, one, other, mean_over_exits), difference_over(tasks, one, other, last_of)
+
+
 def against_half(recipes: dict[str, list[Run]], name: str) -> Interval | None:
     """A recipe at half the cost, against half the layers; `None` where no seed has both, or one no curve."""
     ones, others = in_common(recipes.get(name, []), recipes.get(HALF, []))

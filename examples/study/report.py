@@ -22,41 +22,27 @@ from transformers import HfArgumentParser
 from study.cells import GRID, HERE, RESULTS, read_grid
 from study.findings import (
     DEFAULT,
-    TWO_STAGES_HEADS,
     Groups,
-    best_one_stage,
-    difference,
-    difference_over,
-    last_of,
     load,
     load_failed,
     load_pilots,
-    mean_over_exits,
     missing_of,
-    with_seeds,
     worth_of_default,
 )
+from study.ingredients import cut, defaults, equal_time, head_rates, projection
 from study.plots import PLOTS, plot, plot_of
 from study.tables import (
     against_the_paper,
-    cut,
     each_task,
-    equal_time,
-    head_rates,
     learning_rates,
     over_all_tasks,
-    projection,
     recipes_table,
     rules,
     section,
 )
-from study.wording import in_words, interval, markdown
+from study.wording import in_words
 
 PAGE = HERE.parents[1] / "docs" / "study.md"
-ALTERNATIVES = (
-    *("kl-0.03-heads", "kl-0.3-heads", "kl-1-heads", "paper", "mean-6", "mean-12", "mean-6-heads"),
-    TWO_STAGES_HEADS,
-)
 
 
 @dataclass
@@ -135,34 +121,6 @@ def over_tasks(groups: Groups) -> str:
         f" {in_words(worth.two_stages_heads)}; its last exit against no exits: {in_words(worth.last)};"
         f" faster heads in DeeBERT itself: {in_words(worth.heads)}."
     )
-
-
-DEFAULTS = f"""\
-`RomeBertTrainingArguments` starts from the loss of `{DEFAULT}`, with heads that learn as fast as the encoder
-until `exit_learning_rate_factor` says otherwise. The quickstart starts from all of it. The paper's settings
-are the recipe `paper`. How much the exits weigh is a trade: more favours the early ones, less the last one.
-The default is chosen for the last exit first: exits shall cost little where they are not used."""
-
-
-def defaults(groups: Groups) -> str:
-    """What the package starts from, against what it might start from: on several tasks, and on each."""
-    rows = []
-    for other in ALTERNATIVES:
-        tasks = list(with_seeds(groups, (DEFAULT, other)).values())
-        if len(tasks) > 1:
-            both = [difference_over(tasks, DEFAULT, other, what) for what in (mean_over_exits, last_of)]
-            seeds = str(min(one.seeds for one in both if one is not None))
-            rows.append([f"mean of {len(tasks)}", "", f"`{other}`", seeds, *map(interval, both)])
-    for (task, backbone), recipes in groups.items():
-        for other in dict.fromkeys((*ALTERNATIVES, best_one_stage(recipes))):
-            if DEFAULT in recipes and other in recipes and other != DEFAULT:
-                both = [difference(recipes, DEFAULT, other, what) for what in (mean_over_exits, last_of)]
-                seeds = str(both[0].seeds) if both[0] is not None else ""
-                rows.append([task, backbone, f"`{other}`", seeds, *map(interval, both)])
-    if not rows:
-        return f"{DEFAULTS} Nothing here compares them yet."
-    head = ["task", "backbone", f"`{DEFAULT}` against", "seeds", "mean over exits", "last exit"]
-    return f"{DEFAULTS}\n\n{markdown(head, rows)}"
 
 
 def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str]) -> str:

@@ -1,5 +1,5 @@
-"""The page's tables, each as Markdown: learning rates, results of a task, means over tasks, what was cut, the
-projection, exit rules, the paper's curves, recipes.
+"""The page's tables of results, each as Markdown: learning rates, a task's recipes, means over tasks, exit
+rules, the paper's curves, what each recipe is.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import yaml
 from support.recipes import find_recipe, shipped_recipes
 from support.results_picture import made_with
 
-from study.bootstrap import LEVEL, Interval, Run, exits_of
+from study.bootstrap import Interval, Run, exits_of
 from study.cells import HERE
 from study.findings import (
     CEILING,
@@ -26,7 +26,6 @@ from study.findings import (
     best_one_stage,
     difference,
     difference_over,
-    in_common,
     last_of,
     mean_of,
     mean_over_exits,
@@ -178,103 +177,6 @@ def over_all_tasks(groups: Groups) -> str:
     head += [f"last, against `{CEILING}`", *(f"at {cost}, % of its last exit" for cost in COSTS)]
     told = f"Means over {len(tasks)} pairs of task and backbone; intervals draw each pair's seeds and rows."
     return f"{told}\n\n{markdown(head, rows)}"
-
-
-def cut(groups: Groups, grid: dict[str, Any]) -> str:
-    """What ran with one seed alone, and how far behind the best recipe it was with that seed."""
-    rows = []
-    for (task, backbone), recipes in groups.items():
-        best = best_one_stage(recipes)
-        for name in grid["tasks"].get(task, {}).get("cut", ()):
-            if name in recipes and best is not None and len(recipes[name][0]["exits"]) > 1:
-                both = (difference(recipes, name, best, what) for what in (mean_over_exits, last_of))
-                rows.append([task, backbone, f"`{name}`", f"`{best}`", *map(interval, both)])
-    if not rows:
-        return "Nothing: each recipe has the seeds of its task."
-    told = "These ran with the first seed alone. The intervals are of rows."
-    head = ["task", "backbone", "recipe", "against", "mean over exits", "last exit"]
-    return f"{told}\n\n{markdown(head, rows)}"
-
-
-def projection(groups: Groups) -> str:
-    """What protecting one of the gradients changes, against the same recipe without."""
-    rows, found = [], []
-    for (task, backbone), recipes in groups.items():
-        for name in recipes:
-            plain, _, protected = name.partition("-protect-")
-            without = plain if protected else {"paper": "sd-sum"}.get(name)
-            if without is None or without not in recipes:
-                continue
-            one, other = summary(recipes[name]), summary(recipes[without])
-            both = [difference(recipes, name, without, what) for what in (mean_over_exits, last_of)]
-            found.append((name, one["projected"] or 0.0, one["seconds"] / other["seconds"], both))
-            share = "" if one["projected"] is None else f"{one['projected']:.0%}"
-            cosine = "" if one["cosine"] is None else f"{one['cosine']:.2f}"
-            rows.append([task, backbone, f"`{name}`", share, cosine, *map(interval, both)])
-    if not rows:
-        return "Nothing yet: no recipe was run both with and without it."
-    head = ["task", "backbone", "recipe", "steps projected", "cosine"]
-    head += ["mean, against without", "last, against without"]
-    return f"{what_projection_changes(found)}\n\n{markdown(head, rows)}"
-
-
-def what_projection_changes(found: list[tuple[str, float, float, list[Interval | None]]]) -> str:
-    """In words, of each kind of loss: how often gradients conflict, what the projection costs, and whether
-    more comes of it than of chance.
-
-    Args:
-        found: recipe, share of steps projected, time against without, and the two differences.
-    """
-    told = []
-    for about, of_kind in (
-        ("half labels and half distillation", [one for one in found if one[0] != "paper"]),
-        ("the paper's loss", [one for one in found if one[0] == "paper"]),
-    ):
-        intervals = [one for *_, both in of_kind for one in both if one is not None]
-        if not intervals:
-            continue
-        share, time = np.mean([one[1] for one in of_kind]), np.median([one[2] for one in of_kind])
-        shown = [one for one in intervals if one.excludes_zero]
-        ahead = sum(one.difference > 0 for one in shown)
-        by_chance = (1 - LEVEL) * len(intervals)
-        told.append(
-            f"With {about} the gradients conflict in {share:.0%} of the steps, and training with the"
-            f" projection takes {time:.1f} times as long. Of {len(intervals)} intervals {ahead} lie above 0"
-            f" and {len(shown) - ahead} below it, where chance alone gives {by_chance:.1f}."
-        )
-    return " ".join(told)
-
-
-def head_rates(groups: Groups) -> str:
-    """What heads at ten times the learning rate change, against the same recipe without."""
-    rows = []
-    for (task, backbone), recipes in groups.items():
-        for name in recipes:
-            without = name.removesuffix("-heads")
-            if without == name or without not in recipes:
-                continue
-            one = "" if name.startswith(CEILING) else interval(against([recipes], name, without))
-            rows.append(
-                [task, backbone, f"`{name}`", one, interval(difference(recipes, name, without, last_of))]
-            )
-    head = ["task", "backbone", "recipe", "mean, against without", "last, against without"]
-    return markdown(head, rows) if rows else "Nothing yet: no recipe was run both with and without it."
-
-
-def equal_time(groups: Groups) -> str:
-    """The default against two stages that take about as long, on the clock of the processor or the GPU."""
-    rows = []
-    for (task, backbone), recipes in groups.items():
-        for other in (f"{TWO_STAGES}-equal-time", f"{TWO_STAGES_HEADS}-equal-time"):
-            if DEFAULT in recipes and other in recipes:
-                both = (difference(recipes, DEFAULT, other, what) for what in (mean_over_exits, last_of))
-                minutes = (f"{summary(recipes[name])['seconds'] / 60:.1f}" for name in (DEFAULT, other))
-                seeds = str(len(in_common(recipes[DEFAULT], recipes[other])[0]))
-                rows.append([task, backbone, f"`{other}`", seeds, *minutes, *map(interval, both)])
-    if not rows:
-        return "Nothing yet: two stages of equal time were not run."
-    head = ["task", "backbone", f"`{DEFAULT}` against", "seeds", "minutes", "its minutes"]
-    return markdown([*head, "mean over exits", "last exit"], rows)
 
 
 def rules(groups: Groups) -> str:

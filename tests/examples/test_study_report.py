@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import quickstart
 from sklearn.metrics import f1_score, matthews_corrcoef
-from study import bootstrap, cells, characters, findings, report, run, tables, wording
+from study import bootstrap, cells, characters, findings, ingredients, report, run, tables, wording
 
 from modeling_romebert import RomeBertTrainingArguments
 from modeling_romebert.evaluation.provenance import write_json
@@ -216,12 +216,14 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
 def test_the_default_is_compared_with_what_there_is_besides(results):
     recipes = findings.load(results)["t", "b"]
     recipes[findings.DEFAULT] = recipes.pop("kl-0.3")
-    *_, row, best = report.defaults({("t", "b"): recipes | {"paper": recipes["deebert"]}}).splitlines()
+    *_, row, best = ingredients.defaults({("t", "b"): recipes | {"paper": recipes["deebert"]}}).splitlines()
     ahead = findings.difference(recipes, findings.DEFAULT, "deebert", findings.mean_over_exits)
     assert row.startswith(f"| t | b | `paper` | 2 | {wording.interval(ahead)} | ")
     assert best.startswith("| t | b | `joint` | 2 | ")
     both = {(task, "b"): recipes | {"paper": recipes["deebert"]} for task in "tu"}
-    of_both = next(line for line in report.defaults(both).splitlines() if line.startswith("| mean of 2 |"))
+    of_both = next(
+        line for line in ingredients.defaults(both).splitlines() if line.startswith("| mean of 2 |")
+    )
     ahead = findings.difference_over(list(both.values()), findings.DEFAULT, "paper", findings.last_of)
     assert of_both.startswith("| mean of 2 |  | `paper` | 2 | ") and of_both.endswith(
         f" | {wording.interval(ahead)} |"
@@ -232,7 +234,7 @@ def test_the_package_starts_from_the_recipe_that_the_page_says(tmp_path):
     start = vars(RomeBertTrainingArguments(str(tmp_path), report_to="none")) | {
         "exit_learning_rate_factor": 10
     }
-    content = cells.recipe_content(report.DEFAULT)
+    content = cells.recipe_content(findings.DEFAULT)
     assert {name: start[name] for name in content} == content
     assert {name: getattr(quickstart.QuickstartArguments(), name, start[name]) for name in content} == content
 
@@ -240,7 +242,7 @@ def test_the_package_starts_from_the_recipe_that_the_page_says(tmp_path):
 def test_heads_at_another_rate_are_compared_with_the_same_recipe_without(results):
     recipes = findings.load(results)["t", "b"]
     recipes["joint-heads"] = recipes["kl-1-double"]
-    told = tables.head_rates({("t", "b"): recipes}).splitlines()
+    told = ingredients.head_rates({("t", "b"): recipes}).splitlines()
     gain = findings.difference(recipes, "kl-1-double", "joint", findings.last_of)
     assert len(told) == 3 and told[-1].startswith("| t | b | `joint-heads` | **+")
     assert told[-1].endswith(f" | {wording.interval(gain)} |")
@@ -250,7 +252,7 @@ def test_the_projection_is_told_beside_what_chance_gives(results):
     recipes = findings.load(results)["t", "b"]
     recipes["joint-protect-last"] = [{**run, "projected": 0.25} for run in recipes["joint"]]
     recipes["joint-protect-exits"] = [{**run, "projected": 0.35} for run in recipes["deebert"]]
-    told = tables.projection({("t", "b"): recipes})
+    told = ingredients.projection({("t", "b"): recipes})
     assert "conflict in 30% of the steps, and training with the projection takes 1.0 times as long" in told
     assert "Of 4 intervals 0 lie above 0 and 2 below it, where chance alone gives 0.2." in told
     assert "| t | b | `joint-protect-last` | 25% |  | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in told
@@ -258,9 +260,9 @@ def test_the_projection_is_told_beside_what_chance_gives(results):
 
 def test_two_stages_of_equal_time_are_told_apart(results):
     recipes = findings.load(results)["t", "b"]
-    assert tables.equal_time({("t", "b"): recipes}).startswith("Nothing yet")
+    assert ingredients.equal_time({("t", "b"): recipes}).startswith("Nothing yet")
     renamed = {findings.DEFAULT: recipes["kl-0.3"], "deebert-equal-time": recipes["deebert"]}
-    told = tables.equal_time({("t", "b"): renamed}).splitlines()
+    told = ingredients.equal_time({("t", "b"): renamed}).splitlines()
     gain = findings.difference(recipes, "kl-0.3", "deebert", findings.mean_over_exits)
     assert told[-1].startswith(f"| t | b | `deebert-equal-time` | 2 | 0.5 | 0.5 | {wording.interval(gain)} |")
 
@@ -283,12 +285,12 @@ def test_what_was_cut_is_told_with_its_distance_to_the_best(results):
     groups = findings.load(results)
     recipes = groups["t", "b"]
     recipes["kl-0.3"] = recipes["kl-0.3"][:1]
-    told = tables.cut(groups, {"tasks": {"t": {"cut": ["kl-0.3", "never-run"]}}}).splitlines()
+    told = ingredients.cut(groups, {"tasks": {"t": {"cut": ["kl-0.3", "never-run"]}}}).splitlines()
     behind = findings.difference(recipes, "kl-0.3", "joint", findings.last_of)
     assert behind.seeds == 1
     assert told[-1].startswith("| t | b | `kl-0.3` | `joint` | ")
     assert told[-1].endswith(f" | {wording.interval(behind)} |")
-    assert tables.cut(groups, {"tasks": {}}).startswith("Nothing")
+    assert ingredients.cut(groups, {"tasks": {}}).startswith("Nothing")
 
 
 def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
