@@ -35,7 +35,8 @@ class Interval(NamedTuple):
 
 def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExits) -> Interval:
     """Difference of two recipes in what is made of the metrics of all exits (their mean, the last): the mean
-    over tasks, each of which draws seeds and rows of its own.
+    over tasks. Each draws seeds of its own, and rows of its own unless a task before it has the same ones (as
+    a data set on two backbones).
 
     Args:
         pairs: for each task the runs of both recipes, seed by seed.
@@ -43,26 +44,31 @@ def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExi
     Raises:
         ValueError: the seeds of a pair are others, or none.
     """
-    found = [_differences(ones, others, of_exits, task) for task, (ones, others) in enumerate(pairs)]
+    for ones, others in pairs:
+        if not ones or [run["seed"] for run in ones] != [run["seed"] for run in others]:
+            raise ValueError("paired runs have the same seeds, at least one, in the same order.")
+    labels = [ones[0].get("labels") for ones, _ in pairs]
+    found = [
+        _differences(ones, others, of_exits, seeds_stream=task, rows_stream=labels.index(labels[task]))
+        for task, (ones, others) in enumerate(pairs)
+    ]
     low, high = _bounds(np.mean([means for _, means in found], axis=0))
     fewest = min(len(ones) for ones, _ in pairs)
     return Interval(float(np.mean([difference for difference, _ in found])), low, high, fewest)
 
 
 def _differences(
-    ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, task: int
+    ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, seeds_stream: int, rows_stream: int
 ) -> tuple[float, np.ndarray]:
-    """Runs of one task, which has a stream of draws -> the mean difference over seeds, and those of the
-    resamples (R,).
+    """Runs of one task -> the mean difference over seeds, and those of the resamples (R,), which draw from
+    streams of random numbers.
     """
-    if not ones or [run["seed"] for run in ones] != [run["seed"] for run in others]:
-        raise ValueError("paired runs have the same seeds, at least one, in the same order.")
     found = np.array(
         [of_exits(exits_of(one)) - of_exits(exits_of(other)) for one, other in zip(ones, others, strict=True)]
     )
     if not all(has_predictions(run) for run in (*ones, *others)):
-        return float(found.mean()), _means_over_seeds(found, task)
-    weights = _row_weights(ones[0]["rows"]["evaluation"], task)  # (R, N)
+        return float(found.mean()), _means_over_seeds(found, seeds_stream)
+    weights = _row_weights(ones[0]["rows"]["evaluation"], rows_stream)  # (R, N)
     differences = np.stack(
         [
             of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
@@ -70,25 +76,26 @@ def _differences(
         ],
         axis=1,
     )  # (R, S)
-    return float(found.mean()), np.take_along_axis(differences, _seeds(len(found), task), axis=1).mean(axis=1)
+    drawn = np.take_along_axis(differences, _seeds(len(found), seeds_stream), axis=1)
+    return float(found.mean()), drawn.mean(axis=1)
 
 
-def _seeds(count: int, task: int) -> np.ndarray:
+def _seeds(count: int, stream: int) -> np.ndarray:
     """(R, S): which seeds each resample draws."""
-    return np.random.default_rng([task, 0]).integers(count, size=(RESAMPLES, count))
+    return np.random.default_rng([stream, 0]).integers(count, size=(RESAMPLES, count))
 
 
-def _means_over_seeds(differences: np.ndarray, task: int = 0) -> np.ndarray:
+def _means_over_seeds(differences: np.ndarray, stream: int) -> np.ndarray:
     """Differences (S,) -> their means in the resamples of seeds alone (R,); of one seed no numbers."""
     if len(differences) == 1:
         return np.full(RESAMPLES, np.nan)
-    return differences[_seeds(len(differences), task)].mean(axis=1)
+    return differences[_seeds(len(differences), stream)].mean(axis=1)
 
 
 @lru_cache(maxsize=16)
-def _row_weights(rows: int, task: int) -> np.ndarray:
+def _row_weights(rows: int, stream: int) -> np.ndarray:
     """(R, N): how often each resample draws each row."""
-    draws = np.random.default_rng([task, 1]).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
+    draws = np.random.default_rng([stream, 1]).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
     return draws.astype(float)
 
 
@@ -98,10 +105,15 @@ def _bounds(resampled: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def over_seeds(differences: Sequence[float]) -> Interval:
-    """Differences of one number, seed by seed -> their mean, and its interval over seeds alone."""
-    found = np.asarray(differences, float)
-    return Interval(float(found.mean()), *_bounds(_means_over_seeds(found)), len(found))
+def over_seeds(tasks: Sequence[Sequence[float]]) -> Interval:
+    """For each task differences of one number, seed by seed -> the mean over tasks, and its interval over
+    seeds alone.
+    """
+    found = [np.asarray(differences, float) for differences in tasks]
+    means = [_means_over_seeds(differences, task) for task, differences in enumerate(found)]
+    low, high = _bounds(np.mean(means, axis=0))
+    mean = float(np.mean([differences.mean() for differences in found]))
+    return Interval(mean, low, high, min(map(len, found)))
 
 
 def exits_of(run: Run) -> np.ndarray:

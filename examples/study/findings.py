@@ -171,12 +171,37 @@ def mean_and_last(
     return difference_over(tasks, one, other, mean_over_exits), difference_over(tasks, one, other, last_of)
 
 
-def against_half(recipes: dict[str, list[Run]], name: str) -> Interval | None:
-    """A recipe at half the cost, against half the layers; `None` where no seed has both, or one no curve."""
-    ones, others = in_common(recipes.get(name, []), recipes.get(HALF, []))
-    pairs = [(at_cost(one, 0.5), exits_of(other)[-1]) for one, other in zip(ones, others, strict=True)]
-    found = [float(one - other) for one, other in pairs if one is not None]
-    return over_seeds(found) if pairs and len(found) == len(pairs) else None
+def at_half_the_cost(tasks: Sequence[dict[str, list[Run]]], name: str) -> Interval | None:
+    """A recipe at half the cost against half the layers, on the mean of tasks, over seeds alone. `None` where
+    one of them has no seed of both, or a run has no curve.
+    """
+    found = []
+    for recipes in tasks:
+        ones, others = in_common(recipes.get(name, []), recipes.get(HALF, []))
+        pairs = [(at_cost(one, 0.5), exits_of(other)[-1]) for one, other in zip(ones, others, strict=True)]
+        found.append([float(one - other) for one, other in pairs if one is not None])
+        if not pairs or len(found[-1]) < len(pairs):
+            return None
+    return over_seeds(found) if found else None
+
+
+DIFFERENCES = (
+    f"mean, against `{TWO_STAGES}`",
+    f"mean, against `{TWO_STAGES_HEADS}`",
+    f"last, against `{CEILING}`",
+    f"at 0.5, against `{HALF}`",
+)
+
+
+def differences(tasks: Sequence[dict[str, list[Run]]], name: str) -> list[Interval | None]:
+    """What a recipe is measured by, in the order of `DIFFERENCES`, on the mean of tasks; against itself it
+    has no difference.
+    """
+    ahead = [
+        None if name == other else difference_over(tasks, name, other, mean_over_exits)
+        for other in (TWO_STAGES, TWO_STAGES_HEADS)
+    ]
+    return [*ahead, difference_over(tasks, name, CEILING, last_of), at_half_the_cost(tasks, name)]
 
 
 def with_seeds(
@@ -202,6 +227,7 @@ class Worth(NamedTuple):
         seeds: the fewest that one of them has.
         two_stages, two_stages_heads: the mean over exits, against either.
         last: its last exit, against no exits.
+        half: where it costs half, against half the layers.
         heads: what faster heads are worth in two stages, in the mean over exits.
     """
 
@@ -210,23 +236,19 @@ class Worth(NamedTuple):
     two_stages: Interval | None
     two_stages_heads: Interval | None
     last: Interval | None
+    half: Interval | None
     heads: Interval | None
 
 
 def worth_of_default(groups: Groups) -> Worth | None:
     """Of the tasks `with_seeds`; `None` of less than two."""
     tasks = list(with_seeds(groups).values())
-    found = [
-        difference_over(tasks, one, other, what)
-        for one, other, what in (
-            (DEFAULT, TWO_STAGES, mean_over_exits),
-            (DEFAULT, TWO_STAGES_HEADS, mean_over_exits),
-            (DEFAULT, CEILING, last_of),
-            (TWO_STAGES_HEADS, TWO_STAGES, mean_over_exits),
-        )
-    ]
-    seeds = min((one.seeds for one in found if one is not None), default=0)
-    return Worth(len(tasks), seeds, *found) if len(tasks) > 1 else None
+    if len(tasks) < 2:
+        return None
+    heads = difference_over(tasks, TWO_STAGES_HEADS, TWO_STAGES, mean_over_exits)
+    found = [*differences(tasks, DEFAULT), heads]
+    seeds = min(one.seeds for one in found if one is not None)
+    return Worth(len(tasks), seeds, *found)
 
 
 def missing_of(grid: dict[str, Any], groups: Groups) -> dict[Group, dict[str, list[int]]]:

@@ -1,4 +1,4 @@
-"""The study's plots: the metric at each exit, and over cost."""
+"""The study's plots: what the default is worth on each task; a task's metric at each exit, and over cost."""
 
 from pathlib import Path
 
@@ -6,16 +6,57 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from study.bootstrap import Run, exits_of
-from study.findings import CEILING, HALF, Group, at_cost, best_one_stage, mean_of, summary
+from study.findings import (
+    CEILING,
+    DEFAULT,
+    DIFFERENCES,
+    HALF,
+    TWO_STAGES,
+    TWO_STAGES_HEADS,
+    Group,
+    Groups,
+    at_cost,
+    best_one_stage,
+    differences,
+    mean_of,
+    summary,
+    with_seeds,
+)
 
 PLOTS = Path("results")  # beside the page
-# And the best.
-DRAWN = ("deebert", "deebert-heads", "paper", "mean-6", "mean-12", "kl-0.3", "kl-0.3-heads", "kl-1")
+IN_SHORT = PLOTS / "study.png"
+DRAWN = (TWO_STAGES, TWO_STAGES_HEADS, "paper", "mean-6", "mean-12", "kl-1-heads", DEFAULT)  # and the best
 
 
 def plot_of(group: Group) -> Path:
     """Its place beside the page."""
     return PLOTS / f"study-{group[0]}-{group[1]}.png"
+
+
+def plot_in_short(groups: Groups, path: Path) -> None:
+    """What the default is worth on each task with more than one seed, and on their mean: a panel for each of
+    `DIFFERENCES`, a line for each task. A full point is a finding, as its interval leaves 0 out.
+    """
+    tasks = with_seeds(groups)
+    lines = {", ".join(group): differences([recipes], DEFAULT) for group, recipes in tasks.items()}
+    if len(tasks) > 1:
+        lines[f"mean of {len(tasks)}"] = differences(list(tasks.values()), DEFAULT)
+    figure = Figure(figsize=(11, 1.2 + 0.35 * len(lines)), layout="constrained")
+    panels = figure.subplots(1, len(DIFFERENCES), sharey=True)
+    for panel, (axes, what) in enumerate(zip(panels, DIFFERENCES, strict=True)):
+        axes.axvline(0, color="0.6", linewidth=1)
+        for height, found in enumerate(of_line[panel] for of_line in lines.values()):
+            if found is None:
+                continue
+            color = "C0" if height < len(tasks) else "black"
+            axes.plot([100 * found.low, 100 * found.high], [height, height], color=color)
+            face = color if found.excludes_zero else "white"
+            axes.plot(100 * found.difference, height, "o", color=color, markerfacecolor=face)
+        axes.set(xlabel="points", ylim=(len(lines) - 0.5, -0.5))
+        axes.set_title(what.replace("`", ""), fontsize="medium")
+    panels[0].set_yticks(range(len(lines)), list(lines))
+    figure.suptitle(f"{DEFAULT}: differences with their intervals; full points leave 0 out")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def plot(group: Group, recipes: dict[str, list[Run]], path: Path) -> None:

@@ -27,10 +27,11 @@ from study.findings import (
     load_failed,
     load_pilots,
     missing_of,
+    with_seeds,
     worth_of_default,
 )
 from study.ingredients import cut, defaults, equal_time, head_rates, projection
-from study.plots import PLOTS, plot, plot_of
+from study.plots import IN_SHORT, PLOTS, plot, plot_in_short, plot_of
 from study.tables import (
     against_the_paper,
     each_task,
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     (where.parent / PLOTS).mkdir(parents=True, exist_ok=True)
     for group, recipes in groups.items():
         plot(group, recipes, where.parent / plot_of(group))
+    if with_seeds(groups):
+        plot_in_short(groups, where.parent / IN_SHORT)
     told = page(groups, read_grid(Path(arguments.grid)), load_failed(results), load_pilots(results))
     where.write_text(told, encoding="utf-8")
     print(f"{sum(len(runs) for recipes in groups.values() for runs in recipes.values())} runs: {where}")
@@ -107,7 +110,10 @@ python examples/study/report.py                       # this page
 
 def in_short(groups: Groups) -> str:
     """What the default is worth over tasks, and on each."""
-    return "\n\n".join(["## In short", over_tasks(groups), each_task(groups)])
+    picture = f"![What {DEFAULT} is worth on each task]({IN_SHORT.as_posix()})" if with_seeds(groups) else ""
+    return "\n\n".join(
+        part for part in ("## In short", over_tasks(groups), picture, each_task(groups)) if part
+    )
 
 
 def over_tasks(groups: Groups) -> str:
@@ -119,6 +125,7 @@ def over_tasks(groups: Groups) -> str:
         f"On the mean of {worth.pairs} pairs of task and backbone, of at least {worth.seeds} seeds:"
         f" `{DEFAULT}` against DeeBERT: {in_words(worth.two_stages)}; against DeeBERT with faster heads:"
         f" {in_words(worth.two_stages_heads)}; its last exit against no exits: {in_words(worth.last)};"
+        f" at half the cost against half the layers: {in_words(worth.half)};"
         f" faster heads in DeeBERT itself: {in_words(worth.heads)}."
     )
 

@@ -10,25 +10,21 @@ import yaml
 from support.recipes import find_recipe, shipped_recipes
 from support.results_picture import made_with
 
-from study.bootstrap import Interval, Run, exits_of
+from study.bootstrap import Run, exits_of
 from study.cells import HERE
 from study.findings import (
     CEILING,
     COSTS,
     DEFAULT,
+    DIFFERENCES,
     HALF,
     TWO_STAGES,
-    TWO_STAGES_HEADS,
     Group,
     Groups,
-    against_half,
     at_cost,
     best_one_stage,
-    difference,
-    difference_over,
-    last_of,
+    differences,
     mean_of,
-    mean_over_exits,
     one_layer,
     summary,
     with_seeds,
@@ -110,26 +106,8 @@ def compared(recipes: dict[str, list[Run]]) -> str:
     for name in recipes:
         if name in (CEILING, HALF) or len(recipes[name][0]["exits"]) < 2:
             continue
-        rows.append([f"`{name}`", *differences(recipes, name)])
+        rows.append([f"`{name}`", *map(interval, differences([recipes], name))])
     return markdown(["recipe", *DIFFERENCES], rows) if rows else ""
-
-
-DIFFERENCES = [
-    f"mean, against `{TWO_STAGES}`",
-    f"mean, against `{TWO_STAGES_HEADS}`",
-    f"last, against `{CEILING}`",
-    f"at 0.5, against `{HALF}`",
-]
-
-
-def differences(recipes: dict[str, list[Run]], name: str) -> list[str]:
-    """Of a recipe on one task, in the order of `DIFFERENCES`."""
-    found = [
-        *(against([recipes], name, other) for other in (TWO_STAGES, TWO_STAGES_HEADS)),
-        difference(recipes, name, CEILING, last_of),
-        against_half(recipes, name),
-    ]
-    return [interval(one) for one in found]
 
 
 def each_task(groups: Groups) -> str:
@@ -140,7 +118,7 @@ def each_task(groups: Groups) -> str:
             if name is not None and name in recipes:
                 runs = recipes[name]
                 about = [task, backbone, runs[0]["metric"], f"`{name}`", str(len(runs))]
-                rows.append([*about, *differences(recipes, name)])
+                rows.append([*about, *map(interval, differences([recipes], name))])
     told = (
         f"For each task a line of `{DEFAULT}`, and one of the recipe with the highest mean over exits in as"
         " many epochs where that is another. What is set in bold type is a finding."
@@ -149,16 +127,10 @@ def each_task(groups: Groups) -> str:
     return f"{told}\n\n{markdown(head, rows)}" if rows else "No recipe of one stage was run yet."
 
 
-def against(tasks: list[dict[str, list[Run]]], name: str, other: str) -> Interval | None:
-    """The difference in the mean over exits, on the mean of tasks; of a recipe and itself there is none."""
-    return None if name == other else difference_over(tasks, name, other, mean_over_exits)
-
-
 def over_all_tasks(groups: Groups) -> str:
     """A line per recipe that every task with more than one seed has: means over these tasks, and how much of
     full depth is kept.
     """
-    references = (TWO_STAGES, TWO_STAGES_HEADS)
     tasks = list(with_seeds(groups).values())
     shared = set.intersection(*(set(recipes) for recipes in tasks)) if len(tasks) > 1 else set()
     rows = []
@@ -166,16 +138,16 @@ def over_all_tasks(groups: Groups) -> str:
         found = [summary(recipes[name]) for recipes in tasks]
         if any(one["mean"] is None for one in found):
             continue
-        ahead = [against(tasks, name, other) for other in references]
-        behind = difference_over(tasks, name, CEILING, last_of)
         seeds = str(min(one["seeds"] for one in found))
         kept = [np.mean([one["at_cost"][cost] / one["last"] for one in found]) for cost in COSTS]
-        rows.append([f"`{name}`", seeds, *map(interval, (*ahead, behind)), *map(points, kept)])
+        rows.append([f"`{name}`", seeds, *map(interval, differences(tasks, name)), *map(points, kept)])
     if not rows:
         return "Nothing yet: no recipe was run on two tasks with more than one seed."
-    head = ["recipe", "seeds", *(f"mean, against `{name}`" for name in references)]
-    head += [f"last, against `{CEILING}`", *(f"at {cost}, % of its last exit" for cost in COSTS)]
-    told = f"Means over {len(tasks)} pairs of task and backbone; intervals draw each pair's seeds and rows."
+    head = ["recipe", "seeds", *DIFFERENCES, *(f"at {cost}, % of its last exit" for cost in COSTS)]
+    told = (
+        f"Means over {len(tasks)} pairs of task and backbone. Intervals draw each pair's seeds, and each data"
+        " set's rows."
+    )
     return f"{told}\n\n{markdown(head, rows)}"
 
 
@@ -204,44 +176,34 @@ def rules(groups: Groups) -> str:
 
 
 def against_the_paper(groups: Groups) -> str:
-    """Published curves beside ours."""
+    """Published curves beside ours: levels, and how far either is ahead of two stages."""
     published = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
     rows = []
     for task, curves in published.items():
-        for name in ("DeeBERT", "RomeBERT"):
-            values = np.array(curves[name]) / 100
-            rows.append(
-                [
-                    task,
-                    "BERT-base (published)",
-                    name,
-                    points(values[0]),
-                    points(values[5]),
-                    points(values[-1]),
-                    points(values.mean()),
-                ]
-            )
+        theirs = {name: np.array(curves[name]) / 100 for name in ("DeeBERT", "RomeBERT")}
+        ahead = f"{100 * (theirs['RomeBERT'].mean() - theirs['DeeBERT'].mean()):+.1f}"
+        for name, exits in theirs.items():
+            told = ahead if name == "RomeBERT" else ""
+            rows.append([task, "BERT-base (published)", name, *_along(exits), told])
         for (ours, backbone), recipes in groups.items():
-            for recipe in (TWO_STAGES, "deebert-double", "paper", best_one_stage(recipes)):
+            for recipe in (TWO_STAGES, "paper", DEFAULT):
                 if recipe in recipes and recipes[recipe][0]["arguments"].get("task_name") == task:
                     exits = np.mean([exits_of(run) for run in recipes[recipe]], axis=0)
-                    middle = exits[len(exits) // 2 - 1]
-                    rows.append(
-                        [
-                            task,
-                            f"{backbone} (ours, {ours})",
-                            f"`{recipe}`",
-                            *map(points, (exits[0], middle, exits[-1], exits.mean())),
-                        ]
-                    )
+                    told = interval(differences([recipes], recipe)[0])
+                    rows.append([task, f"{backbone} (ours, {ours})", f"`{recipe}`", *_along(exits), told])
     head = ["task", "backbone", "recipe", "first exit", "middle exit", "last exit", "mean"]
     said = (
         "The paper's curves are of BERT-base (12 layers of 768, one seed, `cls` pooling), read off its images"
         " within 0.1 to 0.3. Ours are of smaller encoders with mean pooling, and of part of SST-2, so levels"
         " differ; what can be compared is the distance between recipes. Published DeeBERT trains each stage"
-        " for all epochs, as `deebert-double` does."
+        f" for all epochs, as `deebert-double` does, where `{TWO_STAGES}` takes half of them for each."
     )
-    return f"{said}\n\n{markdown(head, rows)}"
+    return f"{said}\n\n{markdown([*head, 'mean, ahead of two stages'], rows)}"
+
+
+def _along(exits: np.ndarray) -> list[str]:
+    """(E,) -> the first, the middle, the last one and their mean."""
+    return [points(one) for one in (exits[0], exits[len(exits) // 2 - 1], exits[-1], exits.mean())]
 
 
 def recipes_table(groups: Groups) -> str:

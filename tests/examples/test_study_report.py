@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import quickstart
 from sklearn.metrics import f1_score, matthews_corrcoef
-from study import bootstrap, cells, characters, findings, ingredients, report, run, tables, wording
+from study import bootstrap, cells, characters, findings, ingredients, plots, report, run, tables, wording
 
 from modeling_romebert import RomeBertTrainingArguments
 from modeling_romebert.evaluation.provenance import write_json
@@ -118,12 +118,28 @@ def test_an_interval_holds_0_where_there_is_no_difference_and_excludes_it_where_
     assert backwards.difference == -found.difference and backwards.high < 0
     # about that of a share's standard error
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 * 0.75 / 200), rel=0.6)
-    # with two tasks alike, the difference is the same and its interval narrower by the root of two
-    both = bootstrap.paired([(strong, weak), (strong, weak)], mean)
+    # of the same on other rows, the difference is the same and its interval narrower by the root of two
+    both = bootstrap.paired([(strong, weak), (with_other_labels(strong), with_other_labels(weak))], mean)
     assert both.difference == pytest.approx(found.difference)
     assert both.high - both.low == pytest.approx((found.high - found.low) / 2**0.5, rel=0.1)
+    # on the same rows, which one seed alone draws, a second time tells nothing new
+    once = bootstrap.paired([(strong[:1], weak[:1])], mean)
+    assert bootstrap.paired([(strong[:1], weak[:1])] * 2, mean) == pytest.approx(once)
     with pytest.raises(ValueError, match="the same seeds"):
         bootstrap.paired([(weak[:2], strong[1:])], mean)
+
+
+def with_other_labels(runs):
+    """The same answers, right and wrong, to other rows."""
+    swap = str.maketrans("01", "10")
+    return [
+        {
+            **run,
+            "labels": run["labels"].translate(swap),
+            "predictions": {layer: one.translate(swap) for layer, one in run["predictions"].items()},
+        }
+        for run in runs
+    ]
 
 
 def test_without_predictions_seeds_alone_are_drawn():
@@ -131,9 +147,9 @@ def test_without_predictions_seeds_alone_are_drawn():
     other = [{**one, "exits": {"1": 0.5}} for one in bare]
     found = bootstrap.paired([(bare, other)], findings.last_of)
     assert (found.low, found.difference, found.high) == pytest.approx((0.1, 0.2, 0.3))
-    assert bootstrap.over_seeds([0.1, 0.2, 0.3]) == pytest.approx(found)
+    assert bootstrap.over_seeds([[0.1, 0.2, 0.3]]) == pytest.approx(found)
     for alone in (
-        bootstrap.over_seeds([0.1]),
+        bootstrap.over_seeds([[0.1]]),
         bootstrap.paired([(bare[:1], other[:1])], findings.last_of),
     ):
         assert alone.difference == pytest.approx(0.1) and not alone.excludes_zero
@@ -196,7 +212,27 @@ def test_the_best_of_one_stage_has_the_most_seeds_and_no_more_epochs(results):
     assert findings.difference(recipes, "joint", "no-exits", findings.mean_over_exits) is None
 
 
-def test_means_over_tasks_are_of_what_every_task_has(results):
+def test_at_half_the_cost_recipes_are_judged_by_half_the_layers(results):
+    joint = findings.load(results)["t", "b"]["joint"]
+
+    def halves(*scores):
+        return [{**run, "exits": {"2": score}} for run, score in zip(joint, scores, strict=False)]
+
+    ahead = [findings.at_cost(run, 0.5) - 0.5 for run in joint]
+    tasks = [{"joint": joint, "half-depth": halves(0.5, 0.5, 0.5)}]
+    found = findings.at_half_the_cost(tasks, "joint")
+    assert found.difference == pytest.approx(np.mean(ahead))
+    assert (found.low, found.high) == pytest.approx((min(ahead), max(ahead)))
+    tasks.append({"joint": joint, "half-depth": halves(0.3, 0.3)})
+    assert findings.at_half_the_cost(tasks, "joint").difference == pytest.approx(
+        np.mean([np.mean(ahead), np.mean(ahead[:2]) + 0.2])
+    )
+    assert findings.at_half_the_cost([*tasks, {"joint": joint}], "joint") is None
+    bare = [{**run, "curve": []} for run in joint]
+    assert findings.at_half_the_cost([{**tasks[0], "joint": bare}], "joint") is None
+
+
+def test_means_over_tasks_are_of_what_every_task_has(results, tmp_path):
     recipes = findings.load(results)["t", "b"]
     ceiling = [{**one, "exits": {"4": 0.9}, "mean_over_exits": 0.9} for one in recipes["joint"]]
     one_task = {**recipes, "no-exits": ceiling, "deebert-heads": recipes["deebert"]}
@@ -209,6 +245,8 @@ def test_means_over_tasks_are_of_what_every_task_has(results):
     short = report.over_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     assert f"`{findings.DEFAULT}` against DeeBERT: {100 * gain:.1f} points ahead [" in short
     assert "faster heads in DeeBERT itself: no difference shown, +0.0 [" in short
+    plots.plot_in_short({("t", "b"): one_task, ("u", "b"): other_task}, tmp_path / "short.png")
+    assert (tmp_path / "short.png").stat().st_size > 10_000
     once = {name: runs[:1] for name, runs in other_task.items()}
     assert tables.over_all_tasks({("t", "b"): one_task, ("u", "b"): once}).startswith("Nothing yet")
 
@@ -341,5 +379,5 @@ def test_the_page_is_of_the_results_that_are_there():
     assert report.PAGE.read_text(encoding="utf-8") == report.page(
         groups, cells.read_grid(), failed, findings.load_pilots(cells.RESULTS)
     )
-    for group in groups:
-        assert (report.PAGE.parent / report.plot_of(group)).is_file()
+    for picture in (plots.IN_SHORT, *map(plots.plot_of, groups)):
+        assert (report.PAGE.parent / picture).is_file()
