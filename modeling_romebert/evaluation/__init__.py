@@ -1,6 +1,7 @@
 """Evaluation: the metric at every exit, what a policy saves, and thresholds that are chosen on data."""
 
-from .calibration import Calibration, calibrate, calibrate_from_logits
+from .calibrated import Calibration
+from .calibration import calibrate, calibrate_from_logits
 from .evaluate import evaluate_exits
 from .precision import compare_precision
 from .report import ExitReport

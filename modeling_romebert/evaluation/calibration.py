@@ -4,12 +4,11 @@ best one within a budget.
     rows -> one pass at full depth -> losses of every exit -> thresholds tested in order -> Calibration
 
 What may be promised is in risks.py, the tests in risk_bounds.py, their order in fixed_sequence.py, budgets in
-budget.py, and the sentence that travels in certificate.py.
+budget.py, what is found in calibrated.py, and the sentence that travels in certificate.py.
 """
 
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,71 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..certificate import precision_of, sentence
-from ..configuration_romebert import ProblemType, plain
+from ..certificate import precision_of
+from ..configuration_romebert import ProblemType
 from ..data.fingerprint import digest, row_hashes
 from ..exit_policies import POLICIES, ExitPolicy, as_policy
 from ..pretrained import inner_model
 from .budget import within_budget
+from .calibrated import Calibration
 from .calibration_checks import checked_arguments, checked_rows, checked_tolerance, refuse_training_data
 from .evaluate import judge
 from .exit_logits import read_rows, run_rows
 from .fixed_sequence import Tested, certify_in_order, cheapest, exit_shares
 from .metrics import DEFAULT_METRIC, Metric, find_metric, predictions_of
 from .reliability import fit_scale, scale_exits
-from .risk_curve import losses_over_cost, plot_risk, risk_curve
+from .risk_curve import losses_over_cost
 from .risks import NEEDS_LABELS, loss_table, risk_bound
 from .shortfall import why_nothing
 from .sweep import policy_to_sweep
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What `calibrate` found, and what it promises. `to_dict` is the certificate in `config.calibration`."""
-
-    policy: ExitPolicy  # one that lets nobody out where nothing could be certified
-    certified: bool
-    risk: str
-    max_drop: float | None  # what the risk is promised to stay below; None with a budget
-    confidence: float
-    num_examples: int
-    observed: float  # the risk on the examples
-    bound: float | None  # upper bound of the risk at this confidence, at the chosen threshold alone
-    cost: float  # layers run / layers, on the examples
-    metric: str
-    full_depth: float | None  # the metric; None without labels
-    with_exits: float | None
-    exit_layers: list[int]  # after which a text could leave
-    exit_shares: list[float]  # of the examples, by exit
-    disagreement: float  # share of answers that differ from full depth
-    disagreement_bound: float  # its upper bound at this confidence: what a monitor holds traffic to
-    tolerance: float | None = None  # of regression, in units of the label
-    reason: str | None = None  # why nothing could be certified, and what would help
-    budget: float | None = None  # cost that was allowed, where a budget was asked for
-    drop_interval: tuple[float, float] | None = None  # of the drop, cross-fitted, with a budget
-    per: str | None = None  # of a token classifier: whether an answer is a whole row or each token
-    digest: str | None = None  # of the examples
-    precision: str | None = None
-    device: str | None = None
-    versions: dict[str, str] | None = None
-    curve: tuple[Tested, ...] = field(default=(), repr=False, compare=False)  # for `plot`; stays here
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields but `curve` as plain data, for JSON."""
-        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "curve"}
-        interval = None if self.drop_interval is None else list(self.drop_interval)
-        return {**found, "policy": plain(self.policy.to_dict()), "drop_interval": interval}
-
-    def __str__(self) -> str:
-        return sentence(self.to_dict())
-
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the risk and its upper bound over cost, and what was chosen.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-        """
-        plot_risk(risk_curve(self.curve, self.risk, self.confidence), self.to_dict(), path)
+from .token_calibration import calibrate_tokens
 
 
 def calibrate(
@@ -145,8 +97,6 @@ def calibrate(
     if romebert.config.classifies_tokens:
         if temperature or tolerance is not None:
             raise ValueError("temperature and tolerance are for classifiers of whole texts; leave them out.")
-        from .token_calibration import calibrate_tokens  # which is made of what is here
-
         given: dict[str, Any] = {"max_drop": max_drop, "confidence": confidence, "risk": risk}
         given |= {"policy": policy, "metric": metric, "cost": cost, "speedup": speedup}
         given |= {"per": per or "row", "batch_size": batch_size, "progress": progress}

@@ -21,7 +21,7 @@ from ..data.token_rows import read_token_rows
 from ..exit_policies import POLICIES, ExitPolicy, as_policy
 from ..pretrained import inner_model
 from .budget import FOLDS, drop_interval
-from .calibration import Calibration
+from .calibrated import Calibration
 from .calibration_checks import checked_arguments, refuse_training_data
 from .fixed_sequence import Tested, cheapest
 from .risks import NEEDS_LABELS, p_value_of, risk_bound
