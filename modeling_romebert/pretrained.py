@@ -265,14 +265,19 @@ def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any, stored_
             f"the exits of checkpoint {name} classify {reads}: load it with {auto_class}. For another task"
             " start from its encoder: save AutoModel.from_pretrained(...).backbone, and fine-tune that."
         )
-    heads = tuple(f"exits.{layer}.pooler." for layer in getattr(model, "exits", ()))
-    if any(key.startswith(heads) for key in info["unexpected_keys"]):
+
+    def has_too(part: str) -> bool:
+        """Whether an exit that the model has holds more in the checkpoint; other exits are left behind."""
+        prefixes = tuple(f"exits.{layer}.{part}." for layer in getattr(model, "exits", ()))
+        return any(key.startswith(prefixes) for key in info["unexpected_keys"])
+
+    if has_too("pooler"):
         raise ValueError(
             f"the exits of checkpoint {name} pool with 'cls', but"
             f" exit_pooling={model.config.exit_pooling!r} is asked for. Leave it out; to change the"
             " pooling, start again from the plain encoder checkpoint and fine-tune."
         )
-    if any(".mix." in key for key in info["unexpected_keys"] if key.startswith("exits.")):
+    if has_too("mix"):
         raise ValueError(
             f"the exits of checkpoint {name} mix layers, but exit_mix={model.config.exit_mix} is asked for."
             " Leave it out; to do without, start again from the plain encoder checkpoint and fine-tune."

@@ -110,6 +110,17 @@ def test_a_checkpoint_has_a_mix_or_has_not(tmp_path):
         RomeBertConfig(exit_mix="yes")
 
 
+@pytest.mark.parametrize("fewer", [{"num_hidden_layers": 2}, {"exit_layers": [1, 4]}], ids=str)
+@torch.no_grad()
+def test_some_of_the_exits_load_alone(fewer, tmp_path):
+    model, (ids, mask) = build(exit_pooling="mean", exit_mix=True), padded_batch()
+    model.save_pretrained(tmp_path)
+    some = RomeBertForSequenceClassification.from_pretrained(tmp_path, **fewer)
+    expected = model(ids, mask).exit_logits[:, [layer - 1 for layer in some.exit_layers]]
+    assert len(some.exit_layers) == 2
+    torch.testing.assert_close(some(ids, mask).exit_logits, expected)
+
+
 @pytest.mark.parametrize("kind", [RomeBertModel, BertModel])
 def test_starts_from_an_encoder_without_exits(kind, tmp_path):
     encoder = RomeBertModel(build(exit_pooling="mean").config)
