@@ -55,6 +55,31 @@ def certificate_of(config: Any) -> dict[str, Any] | None:
     return dict(calibration)
 
 
+def forget_certificate(config: Any, because: str) -> None:
+    """Take the certificate, if there is one, out of the config of a model that it is no longer of."""
+    if getattr(config, "calibration", None):
+        config.calibration = None
+        logger.warning(
+            f"The certificate of the exit policy is left out: {because}. The policy stays; calibrate again to"
+            " know what it costs."
+        )
+
+
+def forget_if_of_other_weights(config: Any, weights: str | None) -> None:
+    """Take the certificate out of a config where it is of other weights.
+
+    Args:
+        weights: digest of the present ones (`weights_digest`); `None` where their values are not at hand.
+    """
+    certified = (getattr(config, "calibration", None) or {}).get("weights")
+    if certified not in (None, weights):
+        forget_certificate(
+            config,
+            "it is of other weights than these, as after training, merging adapters, or rounding to another"
+            " dtype",
+        )
+
+
 def sentence(calibration: dict[str, Any]) -> str:
     """A certificate -> what it promises, on what grounds, in plain words."""
     count, cost = f"{calibration['num_examples']:,}", f"{calibration['cost']:.3f}"

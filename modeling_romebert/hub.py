@@ -23,6 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file, logging
 
 from .card_metadata import with_base
+from .certificate import forget_if_of_other_weights
 from .configuration_romebert import CustomPipelines, RomeBertConfig, is_own
 from .model_card import public, write_model_card, write_whole
 
@@ -66,6 +67,7 @@ CLOSURE = (
     "setting_checks.py",
     "settings.py",
     "text_batcher.py",
+    "text_items.py",
     "token_batcher.py",
     "token_encoder.py",
     "token_exits.py",
@@ -262,7 +264,9 @@ def write_card_and_record(
     """
     evaluation, training = model.evaluation, training or model.training_settings or {}
     before = (model._record, read_record(folder) if os.path.isdir(folder) else {})
-    weights = weights_digest(state_dict) if evaluation or training or any(before) else None
+    told_of_weights = evaluation or training or model.config.calibration or any(before)
+    weights = weights_digest(state_dict) if told_of_weights else None
+    forget_if_of_other_weights(model.config, weights)
     if evaluation is not None and (weights is None or evaluation["weights"] != weights):
         logger.warning_once(
             "What evaluate_exits reported is of other weights than those that are saved, so the model card"

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from .certificate import certificate_of
 from .configuration_romebert import ProblemType
+from .exit_policies import ExitPolicy, as_policy
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +41,8 @@ class ExitMonitor:
         exit_shares: of the texts of the calibration, by exit; `None` does not look at them.
         num_examples: how many texts those were.
         tolerance: for regression, how far an answer may be off and still agree.
+        policy: settings of the one that the limit is about; texts that another one decides are not looked at.
+            `None` looks at all.
         seed: of the choice of texts, which is by chance so that nobody can arrange to be left out.
 
     Raises:
@@ -63,6 +66,7 @@ class ExitMonitor:
         exit_shares: Sequence[float] | None = None,
         num_examples: int | None = None,
         tolerance: float | None = None,
+        policy: dict[str, Any] | None = None,
         seed: int | None = None,
     ):
         for name, value, high in (
@@ -78,6 +82,7 @@ class ExitMonitor:
         self.limit, self.share, self.confidence = float(limit), float(share), float(confidence)
         self.exit_shares = None if exit_shares is None else list(exit_shares)
         self.num_examples, self.tolerance = num_examples, tolerance
+        self.policy = None if policy is None else as_policy(policy).to_dict()
         self.compared = 0  # texts run to full depth
         self.differed = 0.0  # of these; for several labels the mean share of labels
         self.texts = 0
@@ -105,9 +110,22 @@ class ExitMonitor:
         limit = certificate["max_drop"] if promised else certificate["disagreement_bound"]
         given = {"confidence": certificate["confidence"], "exit_shares": certificate["exit_shares"]}
         given |= {"num_examples": certificate["num_examples"], "tolerance": certificate.get("tolerance")}
+        given["policy"] = certificate["policy"]
         return cls(min(limit, 0.999), share, **{**given, **settings})
 
     # ---- what scoring tells it
+
+    def watches(self, policy: ExitPolicy) -> bool:
+        """Whether texts that a policy decides are what the limit is about. Says once that they are not."""
+        if self.policy is None or policy.to_dict() == self.policy:
+            return True
+        if "policy" not in self._said:
+            self._said.add("policy")
+            logger.warning(
+                f"monitor: texts are scored with {policy}, and the promise is of {as_policy(self.policy)}:"
+                " they are not looked at. Give an ExitMonitor(limit=...) to watch another policy."
+            )
+        return False
 
     def choose(self, count: int) -> list[int]:
         """Which of so many texts to run to full depth as well."""

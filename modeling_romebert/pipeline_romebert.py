@@ -18,7 +18,8 @@ from .monitor import ExitMonitor, as_monitor, exit_indices
 from .pipeline_arguments import ExitArguments
 from .result_format import ResultFormat
 from .scoring import policy_for, score
-from .text_batcher import each, text_and_pair, was_cut, with_truncation
+from .text_batcher import was_cut, with_truncation
+from .text_items import each, text_and_pair
 
 logger = logging.get_logger(__name__)
 
@@ -120,8 +121,9 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
     ) -> Any:
         if self.model.training:  # as for a list, whatever was done to the model since the pipeline was made
             self.model.eval()
-        outputs = self.model(**model_inputs, exit_policy=policy_for(self.model, exit_policy))
-        if monitor is not None:
+        policy = policy_for(self.model, exit_policy)
+        outputs = self.model(**model_inputs, exit_policy=policy)
+        if monitor is not None and monitor.watches(policy):
             self._watch(monitor, model_inputs, outputs)
         return {"logits": outputs.logits, "exit_layer": outputs.exit_layer}
 

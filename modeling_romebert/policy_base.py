@@ -5,7 +5,7 @@ the early-exit loop (early_exit.py) does.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .arrays import Array, concat, where
@@ -261,6 +261,28 @@ def check_unit(policy: Any, classifies_tokens: bool) -> None:
             'unit="token" lets single tokens of a token classifier halt, and this model classifies whole'
             " texts: leave unit and window out."
         )
+
+
+def settings_of_exits(settings: Mapping[str, Any], had: Sequence[int], has: Sequence[int]) -> dict[str, Any]:
+    """The settings of a policy for a model that has kept some of its exits: their thresholds, and asking
+    those alone. Where none of the exits to ask is left, the last one is, which all rows reach.
+
+    Args:
+        had, has: the layers that the exits are after, before and now.
+
+    Example:
+        >>> settings_of_exits({"name": "entropy", "thresholds": [0.1, 0.2, 0.3]}, [2, 4, 6], [2, 6])
+        {'name': 'entropy', 'thresholds': [0.1, 0.3]}
+        >>> settings_of_exits({"name": "vote", "threshold": 0.7, "ask_exits": [2, 4]}, [2, 4, 6], [4, 6])
+        {'name': 'vote', 'threshold': 0.7, 'ask_exits': [4]}
+    """
+    kept = dict(settings)
+    if (thresholds := kept.get("thresholds")) is not None and len(thresholds) == len(had):
+        of_layer = dict(zip(had, thresholds, strict=True))
+        kept["thresholds"] = [of_layer.get(layer, thresholds[-1]) for layer in has]
+    if kept.get("ask_exits") is not None:
+        kept["ask_exits"] = [layer for layer in kept["ask_exits"] if layer in has] or [has[-1]]
+    return kept
 
 
 def is_count(value: Any) -> bool:

@@ -16,10 +16,12 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .backbones import Adapter, adapter_for, check_layout
-from .configuration_romebert import VERSION, RomeBertConfig
+from .certificate import forget_certificate
+from .configuration_romebert import VERSION, RomeBertConfig, plain
 from .exit_heads import LayerMix
 from .hub import check_code, copy_code, name_code, read_record, weights_digest, write_card_and_record
 from .model_card import TEMPLATE
+from .policy_base import settings_of_exits
 
 logger = logging.get_logger(__name__)
 
@@ -186,18 +188,20 @@ class RomeBertPreTrainedModel(PreTrainedModel):
                 return cls._from_own_checkpoint(
                     pretrained_model_name_or_path,
                     *model_args,
-                    config=config,
-                    stored_pooling=stored.get("exit_pooling", "cls"),
+                    config=_with_policy_of_exits(config, stored),
+                    stored=stored,
                     **kwargs,
                 )
             return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
 
     @classmethod
     def _from_own_checkpoint(
-        cls, *args: Any, stored_pooling: str, output_loading_info: bool = False, **kwargs: Any
+        cls, *args: Any, stored: dict[str, Any], output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        check_exits(model, info, args[0], stored_pooling)
+        check_exits(model, info, args[0], stored)
+        if info["missing_keys"] or info["mismatched_keys"]:
+            forget_certificate(model.config, f"some of the weights are new, and none of {args[0]}")
         model._record = read_record(
             args[0], **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         )
@@ -246,17 +250,33 @@ def load_plain(
     return backbone, adapter_for(config).pooler(backbone) if has_pooler else None, info
 
 
-def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any, stored_pooling: str) -> None:
+def _with_policy_of_exits(config: Any, stored: dict[str, Any]) -> Any:
+    """A config that asks for some of the exits of a checkpoint -> one whose policy, if it is the
+    checkpoint's, is of these exits.
+
+    Args:
+        stored: the checkpoint's own config.
+    """
+    had, policy = stored.get("exit_layers"), stored.get("exit_policy")
+    if not had or not policy or policy != plain(config.exit_policy) or had == config.exit_layers:
+        return config
+    config = copy.deepcopy(config)
+    config.exit_policy = settings_of_exits(policy, had, config.exit_layers)
+    return config
+
+
+def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any, stored: dict[str, Any]) -> None:
     """Hold the exits that a checkpoint of ours was found to have against those that the config asks for.
 
     Args:
-        stored_pooling: `exit_pooling` of the checkpoint's own config.
+        stored: the checkpoint's own config.
 
     Raises:
         ValueError: they pool in another way, are of another task, or some of them are not there.
     """
     of_exits = [key for key in model.state_dict() if key.startswith("exits.")]
     has_exits = bool(set(of_exits) - set(info["missing_keys"]))
+    stored_pooling = stored.get("exit_pooling", "cls")
     if has_exits and (stored_pooling == "token") != model.config.classifies_tokens:
         reads, auto_class = "whole texts", "AutoModelForSequenceClassification"
         if stored_pooling == "token":
@@ -283,13 +303,15 @@ def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any, stored_
             " Leave it out; to do without, start again from the plain encoder checkpoint and fine-tune."
         )
     absent = sorted(key for key in info["missing_keys"] if key.startswith("exits."))
-    stored = len(absent) < sum(key.startswith("exits.") for key in model.state_dict())
-    if absent and (stored or any(key.startswith("exits.") for key in info["unexpected_keys"])):
+    some_are_there = len(absent) < sum(key.startswith("exits.") for key in model.state_dict())
+    if absent and (some_are_there or any(key.startswith("exits.") for key in info["unexpected_keys"])):
         raise ValueError(
             f"the checkpoint {name} has no weights for {', '.join(absent)};"
             f" exit_layers={model.config.exit_layers}, exit_pooling={model.config.exit_pooling!r} and"
-            f" exit_mix={model.config.exit_mix} ask for them. Leave them out to load the exits it has; to"
-            " change the exits, start again from the plain encoder checkpoint and fine-tune."
+            f" exit_mix={model.config.exit_mix} ask for them. It has exits after {stored.get('exit_layers')},"
+            " and the last layer of a model always has one: leave these out to load the exits it has, and end"
+            " num_hidden_layers at one of them; to change the exits, start again from the plain encoder"
+            " checkpoint and fine-tune."
         )
 
 

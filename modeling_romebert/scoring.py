@@ -27,7 +27,8 @@ from .out_of_memory import OutOfMemory, or_out_of_memory
 from .policy_base import check_unit
 from .rebatching import Scheduler, batches_of
 from .result_format import ResultFormat, error_at
-from .text_batcher import Results, TextBatcher, Window, in_windows, refuse_one_text
+from .text_batcher import Results, TextBatcher, Window, in_windows
+from .text_items import refuse_one_text
 
 logger = logging.get_logger(__name__)
 
@@ -126,6 +127,8 @@ def score(
     window = 1 if batch_size == 1 else window
     policy = policy_for(model, exit_policy)
     watch = as_monitor(monitor, model.config)
+    if watch is not None and not watch.watches(policy):
+        watch = None
     as_results = ResultFormat(model.config, function_to_apply, top_k)
     limits, skips = (batch_tokens, batch_size), on_error == "skip"
     scorer = Scorer(model, tokenizer.pad_token_id, policy, *limits, rebatching, skips)

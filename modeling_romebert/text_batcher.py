@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .batch_layout import Features
 from .input_checks import beyond_vocabulary
+from .text_items import each, text_and_pair
 
 logger = logging.get_logger(__name__)
 
@@ -47,33 +48,21 @@ class Window:
         return [len(features["input_ids"]) for features in self.features.values()]
 
 
-def text_and_pair(item: Any) -> tuple[str, str | None]:
-    """A text, or `{"text", "text_pair"}` -> both, the second `None` where there is none.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    parts = item if isinstance(item, dict) else {"text": item}
-    text, pair = parts.get("text"), parts.get("text_pair")
-    if (
-        isinstance(text, str)
-        and (pair is None or isinstance(pair, str))
-        and parts.keys() <= {"text", "text_pair"}
-    ):
-        return text, pair or None  # as in the stock pipeline, an empty one is none
-    raise TypeError(
-        f"cannot classify {item!r} of type {type(item).__name__}: give a string, or for a pair of texts"
-        ' {"text": ..., "text_pair": ...}, or a list of either.'
-    )
-
-
 def with_truncation(tokenizer: Any, max_tokens: int | None, settings: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments for a tokenizer -> the same, with truncation to what model and tokenizer take where
     none is asked for.
 
     max_tokens: positions that the model has; `None` where any length runs, and only what the tokenizer says
     counts.
+
+    Raises:
+        ValueError: a text would get several rows.
     """
+    if settings.get("return_overflowing_tokens"):
+        raise ValueError(
+            "return_overflowing_tokens=True makes several rows of a long text, and a text gets one label:"
+            " leave it out, and the text is cut."
+        )
     settings = {"truncation": True, **settings}
     if (settings["truncation"] or settings.get("padding") == "max_length") and settings.get(
         "max_length"
@@ -306,19 +295,3 @@ def one_ahead(batcher: Any, items: Iterable[tuple[int, list[Any]]]) -> Generator
             prepared, ahead = ahead.result(), thread.submit(lambda window: apart.result()(*window), item)
             yield prepared
         yield ahead.result()
-
-
-def each(texts: Any) -> Iterator[Any]:
-    """Iterate, also over datasets that only know a length and their items."""
-    if hasattr(texts, "__iter__"):
-        yield from texts
-    else:
-        yield from (texts[index] for index in range(len(texts)))
-
-
-def refuse_one_text(texts: Any) -> None:
-    """Raise a TypeError for a text where texts are asked for: its letters would be taken for them."""
-    if isinstance(texts, (str, bytes, dict)):
-        raise TypeError(
-            f"texts is one {type(texts).__name__}: give a list of texts, or what else yields them."
-        )

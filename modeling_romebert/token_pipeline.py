@@ -18,7 +18,8 @@ from .input_checks import vocabulary_size
 from .pipeline_arguments import ExitArguments
 from .result_format import error_at
 from .scoring import WINDOW, Scorer, check_bulk_settings, policy_for
-from .text_batcher import Results, in_windows, refuse_one_text
+from .text_batcher import Results, in_windows
+from .text_items import refuse_one_text
 from .token_batcher import ChunkBatcher, ChunkWindow
 
 
@@ -90,6 +91,7 @@ class EarlyExitTokenPipeline(ExitArguments, TokenClassificationPipeline):
 
     def stream(self, texts: Iterable[Any], batch_size: int | None = None, **kwargs: Any) -> Results:
         """As calling it with a generator: an iterator over the results of texts, in order."""
+        refuse_one_text(texts)
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         if "is_split_into_words" not in kwargs:
             preprocess = {name: value for name, value in preprocess.items() if name != "is_split_into_words"}
@@ -220,5 +222,4 @@ def score_tokens(
         [('Ann', 'PER'), ('Rome', 'LOC')]
     """
     find = EarlyExitTokenPipeline(model=model, tokenizer=tokenizer, device=model.device)
-    refuse_one_text(texts)
     return find.stream(texts, batch_size, **settings)

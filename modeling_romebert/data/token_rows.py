@@ -12,7 +12,8 @@ from transformers.utils import logging
 
 from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
-from ..text_batcher import each, with_truncation
+from ..text_batcher import with_truncation
+from ..text_items import each
 from ..token_spans import NO_WORD
 from .checks import check_length
 from .labels import LABEL_COLUMNS, say_ignored, take_class_names

@@ -37,6 +37,7 @@ class Calibration:
     drop_interval: tuple[float, float] | None = None  # of the drop, cross-fitted, with a budget
     per: str | None = None  # of a token classifier: whether an answer is a whole row or each token
     digest: str | None = None  # of the examples
+    weights: str | None = None  # digest of those that it is of
     precision: str | None = None
     device: str | None = None
     versions: dict[str, str] | None = None

@@ -20,6 +20,7 @@ from ..certificate import precision_of
 from ..configuration_romebert import ProblemType
 from ..data.fingerprint import digest, row_hashes
 from ..exit_policies import POLICIES, ExitPolicy, as_policy
+from ..hub import weights_digest
 from ..pretrained import inner_model
 from .budget import within_budget
 from .calibrated import Calibration
@@ -131,11 +132,15 @@ def calibrate(
         tolerance=tolerance,
         cost=budget,
     )
-    found = replace(
-        found, digest=digest(hashes), precision=precision_of(romebert), device=romebert.device.type
-    )
     if scale is not None:
         scale_exits(romebert, scale)
+    found = replace(
+        found,
+        digest=digest(hashes),
+        weights=weights_digest(romebert.state_dict()),
+        precision=precision_of(romebert),
+        device=romebert.device.type,
+    )
     romebert.config.exit_policy = found.policy.to_dict()
     romebert.config.calibration = found.to_dict()
     return found

@@ -19,7 +19,8 @@ from ..data.labels import LABEL_COLUMNS, LabelReader, say_ignored, take_class_na
 from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
-from ..text_batcher import each, text_and_pair, was_cut, with_truncation
+from ..text_batcher import was_cut, with_truncation
+from ..text_items import each, text_and_pair
 
 logger = logging.get_logger(__name__)
 

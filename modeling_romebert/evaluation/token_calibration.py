@@ -19,6 +19,7 @@ from ..certificate import precision_of
 from ..data.fingerprint import digest, row_hashes
 from ..data.token_rows import read_token_rows
 from ..exit_policies import POLICIES, ExitPolicy, as_policy
+from ..hub import weights_digest
 from ..pretrained import inner_model
 from .budget import FOLDS, drop_interval
 from .calibrated import Calibration
@@ -124,6 +125,7 @@ def calibrate_tokens(
         drop_interval=interval,
         per=per,
         digest=digest(hashes),
+        weights=weights_digest(romebert.state_dict()),
         precision=precision_of(romebert),
         device=romebert.device.type,
         curve=_curve(outcomes, losses, settings),

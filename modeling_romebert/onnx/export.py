@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..batch_layout import PaddedBatch
-from ..certificate import certificate_of
+from ..certificate import certificate_of, forget_if_of_other_weights
 from ..encoder import TorchEncoder
 from ..evaluation.calibration import calibrate
 from ..exit_policies import threshold_settings
+from ..hub import weights_digest
 from ..layer_masks import LayerRows
+from ..policy_base import settings_of_exits
 from ..pretrained import inner_model
-from ..text_batcher import TextBatcher, Window, each, with_truncation
+from ..text_batcher import TextBatcher, Window, with_truncation
+from ..text_items import each, refuse_one_text
 from .bundle import MANIFEST, Manifest, Segment
 from .quantise import quantised
 from .runtime import OnnxRomeBertForSequenceClassification
@@ -33,7 +36,7 @@ from .runtime import OnnxRomeBertForSequenceClassification
 logger = logging.get_logger(__name__)
 
 OPSET = 17
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = {"fp32": "float32", "int8": "int8"}  # as a certificate names them
 # Texts of the check that a layer of int8 weights is compared with fp32 on, at most.
 CHECKED_TEXTS = 2000
 
@@ -147,6 +150,10 @@ def export_onnx(
         raise ValueError(f"folder={str(folder)!r} holds other files than a bundle's; name a new one.")
     source = inner_model(model)
     romebert = _for_export(source, exits)
+    forget_if_of_other_weights(romebert.config, weights_digest(source.state_dict()))
+    certificate = certificate_of(source.config) if romebert.config.calibration else None
+    if dataset is not None:
+        refuse_one_text(dataset)
     rows = None if dataset is None else list(each(dataset))
     texts = None if rows is None else _tokenised(romebert, tokenizer, rows)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +171,10 @@ def export_onnx(
         for name, path in chosen.items():
             shutil.copyfile(path, bundle / name)
         manifest.save(bundle)
-        certificate = certificate_of(source.config)
-        if certificate is not None and (precision == "int8" or romebert.exit_layers != source.exit_layers):
+        if certificate is not None and (
+            romebert.exit_layers != source.exit_layers
+            or (certificate.get("precision") or "float32") != PRECISIONS[precision]
+        ):
             _certify_again(bundle, tokenizer, rows, certificate)
         if folder.exists():
             shutil.rmtree(folder)
@@ -189,10 +198,8 @@ def _for_export(model: Any, exits: Sequence[int] | None) -> Any:
     model.config._attn_implementation = model.backbone.config._attn_implementation = "eager"
     model.config.dtype = torch.float32
     if asked != model.exit_layers:
-        policy = model.config.exit_policy or {}
-        if "thresholds" in policy:
-            kept = [policy["thresholds"][model.exit_layers.index(layer)] for layer in asked]
-            model.config.exit_policy = {**policy, "thresholds": kept}
+        if model.config.exit_policy is not None:
+            model.config.exit_policy = settings_of_exits(model.config.exit_policy, model.exit_layers, asked)
         model.config.exit_layers = model.exit_layers = asked
         for layer in [int(name) for name in model.exits if int(name) not in asked]:
             del model.exits[str(layer)]

@@ -21,6 +21,7 @@ from ..configuration_romebert import ProblemType
 from ..early_exit import ActiveBatch, all_exits, classify, run_to_the_end
 from ..exit_policies import ExitPolicy, FullDepth, as_policy
 from ..policy_base import check_unit
+from ..text_items import refuse_one_text
 from .bundle import Manifest, downloaded, warn_of_processor
 from .engine import CPU, OnnxEncoder, batch_of, checked_providers, cores, default_options, open_sessions
 
@@ -228,10 +229,9 @@ class OnnxRomeBertForSequenceClassification:
             TypeError: a text that is not one.
             ValueError: a policy without meaning for the model.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts is one str: give a list of texts.")
+        refuse_one_text(texts)
         if exit_policy is None:
-            exit_policy = self.manifest.exit_policy
+            exit_policy = self.config.exit_policy
         policy = self._started(exit_policy if exit_policy else FullDepth())
         encoded = self._tokenizer.encode_batch(
             [_as_encode_takes(item, row) for row, item in enumerate(texts)]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..certificate import forget_certificate
 from ..configuration_romebert import ProblemType
 from ..data.fingerprint import sample_of
 from ..losses import ExitLoss, as_rows, labelled_rows
@@ -228,6 +229,7 @@ class RomeBertTrainer(ExitTrainer):
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
         model.exit_loss = self._run.exit_loss
         model.evaluation, model.training_settings = None, self.args.for_card()
+        forget_certificate(model.config, "the model is trained further")
         if (seen := sample_of(self.train_dataset)) is not None:
             model.training_settings["rows_seen"] = seen  # which no calibration may use
 

@@ -47,6 +47,24 @@ def test_pipeline_takes_a_share_for_lists_and_single_texts():
     assert classify.monitor.limit == 0.2
 
 
+def test_texts_that_another_policy_decides_are_not_looked_at(caplog):
+    """Nothing was promised of them: not of a list, not of one text, not at full depth."""
+    classify = pipeline(
+        "early-exit-classification", model=certified(), tokenizer=tiny_tokenizer(), monitor=1.0
+    )
+    classify(TEXTS[:20])
+    for policy in ({"exit_threshold": 1.0}, {"exit_policy": False}):
+        classify(TEXTS[:200], **policy)
+        classify(TEXTS[0], **policy)
+    assert (classify.monitor.texts, classify.monitor.compared) == (20, 20)
+    assert (
+        caplog.text.count("they are not looked at") == 1 and "Texts leave at other exits" not in caplog.text
+    )
+    by_hand = ExitMonitor(limit=0.5, share=1.0)
+    list(score(classify.model, tiny_tokenizer(), TEXTS[:20], exit_policy=False, monitor=by_hand))
+    assert (by_hand.texts, by_hand.differed) == (20, 0)
+
+
 @pytest.mark.slow
 def test_a_shift_is_caught(caplog, monkeypatch):
     """Words in another order of frequency, on which exits disagree: said once, and shares have moved."""

@@ -4,6 +4,7 @@ import copy
 import functools
 import threading
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -15,7 +16,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_romebert import score
 from modeling_romebert.encoder import TorchEncoder
 from modeling_romebert.result_format import ResultFormat
-from modeling_romebert.text_batcher import TextBatcher, text_and_pair, windows
+from modeling_romebert.text_batcher import TextBatcher, windows
+from modeling_romebert.text_items import text_and_pair
 
 ENTROPY = {"name": "entropy", "threshold": 0.6}
 TEXTS = tiny_texts(150, seed=3)
@@ -241,9 +243,24 @@ def test_settings_without_meaning_fail_before_the_first_text(settings, message):
         score(MODEL, tiny_tokenizer(), iter(TEXTS), **settings)
 
 
-def test_one_text_is_no_list():
-    with pytest.raises(TypeError, match="texts is one str: give a list of texts"):
-        score(MODEL, tiny_tokenizer(), "the film")
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("the film", "texts is one str: give a list of texts"),
+        ({"train": ["the film"]}, "texts is one dict, which yields the names of its parts"),
+        (pd.DataFrame({"text": ["the film"]}), "texts is one DataFrame, which yields the names of its parts"),
+    ],
+    ids=["text", "dict", "table"],
+)
+def test_what_holds_texts_is_no_list_of_them(texts, message):
+    with pytest.raises(TypeError, match=message):
+        score(MODEL, tiny_tokenizer(), texts)
+
+
+def test_a_text_has_one_row():
+    for texts in ("the film", ["the film"]):
+        with pytest.raises(ValueError, match="return_overflowing_tokens=True makes several rows"):
+            classifier()(texts, return_overflowing_tokens=True, max_length=3)
 
 
 def test_an_open_table_is_no_texts_and_an_open_text_file_is(tmp_path):

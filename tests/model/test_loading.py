@@ -327,6 +327,37 @@ def test_exits_may_be_left_out(tmp_path):
         assert torch.equal(loaded(ids, mask).exit_logits, model(ids, mask).exit_logits[:, [1, 3]])
 
 
+@pytest.mark.parametrize(
+    ("policy", "fewer", "expected"),
+    [
+        ({"thresholds": [0.1, 0.2, 0.3, 0.4]}, {"exit_layers": [2, 4]}, {"thresholds": [0.2, 0.4]}),
+        ({"thresholds": [0.1, 0.2, 0.3, 0.4]}, {"num_hidden_layers": 2}, {"thresholds": [0.1, 0.2]}),
+        ({"threshold": 0.5, "ask_exits": [1, 2]}, {"exit_layers": [2, 4]}, {"ask_exits": [2]}),
+        ({"threshold": 0.5, "ask_exits": [1, 3]}, {"num_hidden_layers": 2, "exit_layers": [2]}, None),
+        ({"threshold": 0.5}, {"exit_layers": [2, 4]}, {"threshold": 0.5}),
+    ],
+    ids=str,
+)
+def test_a_policy_is_of_the_exits_that_are_loaded(tmp_path, policy, fewer, expected):
+    policy = {"name": "entropy", **policy}
+    build(exit_policy=policy).save_pretrained(tmp_path)
+    model = RomeBertForSequenceClassification.from_pretrained(tmp_path, **fewer)
+    with torch.no_grad():
+        model(*padded_batch(), exit_policy=model.config.exit_policy)
+    assert model.config.exit_policy == {**policy, **(expected or {"ask_exits": [2]})}
+    given = {"name": "confidence", "thresholds": [0.5] * len(model.exit_layers)}
+    model = RomeBertForSequenceClassification.from_pretrained(tmp_path, **fewer, exit_policy=given)
+    assert model.config.exit_policy == given
+
+
+def test_first_layers_end_at_an_exit(tmp_path):
+    build(exit_layers=[2, 4]).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"It has exits after \[2, 4\].* end num_hidden_layers at one of them"
+    ):
+        RomeBertForSequenceClassification.from_pretrained(tmp_path, num_hidden_layers=3)
+
+
 def test_exits_may_not_be_added(tmp_path):
     build(exit_layers=[2, 4]).save_pretrained(tmp_path)
     message = (

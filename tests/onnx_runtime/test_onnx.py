@@ -372,6 +372,10 @@ def test_what_is_calibrated_on_a_bundle_is_saved_with_it(folder, tmp_path):
     onnx = OnnxRomeBertForSequenceClassification.from_pretrained(shutil.copytree(folder, tmp_path / "copied"))
     settings = {"risk": "disagreement", "max_drop": 0.3, "confidence": 0.8, "progress": False}
     calibrate(onnx, rows, TOKENIZER, **settings)
+    layers = [one["exit_layer"] for one in onnx.classify(TEXTS)]
+    assert layers == [one["exit_layer"] for one in score(onnx, TOKENIZER, TEXTS)] and len(set(layers)) > 1
+    with pytest.raises(TypeError, match="texts is one dict"):
+        onnx.classify({"text": TEXTS[0], "text_pair": TEXTS[1]})
     for target in ("copied", "other"):
         onnx.save_pretrained(tmp_path / target)
         loaded = OnnxRomeBertForSequenceClassification.from_pretrained(tmp_path / target)

@@ -236,6 +236,8 @@ def test_a_text_that_is_none_is_named_or_skipped():
         find([["a"], "b"], is_split_into_words=True, exit_policy=False)
     with pytest.raises(TypeError, match="texts is one str"):
         score_tokens(build_tokens(), TOKENIZER, "a text")
+    with pytest.raises(TypeError, match="texts is one dict"):
+        find({"text": "a text"})
 
 
 @pytest.mark.parametrize(
