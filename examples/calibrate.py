@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from support import installed  # noqa: F401
-from support.table_files import Table, read_table
+from support.table_files import read_table
+from support.table_rows import rows_of
 from transformers import AutoTokenizer, HfArgumentParser
 
 from modeling_romebert import Calibration, RomeBertForSequenceClassification, calibrate
@@ -86,27 +87,6 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer.save_pretrained(target)
     found.plot(target / "calibration.png")
     print(in_words(found, target))
-
-
-def rows_of(table: Table, model: Any) -> list[dict[str, Any]]:
-    """The file's rows as `calibrate` takes them."""
-    if "text" not in table.columns:
-        raise SystemExit(f"{table.origin} has no column text; {table.what_it_has()}")
-    columns = {name: table.texts(name) for name in ("text", "text_pair") if name in table.columns}
-    if "label" in table.columns:
-        columns["labels"] = [as_label(label, model.config) for label in table.labels()]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def as_label(label: Any, config: Any) -> Any:
-    """A cell -> a class name of the model, or the number that it is: files of tables hold text."""
-    if label in config.label2id or not isinstance(label, str):
-        return label
-    try:
-        number = float(label)
-    except ValueError:
-        return label  # which `calibrate` refuses, with the row
-    return int(number) if number.is_integer() and config.problem_type != "regression" else number
 
 
 def in_words(found: Calibration, target: Path) -> str:

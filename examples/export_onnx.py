@@ -5,7 +5,10 @@
 
 The file of --dataset (CSV, TSV, JSON or JSONL with a column `text`, and `text_pair` for pairs) holds texts of
 the kind that the bundle will see: int8 is compared with fp32 on them, and layers that change too many labels
-stay in fp32. Needs the extra `onnx`: pip install 'romebert[onnx]'.
+stay in fp32. With a column `label` the certificate of the exit policy, which is of the precision and the
+exits that it was made with, is made anew for the bundle.
+
+Needs the extra `onnx`: pip install 'romebert[onnx]'.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +16,7 @@ from pathlib import Path
 
 from support import installed  # noqa: F401
 from support.table_files import read_table
+from support.table_rows import rows_of
 from transformers import AutoTokenizer, HfArgumentParser
 
 from modeling_romebert import RomeBertForSequenceClassification, export_onnx
@@ -28,7 +32,8 @@ class ExportArguments:
         default=None, metadata={"help": "Layers whose exits the bundle has; all when left out."}
     )
     dataset: str | None = field(
-        default=None, metadata={"help": "File of texts to compare int8 with fp32 on."}
+        default=None,
+        metadata={"help": "File of texts to compare int8 with fp32 on; with `label`, also to certify on."},
     )
     max_changed: float = field(
         default=0.02, metadata={"help": "Share of texts whose label a segment in int8 may change."}
@@ -37,22 +42,18 @@ class ExportArguments:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses(argv)
-    texts = None
-    if arguments.dataset is not None:
-        table = read_table("--dataset", arguments.dataset)
-        texts = [{"text": text} for text in table.texts("text")]
-        if "text_pair" in table.columns:
-            pairs = table.texts("text_pair")
-            texts = [{**row, "text_pair": pair} for row, pair in zip(texts, pairs, strict=True)]
     model = RomeBertForSequenceClassification.from_pretrained(arguments.model_dir)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_dir)
+    rows = None
+    if arguments.dataset is not None:
+        rows = rows_of(read_table("--dataset", arguments.dataset), model)
     folder = export_onnx(
         model,
         tokenizer,
         arguments.output_dir,
         precision=arguments.precision,
         exits=arguments.exits,
-        dataset=texts,
+        dataset=rows,
         max_changed=arguments.max_changed,
     )
     print(table_of(folder))

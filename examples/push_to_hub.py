@@ -187,11 +187,13 @@ def check(folder: Path, files: list[str], left_out: dict[str, str]) -> list[str]
 
 def code_files(folder: Path, config: dict[str, Any]) -> list[str]:
     """The files that `auto_map` and `custom_pipelines` name, and those that they import from beside them."""
-    named = [
-        *config["auto_map"].values(),
-        *(task["impl"] for task in config.get("custom_pipelines", {}).values()),
-    ]
-    modules = [f"{name.split('.')[0]}.py" for name in named]
+    named = [task["impl"] for task in config.get("custom_pipelines", {}).values()]
+    for entry in config[
+        "auto_map"
+    ].values():  # a name; of a tokenizer two, slow and fast, of which one may be null
+        named += [name for name in (entry if isinstance(entry, list) else [entry]) if name]
+    here = [name for name in named if "--" not in name]  # others are in another repository
+    modules = [f"{name.split('.')[0]}.py" for name in here]
     for module in modules:  # grows while it is read
         if (folder / module).is_file():
             source = (folder / module).read_text(encoding="utf-8")

@@ -19,8 +19,8 @@ from modeling_romebert.onnx.bundle import MANIFEST, digest
 RESULTS = pa.schema(
     {"label": pa.string(), "score": pa.float32(), "exit_layer": pa.int32(), "error": pa.string()}
 )
-# A file that changes when the model does; the first that is there.
-WEIGHTS = (MANIFEST, "model.safetensors", "model.safetensors.index.json")
+# Endings of the files that say what a model answers: weights, settings and vocabulary.
+OF_MODEL = (".safetensors", ".onnx", ".json", ".txt", ".model")
 
 
 def open_classifier(
@@ -119,9 +119,9 @@ class Labeller:
         return as_columns(self.results(texts, pairs))
 
 
-def identity_of(folder: str) -> str:
-    """What a model is told by: the digest of its weights; its name where it is no folder here."""
-    for name in WEIGHTS:
-        if (path := Path(folder, name)).is_file():
-            return digest(path)
-    return os.fspath(folder)
+def identity_of(folder: str) -> dict[str, str] | str:
+    """What a model is told by: the digests of the files that its answers depend on, by name, among them the
+    policy of its config; its name where it is no folder here.
+    """
+    files = [path for path in sorted(Path(folder).glob("*")) if path.suffix in OF_MODEL and path.is_file()]
+    return {path.name: digest(path) for path in files} or os.fspath(folder)

@@ -154,7 +154,7 @@ def run(
             count += 1
     if not count:
         raise SystemExit(f"--input {arguments.input} has no rows.")
-    summary = summary_of(shards.join(count), arguments.model, pace)
+    summary = summary_of(shards.join(count), arguments, pace)
     print(in_words(summary, arguments.output))
     print(f"The same as data: {shards.close(summary)}")
     return summary
@@ -220,10 +220,19 @@ def config_of(folder: str) -> tuple[Any, list[int]]:
     return config, manifest.exit_layers
 
 
-def summary_of(tally: Tally, model: str, pace: Pace) -> dict[str, Any]:
-    """What there is to say of a finished run, as data."""
-    config, exit_layers = config_of(model)
+def certificate_for(arguments: ScoringArguments, config: Any) -> dict[str, Any] | None:
+    """What was promised of a run: nothing of another threshold, or in another precision."""
     certificate = certificate_of(config)
+    if certificate is None or arguments.exit_threshold is not None:
+        return None
+    ran_in = arguments.dtype or certificate.get("precision")
+    return certificate if ran_in == certificate.get("precision") else None
+
+
+def summary_of(tally: Tally, arguments: ScoringArguments, pace: Pace) -> dict[str, Any]:
+    """What there is to say of a finished run, as data."""
+    config, exit_layers = config_of(arguments.model)
+    certificate = certificate_for(arguments, config)
     return {
         "rows": tally.rows,
         "errors": tally.errors,
@@ -251,5 +260,7 @@ def in_words(summary: dict[str, Any], output: str) -> str:
     lines = [
         f"  exit after layer {layer}: {count / classified:6.1%}" for layer, count in summary["exits"].items()
     ]
-    promise = summary["certificate"] or "The exit policy has no certificate: examples/calibrate.py makes one."
+    promise = summary["certificate"] or (
+        "No certificate is of this exit policy in this precision: examples/calibrate.py makes one."
+    )
     return "\n".join([" ".join(words), *lines, promise])

@@ -329,6 +329,13 @@ def test_code_files_are_all_that_were_saved(model):
     assert push_to_hub.code_files(model, config) == sorted(path.name for path in model.glob("*.py"))
 
 
+def test_code_of_another_repository_and_of_a_tokenizer(model):
+    config = json.loads((model / "config.json").read_text())
+    ours = push_to_hub.code_files(model, config)
+    config["auto_map"] |= {"AutoTokenizer": ["words.Slow", None], "AutoModel": "you/other--extra.Model"}
+    assert push_to_hub.code_files(model, config) == sorted([*ours, "words.py"])
+
+
 def test_a_repository_that_is_public_already(model, hub):
     hub.public = True
     with pytest.raises(

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from support.row_source import open_rows
 from support.shards import Shards
 from tiny import tiny_tokenizer, write_rows
 
-from modeling_romebert import RomeBertForSequenceClassification, export_onnx
+from modeling_romebert import RomeBertForSequenceClassification, calibrate, export_onnx
 
 ROWS = len(TEXTS)
 
@@ -137,6 +138,21 @@ def test_a_bundle_is_a_model_too(model, here):
         run("bundle", "--dtype", "bfloat16", input="few.csv", output="other.parquet")
 
 
+def test_a_promise_is_of_its_threshold_and_its_precision(here, capsys):
+    model = RomeBertForSequenceClassification.from_pretrained(save_classifier(Path("model")))
+    rows = [{"text": text} for text in TEXTS]
+    calibrate(model, rows, tiny_tokenizer(), risk="disagreement", max_drop=0.3, progress=False)
+    model.save_pretrained("model")
+    write_rows("reviews.csv", rows[:40])
+    for number, (more, promised) in enumerate(
+        [([], True), (["--exit_threshold", "1.0"], False), (["--dtype", "bfloat16"], False)]
+    ):
+        run("model", *more, output=f"{number}.csv")
+        said, summary = capsys.readouterr().out, json.loads(Path(f"{number}.csv.summary.json").read_text())
+        assert ("Certified on 230 examples" in said) is promised is (summary["certificate"] is not None)
+        assert ("No certificate is of this exit policy" in said) is not promised
+
+
 # ---- interrupted
 
 
@@ -184,6 +200,13 @@ def test_a_run_is_continued_by_the_same_settings_alone(model, rows, monkeypatch)
     write_rows("reviews.csv", rows[:100])
     with pytest.raises(SystemExit, match=r"input\.files: was"):
         run(model)
+    write_rows("reviews.csv", rows)
+    shutil.copytree(model, "other")
+    config = json.loads(Path("other/config.json").read_text())
+    config["exit_policy"]["threshold"] = 0.7
+    Path("other/config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"model\.config\.json: was"):
+        run("other")
 
 
 def test_what_is_there_is_not_overwritten(model, rows):
