@@ -42,11 +42,18 @@ def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExi
         pairs: for each task the runs of both recipes, seed by seed.
 
     Raises:
-        ValueError: the seeds of a pair are others, or none.
+        ValueError: the seeds of a pair are others, or none; or its rows are.
     """
     for ones, others in pairs:
         if not ones or [run["seed"] for run in ones] != [run["seed"] for run in others]:
             raise ValueError("paired runs have the same seeds, at least one, in the same order.")
+        rows = {(run.get("digests") or {}).get("evaluation") for run in (*ones, *others)}
+        if len(rows) > 1:
+            raise ValueError(
+                f"runs of {ones[0]['task']}, {ones[0]['backbone']} are judged on other rows:"
+                f" {ones[0]['recipe']} and {others[0]['recipe']}. Delete those of the old rows and run them"
+                " anew."
+            )
     labels = [ones[0].get("labels") for ones, _ in pairs]
     found = [
         _differences(ones, others, of_exits, seeds_stream=task, rows_stream=labels.index(labels[task]))

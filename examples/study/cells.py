@@ -1,5 +1,6 @@
 """The grid as data: which runs there are, with which arguments, and where their files lie. Runs nothing."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,10 @@ from modeling_romebert.model_card import write_whole
 HERE = Path(__file__).parent
 GRID = HERE / "grid.yaml"
 RESULTS = HERE / "results"
-FAILED = "failed"  # beside the results: runs that did not finish, and why
+FAILED = "failed"  # beside the results, under their name: runs that did not finish, and why
 PILOTS = "pilots"  # the same: runs that a learning rate was chosen by
+CELL = "cell.json"  # of a run, in its folder: what one_run.py reads
+BUSY = 75  # what one_run.py returns where another process has the run
 ASSET = "asset"
 REVIEWS = "reviews"  # the quickstart's data
 
@@ -31,6 +34,7 @@ class Cell:
         data: the data set whose rows it takes; several tasks may take the same.
         arguments: of train_glue.py, without those that say where files are.
         places: those, by name: the backbone, and the data unless they come from the Hub.
+        made_of: SHA-256 of the files there, by name; `backbone` is that of its weights.
     """
 
     task: str
@@ -40,6 +44,7 @@ class Cell:
     seed: int
     arguments: dict[str, Any] = field(compare=False, hash=False)
     places: dict[str, str] = field(compare=False, hash=False, default_factory=dict)
+    made_of: dict[str, str] = field(compare=False, hash=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -50,8 +55,16 @@ class Cell:
         return folder / self.task / self.backbone / self.recipe / f"{self.seed}.json"
 
     def folder(self, folder: Path) -> Path:
-        """Its own among the folders of runs."""
-        return folder / self.task / self.backbone / self.recipe / str(self.seed)
+        """Its own among the folders of runs: another one with other arguments or other files."""
+        settings = json.dumps([self.arguments, self.made_of], sort_keys=True, default=str)
+        own = f"{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+        return folder / self.task / self.backbone / self.recipe / own
+
+    def is_of(self, kept: dict[str, Any]) -> bool:
+        """Whether what a run left, a result or a failure, is of these arguments and of these files."""
+        digests = kept.get("digests") or {}
+        others = [name for name, digest in self.made_of.items() if digests.get(name, digest) != digest]
+        return kept["arguments"] == self.arguments and not others
 
 
 def read_grid(path: Path = GRID) -> dict[str, Any]:
@@ -130,7 +143,8 @@ def with_places(
     own_files: dict[str, str],
     scratch: Path,
 ) -> list[Cell]:
-    """Say where the backbone and the data of each run lie, and get those that come with the project.
+    """Say where the backbone and the data of each run lie, and what is in these files; get those that come
+    with the project.
 
     Args:
         backbones: name -> folder or id on the Hub.
@@ -152,10 +166,27 @@ def with_places(
             places[name] = files_of(Path(data) / name)
         else:
             places[name] = {}
+    weights = {name: Path(place, "model.safetensors") for name, place in models.items()}
+    of_backbones = {name: {"backbone": digest(path)} for name, path in weights.items() if path.is_file()}
+    of_data = {name: {argument: digest(path) for argument, path in of.items()} for name, of in places.items()}
     return [
-        replace(cell, places={"model_name_or_path": models[cell.backbone], **places[cell.data]})
+        replace(
+            cell,
+            places={"model_name_or_path": models[cell.backbone], **places[cell.data]},
+            made_of={**of_data[cell.data], **of_backbones.get(cell.backbone, {})},
+        )
         for cell in cells
     ]
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def failed_folder(results: Path) -> Path:
+    """Where the failures of a folder of results are."""
+    return results.parent / FAILED / results.name
 
 
 def files_of(folder: Path) -> dict[str, str]:

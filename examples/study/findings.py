@@ -8,7 +8,7 @@ import numpy as np
 
 from modeling_romebert.evaluation.provenance import read_json
 from study.bootstrap import Interval, OfExits, Run, exits_of, over_seeds, paired
-from study.cells import FAILED, PILOTS, cells_of
+from study.cells import FAILED, PILOTS, cells_of, failed_folder
 
 Group = tuple[str, str]  # task and backbone
 Groups = dict[Group, dict[str, list[Run]]]  # recipe -> its runs, by seed
@@ -39,7 +39,7 @@ def load_pilots(results: Path) -> dict[str, Groups]:
 
 def load_failed(results: Path) -> dict[str, str]:
     """A folder of results -> the name of each run that failed and has none, and why it failed."""
-    folder = results.parent / FAILED
+    folder = failed_folder(results)
     return {
         " ".join(path.relative_to(folder).with_suffix("").parts): read_json(path)["reason"]
         for path in sorted(folder.glob("*/*/*/*.json"))
@@ -127,8 +127,8 @@ def best_one_stage(recipes: dict[str, list[Run]]) -> str | None:
         name: runs
         for name, runs in recipes.items()
         if len(runs[0]["exits"]) > 1
-        and runs[0]["arguments"]["objective"] not in ("deebert", "last")
-        and epochs_of(runs[0]) <= runs[0]["arguments"]["num_train_epochs"] * 1.001
+        and objective_of(runs[0]) not in ("deebert", "last")
+        and epochs_of(runs[0]) <= float(runs[0]["arguments"]["num_train_epochs"]) * 1.001
     }
     most = max((len(runs) for runs in fits.values()), default=0)
     fits = {name: runs for name, runs in fits.items() if len(runs) == most}
@@ -137,8 +137,14 @@ def best_one_stage(recipes: dict[str, list[Run]]) -> str | None:
 
 def epochs_of(run: Run) -> float:
     """That all stages of a run take together."""
-    stages = 2 if run["arguments"]["objective"] in ("deebert", "mixed") else 1
-    return stages * run["arguments"].get("epochs_factor", 1.0) * run["arguments"]["num_train_epochs"]
+    stages = 2 if objective_of(run) in ("deebert", "mixed") else 1
+    given = run["arguments"]
+    return stages * float(given.get("epochs_factor", 1.0)) * float(given["num_train_epochs"])
+
+
+def objective_of(run: Run) -> str:
+    """That of the recipe, or what there is without one."""
+    return run["arguments"].get("objective", "romebert")
 
 
 def last_of(exits: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import support.installed  # noqa: F401
 import fcntl
 import hashlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from support.glue_arguments import parse as parse_glue
 from support.glue_data import GlueData, load_glue
 from support.recipes import as_arguments
 from support.run_arguments import settings_of
-from support.run_folder import last_checkpoint, open_run_folder
+from support.run_folder import SETTINGS, last_checkpoint, open_run_folder
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -44,8 +45,8 @@ from modeling_romebert.evaluation.report import ExitReport
 from modeling_romebert.exit_policies import POLICIES
 from modeling_romebert.model_card import write_whole
 from study import characters
+from study.cells import BUSY, CELL
 
-CELL = "cell.json"
 # The rules of leaving that are compared on each model; the first one's curve is the run's own.
 RULES: list[dict[str, Any]] = [
     {"name": "entropy"},
@@ -113,13 +114,14 @@ def alone(folder: Path) -> Iterator[None]:
     """Hold the folder of a run, which a process that dies lets go.
 
     Raises:
-        SystemExit: another process holds it.
+        SystemExit: another process holds it; its code is `BUSY`.
     """
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit(f"{folder}: this run is going on in another process.") from None
+            print(f"{folder}: this run is going on in another process.", flush=True)
+            raise SystemExit(BUSY) from None
         yield
 
 
@@ -132,7 +134,11 @@ def run(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
     trainer, glue = train_glue.make_trainer(where, data, training, glue, callbacks=[clock])
     settings = settings_of(where, data, training, files={})  # whose digests are kept beside
     settings["model"] = {**settings["model"], "model_name_or_path": cell["backbone"]}
-    open_run_folder(training.output_dir, settings)
+    train = Path(training.output_dir)
+    if (train / SETTINGS).is_file() and read_json(train / SETTINGS) != settings:
+        print(f"{train} was begun when defaults were others, so this run begins anew.", flush=True)
+        shutil.rmtree(train)
+    open_run_folder(train, settings)
     trained = trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     seconds, cpu_seconds = clock.seconds
     (evaluation,) = list(glue.evaluation.values())[:1]
@@ -148,7 +154,7 @@ def run(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
         **logged(trainer.state.log_history),
         "arguments": cell["arguments"],
         "settings": settings,
-        "digests": {**rows, "backbone": digest_of_checkpoint(where.model_name_or_path)},
+        "digests": {**rows, **cell["made_of"]},
         "commit": commit(),
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -254,12 +260,6 @@ def digest_of(glue: GlueData) -> dict[str, str]:
         name: hashlib.sha256("\n".join(json.dumps(row, sort_keys=True) for row in rows).encode()).hexdigest()
         for name, rows in (("train", glue.train), ("evaluation", evaluation))
     }
-
-
-def digest_of_checkpoint(name: str) -> str | None:
-    """SHA-256 of the weights that a run starts from; `None` for those of the Hub, which the cache holds."""
-    weights = Path(name, "model.safetensors")
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def commit() -> str | None:

@@ -131,8 +131,9 @@ def over_tasks(groups: Groups) -> str:
 
 
 def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str]) -> str:
-    """Cells of the grid without a result, and runs that failed."""
-    absent = missing_of(grid, groups)
+    """Cells of the grid without a result, and runs that failed. Tasks of one's own are in no grid."""
+    of_grid = any(task in grid["tasks"] for task, _ in groups)
+    absent = missing_of(grid, groups) if of_grid else {}
     runs = sum(len(seeds) for recipes in absent.values() for seeds in recipes.values())
     lines = []
     for (task, backbone), recipes in absent.items():
@@ -145,9 +146,12 @@ def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str]) -> str
         told = "; ".join(f"seeds {seeds} of {', '.join(names)}" for seeds, names in by_seeds.items())
         lines.append(f"- {task}, {backbone}: {told}")
     lines += [f"- failed: {name}: {reason.splitlines()[-1]}" for name, reason in failed.items()]
-    if larger := [name for name, of_task in grid["tasks"].items() if of_task.get("large")]:
+    larger = [name for name, of_task in grid["tasks"].items() if of_task.get("large")]
+    if of_grid and larger:
         lines.append(f"- for a GPU, run only when `--tasks` names them: {', '.join(larger)}")
-    told = f"{runs} runs of the grid have no result yet." if runs else "Every run of the grid has a result."
+    told = "Every run of the grid has a result." if of_grid else "The tasks are one's own, and in no grid."
+    if runs:
+        told = f"{runs} runs of the grid have no result yet."
     return "\n\n".join([told, "\n".join(lines)]).rstrip()
 
 

@@ -30,9 +30,20 @@ import yaml
 from transformers import HfArgumentParser
 
 from modeling_romebert.evaluation.provenance import read_json, write_json
-from study.cells import FAILED, GRID, RESULTS, Cell, cells_of, own_task, python, read_grid, with_places
+from study.cells import (
+    BUSY,
+    CELL,
+    GRID,
+    RESULTS,
+    Cell,
+    cells_of,
+    failed_folder,
+    own_task,
+    python,
+    read_grid,
+    with_places,
+)
 
-CELL = "cell.json"
 LOG = "log.txt"
 TAIL = 5  # lines of the log that say why a run failed
 
@@ -86,10 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on."))
     results, runs = Path(arguments.results), Path(arguments.runs)
     cells = chosen(arguments, runs)
-    todo = missing(cells, results, arguments.retry_failed)
-    print(
-        f"{len(cells)} runs: {len(cells) - len(todo)} are done or failed, {len(todo)} are to do.", flush=True
-    )
+    todo, failed_before = missing(cells, results, arguments.retry_failed)
+    done = len(cells) - len(todo) - len(failed_before)
+    tried = f", {len(failed_before)} failed before (--retry_failed tries them again)" * bool(failed_before)
+    print(f"{len(cells)} runs: {done} have a result{tried}, {len(todo)} are to do.", flush=True)
     failed = work(todo, results, runs, arguments.workers, arguments.keep)
     if failed:
         raise SystemExit(f"{failed} runs failed; {failed_folder(results)} says why.")
@@ -99,8 +110,11 @@ def chosen(arguments: StudyArguments, runs: Path) -> list[Cell]:
     """The runs that the arguments ask for, with the places of their files."""
     grid = read_grid(Path(arguments.grid))
     models, more = (named(name, getattr(arguments, name)) for name in ("models", "set"))
-    if more and Path(arguments.results) == RESULTS:
-        raise SystemExit("--set makes other runs than the grid's; say with --results where they go.")
+    own = [f"--{name}" for name in ("set", "train_file", "validation_file") if getattr(arguments, name)]
+    if own and Path(arguments.results) == RESULTS:
+        raise SystemExit(f"{own[0]} makes other runs than the grid's; say with --results where they go.")
+    if arguments.validation_file is not None and arguments.train_file is None:
+        raise SystemExit("--validation_file is given without --train_file; the study needs both.")
     own_files: dict[str, str] = {}
     if arguments.train_file is not None:
         grid = own_task(grid, arguments.train_file, arguments.validation_file)
@@ -118,28 +132,28 @@ def named(argument: str, given: Sequence[str]) -> dict[str, Any]:
     return {name: value if argument == "models" else yaml.safe_load(value) for name, value in pairs}
 
 
-def missing(cells: Sequence[Cell], results: Path, retry_failed: bool) -> list[Cell]:
-    """The runs without a result; those that failed are among them if they are to be tried again.
+def missing(cells: Sequence[Cell], results: Path, retry_failed: bool) -> tuple[list[Cell], list[Cell]]:
+    """The runs without a result that are to do, and those that are not as they failed before with the same
+    arguments and files.
 
-    Results that were made with other arguments than the grid has now are said aloud, and stay.
+    Results that were made with others than there are now are said aloud, and stay.
     """
-    todo, others = [], []
+    todo, failed_before, others = [], [], []
     for cell in cells:
-        if cell.file(results).is_file():
-            if read_json(cell.file(results))["arguments"] != cell.arguments:
-                others.append(str(cell.file(results)))
-        elif retry_failed or not cell.file(failed_folder(results)).is_file():
+        result, failure = cell.file(results), cell.file(failed_folder(results))
+        if result.is_file():
+            if not cell.is_of(read_json(result)):
+                others.append(str(result))
+        elif not retry_failed and failure.is_file() and cell.is_of(read_json(failure)):
+            failed_before.append(cell)
+        else:
             todo.append(cell)
     if others:
         print(
-            f"{len(others)} results are of other arguments than the grid has now; delete them to run them"
-            f" anew: {', '.join(others)}"
+            f"{len(others)} results are of other arguments, data or weights than there are now; delete them"
+            f" to run them anew: {', '.join(others)}"
         )
-    return todo
-
-
-def failed_folder(results: Path) -> Path:
-    return results.parent / FAILED
+    return todo, failed_before
 
 
 def work(todo: Sequence[Cell], results: Path, runs: Path, workers: int, keep: bool) -> int:
@@ -152,8 +166,8 @@ def work(todo: Sequence[Cell], results: Path, runs: Path, workers: int, keep: bo
                 under_way.append(start(waiting.pop(), results, runs, workers))
             for one in [one for one in under_way if one.process.poll() is not None]:
                 under_way.remove(one)
-                succeeded = finish(one, results, runs, keep)
-                done, failed = done + 1, failed + (not succeeded)
+                finish(one, results, runs, keep)
+                done, failed = done + 1, failed + has_failed(one, results)
                 left = (time.monotonic() - begin) / done * (len(waiting) + len(under_way))
                 print(
                     f"[{done}/{len(todo)}] {outcome(one, results)}; about {in_words(left)} left", flush=True
@@ -181,29 +195,36 @@ def start(cell: Cell, results: Path, runs: Path, workers: int) -> Started:
     return Started(cell, process, time.monotonic())
 
 
-def finish(one: Started, results: Path, runs: Path, keep: bool) -> bool:
-    """Clear up after a run that ended -> whether it has a result. One without leaves its reason."""
+def has_failed(one: Started, results: Path) -> bool:
+    """Whether a run that ended has no result, and no other process that makes it."""
+    return not one.cell.file(results).is_file() and one.process.returncode != BUSY
+
+
+def finish(one: Started, results: Path, runs: Path, keep: bool) -> None:
+    """Clear up after a run that ended. One that failed leaves its reason."""
     cell, folder = one.cell, one.cell.folder(runs)
     failure = cell.file(failed_folder(results))
-    if cell.file(results).is_file():
+    if not has_failed(one, results):
         failure.unlink(missing_ok=True)
-        if not keep:
+        if cell.file(results).is_file() and not keep:
             shutil.rmtree(folder)
-        return True
+        return
     lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     failure.parent.mkdir(parents=True, exist_ok=True)
     returned = one.process.returncode
     reason = f"ended by signal {-returned}" if returned < 0 else "\n".join(lines[-TAIL:])
-    write_json(failure, {"reason": reason, "returned": returned, "arguments": cell.arguments})
-    return False
+    kept = {"arguments": cell.arguments, "digests": cell.made_of}
+    write_json(failure, {"reason": reason, "returned": returned, **kept})
 
 
 def outcome(one: Started, results: Path) -> str:
     """A line on a run that ended."""
     took = in_words(time.monotonic() - one.since)
     file = one.cell.file(results)
-    if not file.is_file():
+    if has_failed(one, results):
         return f"{one.cell.name}: failed after {took}"
+    if not file.is_file():
+        return f"{one.cell.name}: is going on in another process"
     found = read_json(file)
     last, mean = list(found["exits"].values())[-1], found["mean_over_exits"]
     return f"{one.cell.name}: {found['metric']} {last:.3f} at the last exit, mean {mean:.3f}, {took}"

@@ -75,20 +75,25 @@ def test_a_task_may_run_fewer_recipes_and_those_that_are_cut_once():
 # ---- runs
 
 
-def cell(seed=1, recipe="joint") -> cells.Cell:
-    return cells.Cell("t", "t", "b", recipe, seed, {"learning_rate": 1.0}, {})
+def cell(seed=1, rate=1.0, train_file="a") -> cells.Cell:
+    """A run whose training file has such a digest."""
+    return cells.Cell("t", "t", "b", "joint", seed, {"learning_rate": rate}, {}, {"train_file": train_file})
 
 
 @pytest.fixture
 def stand_in(here, monkeypatch):
-    """Runs are a few lines of Python: seed 2 fails, all others write a result."""
+    """Runs are a few lines of Python: seed 2 fails at a rate of 1, seed 4 is another process's, all others
+    write a result.
+    """
     code = """
 import json, pathlib, sys
 cell = json.loads(pathlib.Path(sys.argv[1], "cell.json").read_text())
-if cell["seed"] == 2:
+if cell["seed"] == 2 and cell["arguments"]["learning_rate"] == 1:
     sys.exit("no seed 2 today")
+if cell["seed"] == 4:
+    sys.exit(75)
 exits = {"1": 0.5, "2": 0.75}
-kept = {name: cell[name] for name in ("arguments", "seed")}
+kept = {"arguments": cell["arguments"], "seed": cell["seed"], "digests": cell["made_of"]}
 found = {"metric": "m", "exits": exits, "mean_over_exits": 0.6, **kept}
 pathlib.Path(cell["result"]).write_text(json.dumps(found))
 """
@@ -98,26 +103,44 @@ pathlib.Path(cell["result"]).write_text(json.dumps(found))
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_has_a_result_is_not_run_and_what_fails_is_kept_apart(stand_in, capsys, workers):
     asked, results, runs = [cell(seed) for seed in (1, 2, 3)], Path("results"), Path("runs")
-    assert run.work(run.missing(asked, results, False), results, runs, workers, keep=False) == 1
+    assert run.missing(asked, results, False) == (asked, [])
+    assert run.work(asked, results, runs, workers, keep=False) == 1
     assert sorted(str(path) for path in results.rglob("*.json")) == [
         "results/t/b/joint/1.json",
         "results/t/b/joint/3.json",
     ]
-    failure = read_json("failed/t/b/joint/2.json")
+    failure = read_json("failed/results/t/b/joint/2.json")
     assert (failure["reason"], failure["returned"]) == ("no seed 2 today", 1)
-    assert not Path("runs/t/b/joint/1").exists() and Path("runs/t/b/joint/2/log.txt").exists()
+    assert not cell(1).folder(runs).exists() and (cell(2).folder(runs) / "log.txt").exists()
     said = capsys.readouterr().out
     assert "t b joint seed 3: m 0.750 at the last exit, mean 0.600" in said and "[3/3]" in said
-    assert run.missing(asked, results, False) == []
-    assert run.missing(asked, results, retry_failed=True) == asked[1:2]
+    assert run.missing(asked, results, False) == ([], asked[1:2])
+    assert run.missing(asked, results, retry_failed=True) == (asked[1:2], [])
 
 
-def test_results_of_other_arguments_are_said_aloud(stand_in, capsys):
+@pytest.mark.parametrize("other", [{"rate": 2.0}, {"train_file": "b"}], ids=str)
+def test_results_of_other_arguments_or_files_are_said_aloud(stand_in, capsys, other):
     results = Path("results")
     run.work([cell()], results, Path("runs"), 1, keep=False)
-    write_json(cell().file(results), {**read_json(cell().file(results)), "arguments": {"learning_rate": 2.0}})
-    assert run.missing([cell()], results, False) == []
-    assert "1 results are of other arguments than the grid has now" in capsys.readouterr().out
+    assert run.missing([cell(**other)], results, False) == ([], [])
+    said = capsys.readouterr().out
+    assert "1 results are of other arguments, data or weights" in said and "results/t/b/joint/1.json" in said
+    assert cell(**other).folder(Path()) != cell().folder(Path())  # nor does it go on from their checkpoints
+
+
+@pytest.mark.parametrize("other", [{"rate": 2.0}, {"train_file": "b"}], ids=str)
+def test_what_failed_is_tried_again_with_other_arguments_or_files(stand_in, other):
+    results, runs = Path("results"), Path("runs")
+    run.work([cell(2)], results, runs, 1, keep=False)
+    assert run.missing([cell(2, **other)], results, False) == ([cell(2)], [])
+    assert run.missing([cell(2)], Path("results-2"), False) == ([cell(2)], [])  # a study of its own
+
+
+def test_a_run_of_another_process_has_not_failed(stand_in, capsys):
+    results = Path("results")
+    assert run.work([cell(4)], results, Path("runs"), 1, keep=False) == 0
+    assert "t b joint seed 4: is going on in another process" in capsys.readouterr().out
+    assert run.missing([cell(4)], results, False) == ([cell(4)], [])
 
 
 @pytest.mark.parametrize(
@@ -125,9 +148,11 @@ def test_results_of_other_arguments_are_said_aloud(stand_in, capsys):
     [
         (["--set", "seed"], "--set seed: write NAME=VALUE"),
         (["--set", "max_steps=1"], "--set makes other runs than the grid's; say with --results"),
-        (["--train_file", "a.csv"], "--train_file is given without --validation_file"),
+        (["--train_file", "a.csv"], "--train_file makes other runs than the grid's; say with --results"),
+        (["--results", "r", "--train_file", "a.csv"], "--train_file is given without --validation_file"),
+        (["--results", "r", "--validation_file", "a.csv"], "--validation_file is given without --train_file"),
         (
-            ["--train_file", "a.csv", "--validation_file", "b.csv"],
+            ["--results", "r", "--train_file", "a.csv", "--validation_file", "b.csv"],
             "--train_file a.csv: there is no such file",
         ),
         (["--data", "absent", "--tasks", "rte"], "--data: there is no absent/rte/train.jsonl"),
@@ -153,8 +178,9 @@ def a_run(here, encoder):
             seeds=[1],
             more={"num_train_epochs": 1, "use_cpu": True, "per_device_train_batch_size": 8, **more},
         )
-        places = {"model_name_or_path": encoder, "train_file": given[1], "validation_file": given[3]}
-        return one_run.run({**vars(found), "places": places}, Path("run"))
+        own_files = {"train_file": given[1], "validation_file": given[3]}
+        (found,) = cells.with_places([found], {"minilm-l6": encoder}, None, own_files, Path("runs"))
+        return one_run.run(vars(found), Path("run"))
 
     return one
 
@@ -218,13 +244,25 @@ def test_the_clock_goes_on_where_the_checkpoint_stopped():
     assert kept[0] >= seconds and one_run.Clock().state()["attributes"]["before"] == (0.0, 0.0)
 
 
-def test_one_folder_one_process(tmp_path):
+def test_one_folder_one_process(tmp_path, capsys):
     with (
         one_run.alone(tmp_path),
-        pytest.raises(SystemExit, match="going on in another process"),
+        pytest.raises(SystemExit, match=str(cells.BUSY)),
         one_run.alone(tmp_path),
     ):
         raise AssertionError("two processes hold one folder")
+    assert "this run is going on in another process" in capsys.readouterr().out
+
+
+def test_a_run_that_was_begun_with_other_defaults_begins_anew(a_run, capsys):
+    first = a_run("joint")
+    settings = read_json("run/train/settings.json")
+    settings["training"]["exit_scale"] = 7.0
+    write_json("run/train/settings.json", settings)
+    again = a_run("joint")
+    said = capsys.readouterr().out
+    assert "was begun when defaults were others" in said and "continuing from" not in said
+    assert (again["exits"], again["losses"]) == (first["exits"], first["losses"])
 
 
 @pytest.mark.slow

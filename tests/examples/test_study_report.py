@@ -127,6 +127,9 @@ def test_an_interval_holds_0_where_there_is_no_difference_and_excludes_it_where_
     assert bootstrap.paired([(strong[:1], weak[:1])] * 2, mean) == pytest.approx(once)
     with pytest.raises(ValueError, match="the same seeds"):
         bootstrap.paired([(weak[:2], strong[1:])], mean)
+    others = [{**run, "digests": {"evaluation": "b"}} for run in strong]
+    with pytest.raises(ValueError, match="runs of t, b are judged on other rows: r and r"):
+        bootstrap.paired([([{**run, "digests": {"evaluation": "a"}} for run in weak], others)], mean)
 
 
 def with_other_labels(runs):
@@ -230,6 +233,20 @@ def test_at_half_the_cost_recipes_are_judged_by_half_the_layers(results):
     assert findings.at_half_the_cost([*tasks, {"joint": joint}], "joint") is None
     bare = [{**run, "curve": []} for run in joint]
     assert findings.at_half_the_cost([{**tasks[0], "joint": bare}], "joint") is None
+
+
+def test_a_recipe_of_one_s_own_may_leave_things_out(results):
+    """Its objective is then the package's, and numbers of the command line may be text."""
+    recipes = findings.load(results)["t", "b"]
+    recipes["mine"] = [{**run, "arguments": {"num_train_epochs": "1e1"}} for run in recipes["joint"]]
+    assert RomeBertTrainingArguments.objective == findings.objective_of(recipes["mine"][0])
+    assert findings.epochs_of(recipes["mine"][0]) == 10.0
+    assert "| `mine` | 3 |" in tables.table(recipes) and findings.best_one_stage(recipes) in ("joint", "mine")
+
+
+def test_nothing_of_the_grid_is_missing_from_a_study_of_one_s_own(results):
+    told = report.missing(cells.read_grid(), findings.load(results), {"t b joint 4": "no seed 4"})
+    assert told == "The tasks are one's own, and in no grid.\n\n- failed: t b joint 4: no seed 4"
 
 
 def test_means_over_tasks_are_of_what_every_task_has(results, tmp_path):
@@ -337,7 +354,9 @@ def test_the_page_tells_what_is_there_and_what_is_not(results, tmp_path):
     grid["tasks"] = {"t": of_task, "whole": {**of_task, "large": True}}
     write_json(tmp_path / "grid.json", grid)  # which is YAML too
     for recipe in ("paper", "joint"):
-        write_json(tmp_path / f"failed/t/b/{recipe}/1.json", {"reason": "first\nloss is nan at step 7"})
+        write_json(
+            tmp_path / f"failed/results/t/b/{recipe}/1.json", {"reason": "first\nloss is nan at step 7"}
+        )
     report.main(
         [
             "--results",
