@@ -26,7 +26,8 @@ from datasets import Dataset, disable_progress_bars
 from support.assets import minilm
 from support.results_picture import draw
 from support.reviews import load_splits
-from support.run_folder import finished, last_checkpoint, open_run_folder
+from support.run_folder import file_digests, finished, last_checkpoint, open_run_folder
+from support.table_files import check_file
 from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -124,7 +125,11 @@ def main(argv: list[str] | None = None) -> None:
         arguments.epochs = 3.0 if arguments.bf16 else 1.75  # about as many minutes
     if arguments.dropout is None and not arguments.bf16:
         arguments.dropout = 0.0
-    folder = open_run_folder(arguments.output_dir, {"quickstart": asdict(arguments)})
+    settings = {"quickstart": asdict(arguments)}
+    if arguments.dataset is not None:
+        check_file("--dataset", arguments.dataset)
+        settings["files"] = file_digests({"dataset": arguments.dataset})
+    folder = open_run_folder(arguments.output_dir, settings)
     if finished(folder):
         print(f"{folder} holds a finished run with these settings; this is what it found.")
     else:

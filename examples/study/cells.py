@@ -12,6 +12,7 @@ import yaml
 from support.assets import minilm
 from support.recipes import find_recipe
 from support.reviews import load_splits
+from support.run_folder import file_digests
 
 from modeling_romebert.model_card import write_whole
 
@@ -167,21 +168,18 @@ def with_places(
         else:
             places[name] = {}
     weights = {name: Path(place, "model.safetensors") for name, place in models.items()}
-    of_backbones = {name: {"backbone": digest(path)} for name, path in weights.items() if path.is_file()}
-    of_data = {name: {argument: digest(path) for argument, path in of.items()} for name, of in places.items()}
+    of_backbones = {
+        name: file_digests({"backbone": path}) for name, path in weights.items() if path.is_file()
+    }
+    of_data = {name: file_digests(files) for name, files in places.items()}
     return [
         replace(
             cell,
             places={"model_name_or_path": models[cell.backbone], **places[cell.data]},
-            made_of={**of_data[cell.data], **of_backbones.get(cell.backbone, {})},
+            made_of={**of_data[cell.data], **of_backbones[cell.backbone]},
         )
         for cell in cells
     ]
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def failed_folder(results: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
 
+from modeling_romebert.losses import IGNORED_LABEL
 from support.table_files import Table, check_file, read_table
 
 HUB = "nyu-mll/glue"
@@ -173,14 +174,17 @@ def _labels(table: Table, task: Task | None) -> list[Any]:
 
 def _names(origin: str, labels: list[Any]) -> list[str]:
     """Labels of own files -> their names in the order of their ids; none for numbers with a decimal point:
-    regression.
+    regression. -100 is the mark of rows without one.
     """
-    values = {str(label) for label in labels}
+    values = {str(label) for label in labels} - {str(IGNORED_LABEL)}
     whole_numbers = all(_is(int, value) for value in values)
     if not whole_numbers and all(_is(float, value) for value in values):
         return []
     if len(values) < 2:
-        raise SystemExit(f"{origin}: the only label is {values.pop()!r}; classification needs at least two.")
+        raise SystemExit(
+            f"{origin}: the only label is {(values or {str(IGNORED_LABEL)}).pop()!r}; classification needs at"
+            " least two."
+        )
     return sorted(values, key=int if whole_numbers else str)
 
 
@@ -204,14 +208,17 @@ def _encoded(table: Table, columns: tuple[str, ...], names: list[str], task: Tas
 
 
 def _ids(table: Table, labels: list[Any], names: list[str], task: Task | None) -> list[int]:
-    """Labels -> ids. A named task's may be ids or names; own files' are names."""
-    ids = {name: index for index, name in enumerate(names)}
+    """Labels -> ids. A named task's may be ids or names; own files' are names. -100 marks rows that count
+    nowhere.
+    """
+    ids = {name: index for index, name in enumerate(names)} | {str(IGNORED_LABEL): IGNORED_LABEL}
     if task is not None:
         ids |= {str(index): index for index in range(len(names))}
     if unknown := [index for index, label in enumerate(labels) if str(label) not in ids]:
         listed = ", ".join(sorted({str(labels[index]) for index in unknown}))
         raise SystemExit(
-            f"{table.origin} has labels that training does not know: {listed}. Known are {', '.join(ids)}."
+            f"{table.origin} has labels that training does not know: {listed}. Known are"
+            f" {', '.join(name for name, index in ids.items() if index != IGNORED_LABEL)}."
             f" The first is in {table.place(unknown[0]).removeprefix(table.origin + ': ')}."
         )
     return [ids[str(label)] for label in labels]

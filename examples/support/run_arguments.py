@@ -2,10 +2,8 @@
 arguments make a run this run.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -13,6 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from modeling_romebert import RomeBertTrainingArguments
 
 from .recipes import recipe_arguments
+from .run_folder import file_digests
 
 # Training arguments that decide which weights come out. Others (logging, saving, loading, devices) may change
 # when a run goes on.
@@ -91,11 +90,10 @@ def settings_of(
         files: names of arguments and the files that they name, which count by what they hold.
     """
     names = [one.name for one in fields(data) if not one.name.endswith("_file")]
-    digests = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()}
     values = training.to_dict()
     return {
         "model": vars(where),
-        "data": {name: getattr(data, name) for name in names if name not in NO_SETTING} | digests,
+        "data": {name: getattr(data, name) for name in names if name not in NO_SETTING} | file_digests(files),
         "training": {name: values[name] for name in DECISIVE},
         "world_size": training.world_size,
     }

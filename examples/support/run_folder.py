@@ -2,7 +2,9 @@
 overwritten in silence.
 """
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,11 @@ def open_run_folder(
     if not (folder / SETTINGS).is_file():
         write_json(folder / SETTINGS, settings)
     return folder
+
+
+def file_digests(files: Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
+    """Files by name -> their SHA-256: what belongs to the settings of a run is what they hold."""
+    return {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()}
 
 
 def _is_content(path: Path) -> bool:

@@ -127,6 +127,11 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
                 f"teacher={self.teacher!r} has no meaning for objective={self.objective!r}, which does not"
                 f" distil. Leave teacher out, or use objective={teaching}."
             )
+        if self.gradient_regularization != "off" and not self.regularizes:
+            logger.warning_once(
+                f"gradient_regularization={self.gradient_regularization!r} has no effect with"
+                f" objective={self.objective!r}, which has no two gradients to project."
+            )
         if self.regularizes:
             self._refuse_what_is_not_exact()
         self._tell_of_a_best_that_does_not_change()

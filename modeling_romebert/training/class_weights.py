@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..configuration_romebert import ProblemType
+from ..data.checks import is_stock
 from ..data.dataset_labels import read_labels
 from ..data.labels import LABEL_COLUMNS, LabelReader
 from ..data.token_labels import reader_for
 from ..losses import IGNORED_LABEL, check_class_weights
+
+logger = logging.get_logger(__name__)
 
 BALANCED = "balanced"
 FORMS = f"give one number, 0 or more, per class, or {BALANCED!r}"
@@ -95,9 +99,15 @@ class ClassWeights:
         self._dataset: Any = None
         self._weights: tuple[float, ...] | None = None
 
-    def __call__(self, given: Any, dataset: Any, config: Any) -> tuple[float, ...] | None:
+    def __call__(self, given: Any, dataset: Any, config: Any, collator: Any) -> tuple[float, ...] | None:
         asked = (str(given), config.problem_type, config.num_labels)
         if asked != self._asked or dataset is not self._dataset:
+            if dataset is not None and parse_class_weights(given) == BALANCED and not is_stock(collator):
+                logger.warning(
+                    f"class_weights={BALANCED!r} is counted from the labels of train_dataset as they stand,"
+                    f" and data_collator, a {type(collator).__name__}, may make others of them: give one"
+                    " number per class if it does."
+                )
             if dataset is None and parse_class_weights(given) == BALANCED:
                 given = config.class_weights or given
             self._weights = resolve_class_weights(given, dataset, config)

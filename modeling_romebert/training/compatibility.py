@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..configuration_romebert import ProblemType
 from .arguments import RomeBertTrainingArguments
 from .class_weights import parse_class_weights
 from .objectives import EXITS
@@ -29,6 +30,11 @@ def check_together(
         raise ValueError(
             f"objective={args.objective!r} has a stage for the exits before the last, and"
             f" exit_layers={model.config.exit_layers} has none; use objective='last'."
+        )
+    if args.label_smoothing_factor and model.problem_type == ProblemType.REGRESSION:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} is given, but a regression has no classes;"
+            " leave it out."
         )
     if own_optimizer and args.exit_learning_rate_factor != 1:
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from ..data.checks import is_stock
 from ..data.dataset_labels import read_labels
 from ..data.labels import LabelReader
 
@@ -20,23 +21,27 @@ ROWS = 1000  # that the mean is taken of: within about 3 % of a standard deviati
 
 
 @torch.no_grad()
-def start_at_mean(model: nn.Module, config: Any, dataset: Any) -> None:
+def start_at_mean(model: nn.Module, config: Any, dataset: Any, collator: Any) -> None:
     """Set the biases of a regression's new exits, which are trained and all 0, to the mean of the labels.
-    Says so where the labels cannot be read beforehand.
+    Says so where the labels cannot be read beforehand: those of a stream, or of a collator that may make them
+    itself.
 
     Args:
         model: a RomeBERT model, also within adapters.
         config: of it, whose problem type is regression.
-        dataset: that it will be trained on.
+        dataset, collator: that it will be trained on.
     """
     new = [bias for bias in head_biases(model) if not bias.any()]
     if not new:
         return
-    labels = read_labels(dataset, LabelReader(config), most=ROWS)  # (N,) or (N, C)
+    labels = None
+    if is_stock(collator):
+        labels = read_labels(dataset, LabelReader(config), most=ROWS)  # (N,) or (N, C)
     if labels is None:
         logger.warning(
-            f"The labels of train_dataset, a {type(dataset).__name__}, cannot be read beforehand, so the"
-            " exits of this regression start at 0 and not at their mean. Where that is far from 0, training"
+            f"The labels that batches will have cannot be read beforehand (train_dataset is a"
+            f" {type(dataset).__name__}, data_collator a {type(collator).__name__}), so the exits of this"
+            " regression start at 0 and not at their mean. Where that is far from 0, training"
             " may end in the same answer for all texts: centre the labels, or set the bias of each head of"
             " model.exits to their mean."
         )

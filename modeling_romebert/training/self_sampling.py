@@ -150,6 +150,11 @@ class SelfSamplingTrainer(RomeBertTrainer):
                 f"objective={self.args.objective!r}: the second stage trains each exit on the tokens that get"
                 " to it, which is objective='joint'."
             )
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func is given, and the second stage counts only the tokens that get to an exit,"
+                " which the function does not know: leave it out."
+            )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As `RomeBertTrainer.compute_loss`; in training tokens halt."""

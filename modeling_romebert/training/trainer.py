@@ -132,7 +132,9 @@ class RomeBertTrainer(ExitTrainer):
 
     def _exit_loss(self) -> ExitLoss:
         """The loss that the arguments now describe."""
-        weights = self._class_weights(self.args.class_weights, self.train_dataset, self.romebert.config)
+        weights = self._class_weights(
+            self.args.class_weights, self.train_dataset, self.romebert.config, self.data_collator
+        )
         return self.args.exit_loss(weights)
 
     def _losses_of_exits(
@@ -223,7 +225,7 @@ class RomeBertTrainer(ExitTrainer):
         self._run = TrainingRun(model, self.model, self.args, self._exit_loss(), self._sum_over_processes)
         self._settle_unused_weights()
         if model.problem_type == ProblemType.REGRESSION and self.compute_loss_func is None:
-            start_at_mean(self.model, model.config, self.train_dataset)
+            start_at_mean(self.model, model.config, self.train_dataset, self.data_collator)
         if self.hp_search_backend is not None and self.compute_objective is evaluation_loss:
             self._trials.compare(self.args.objective, self._run.exit_loss)
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for

@@ -46,6 +46,17 @@ def test_capped_sample_is_not_the_head_of_the_file_and_always_the_same():
     assert set(one.train["label"]) == {0, 1, 2} and list(one.train["text"]) == list(again.train["text"])
 
 
+@pytest.mark.parametrize("kind", [int, str])
+def test_rows_without_a_label_are_no_class(kind):
+    """-100 says so, as a number of JSON or the text of a table."""
+    rows = [{"text": f"text {number}", "label": kind(label)} for number, label in enumerate((1, 0, -100, 1))]
+    glue = load(*files(rows, rows))
+    assert (glue.names, list(glue.train["label"])) == (["0", "1"], [1, 0, -100, 1])
+    assert list(glue.evaluation["eval"]["label"]) == [1, 0, -100, 1]
+    of_task = load("--task_name", "sst2", *files(rows, rows))
+    assert list(of_task.train["label"]) == [1, 0, -100, 1]
+
+
 def test_without_files_the_task_is_the_hub_s(monkeypatch):
     def rows(count, label):
         return Dataset.from_list(labelled(count, label, 0, ("premise", "hypothesis")))

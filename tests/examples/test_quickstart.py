@@ -79,6 +79,17 @@ def test_other_settings_are_refused(quick_done, quick):
     assert contents("run") == before
 
 
+def test_a_file_is_known_by_what_it_holds(here):
+    """Before anything is read or trained."""
+    write_rows("own.csv", [{"text": "a", "label": 1}])
+    arguments = ["--dataset", "own.csv", "--output-dir", "run"]
+    with pytest.raises(SystemExit, match="classification needs at least two"):
+        quickstart.main(arguments)
+    write_rows("own.csv", [{"text": "a", "label": 2}])
+    with pytest.raises(SystemExit, match=r"files\.dataset: was '\w+', is '\w+'"):
+        quickstart.main(arguments)
+
+
 def test_folder_that_is_not_ours_is_refused(quick):
     Path("run").mkdir()
     Path("run/thesis.tex").write_text("years of work")

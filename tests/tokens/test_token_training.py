@@ -297,6 +297,9 @@ def test_a_second_stage_that_makes_no_sense_is_refused(tmp_path):
     model = build_tokens()
     with pytest.raises(ValueError, match="first_stage is the model that is trained"):
         trainer_of(tmp_path, model, SelfSamplingTrainer, {"first_stage": model}, objective="joint")
+    own_loss = {"first_stage": build_tokens(), "compute_loss_func": lambda *_, **__: 0.0}
+    with pytest.raises(ValueError, match="compute_loss_func is given, and the second stage counts only"):
+        second_stage(tmp_path, objective="joint", given=own_loss)
     trainer = second_stage(tmp_path, objective="joint")
     trainer.train_dataset = trainer.train_dataset.remove_columns("word_ids")
     with pytest.raises(ValueError, match="the batch has no word_ids"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from explicit import COLLATE
 from one_step import (
     LR,
     MULTI,
@@ -215,6 +216,14 @@ def test_a_regression_has_no_classes(tmp_path, given):
     for start in (trainer.train, trainer.evaluate):
         with pytest.raises(ValueError, match=r"class_weights=.*, but a regression has no classes; leave"):
             start()
+
+
+def test_labels_of_a_collator_of_one_s_own_are_not_those_that_are_counted(tmp_path, caplog):
+    rows = batch_rows(torch.arange(CLASSES).repeat(2))
+    settings = arguments(tmp_path, class_weights="balanced", max_steps=1)
+    for collator, told in ((COLLATE, False), (lambda batch: COLLATE(batch), True)):
+        RomeBertTrainer(build(), settings, train_dataset=rows, data_collator=collator).train()
+        assert ("a function, may make others of them: give one number per class" in caplog.text) is told
 
 
 def test_evaluation_without_the_data_that_was_trained_on_takes_the_model_s_balance(tmp_path):

@@ -32,7 +32,7 @@ def rows_with(labels):
 def trainer_of(folder, model, rows, **given):
     """One step that moves nothing."""
     settings = arguments(folder, max_steps=1, learning_rate=0.0, per_device_train_batch_size=4)
-    return RomeBertTrainer(model, settings, train_dataset=rows, data_collator=COLLATE, **given)
+    return RomeBertTrainer(model, settings, train_dataset=rows, **{"data_collator": COLLATE, **given})
 
 
 def starts(folder, model, rows, **given):
@@ -92,7 +92,20 @@ class Stream(IterableDataset):
 def test_labels_that_cannot_be_read_beforehand_are_told(tmp_path, caplog):
     found = starts(tmp_path, new_model(), Stream())
     assert not found.any()
-    assert "a Stream, cannot be read beforehand, so the exits of this regression start at 0" in caplog.text
+    assert "cannot be read beforehand (train_dataset is a Stream, data_collator a DataColl" in caplog.text
+    assert "so the exits of this regression start at 0" in caplog.text
+
+
+def test_a_collator_of_one_s_own_may_make_the_labels(tmp_path, caplog):
+    """Those of the rows are then no numbers, or others, and say nothing."""
+
+    def standardised(rows):
+        batch = COLLATE([{name: value for name, value in row.items() if name != "labels"} for row in rows])
+        return batch | {"labels": torch.tensor([float(row["labels"].split()[0]) - 303 for row in rows])}
+
+    rows = rows_with([f"{number} stars" for number in NUMBERS])
+    assert not starts(tmp_path, new_model(), rows, data_collator=standardised).any()
+    assert "data_collator a function), so the exits of this regression start at 0" in caplog.text
 
 
 def test_of_a_large_dataset_some_rows_are_looked_at(tmp_path):

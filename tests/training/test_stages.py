@@ -328,6 +328,19 @@ def test_arguments_without_meaning(tmp_path, settings, message):
         RomeBertTrainingArguments(str(tmp_path), **settings)
 
 
+@pytest.mark.parametrize("objective", ["joint", "last", "deebert", "alternating", "romebert", "mixed"])
+def test_a_projection_without_two_gradients_is_told(tmp_path, objective, caplog):
+    RomeBertTrainingArguments(str(tmp_path), objective=objective, gradient_regularization="protect_last")
+    told = f"has no effect with objective='{objective}', which has no two gradients" in caplog.text
+    assert told is (objective not in ("romebert", "mixed"))
+
+
+def test_smoothing_is_of_classes(tmp_path):
+    arguments = RomeBertTrainingArguments(str(tmp_path), label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="label_smoothing_factor=0.1 is given, but a regression has no cla"):
+        RomeBertTrainer(build(num_labels=1), arguments)
+
+
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_default_teacher_goes_with_every_objective(tmp_path, objective):
     assert RomeBertTrainingArguments(str(tmp_path), objective=objective).teacher == "last"
