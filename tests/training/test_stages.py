@@ -337,7 +337,7 @@ def test_a_projection_without_two_gradients_is_told(tmp_path, objective, caplog)
 
 def test_smoothing_is_of_classes(tmp_path):
     arguments = RomeBertTrainingArguments(str(tmp_path), label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match="label_smoothing_factor=0.1 is given, but a regression has no cla"):
+    with pytest.raises(ValueError, match="but a regression has no classes"):
         RomeBertTrainer(build(num_labels=1), arguments)
 
 
