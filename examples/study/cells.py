@@ -176,7 +176,7 @@ def with_places(
         replace(
             cell,
             places={"model_name_or_path": models[cell.backbone], **places[cell.data]},
-            made_of={**of_data[cell.data], **of_backbones[cell.backbone]},
+            made_of={**of_data[cell.data], **of_backbones.get(cell.backbone, {})},
         )
         for cell in cells
     ]

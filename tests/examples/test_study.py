@@ -72,6 +72,19 @@ def test_a_task_may_run_fewer_recipes_and_those_that_are_cut_once():
     assert {cell.task for cell in cells.cells_of(grid, ["whole"])} == {"whole"}
 
 
+def test_a_run_knows_its_files_by_what_they_hold(here, encoder):
+    """Those of its data and its backbone, where they are files here."""
+    given = files(labelled(4, color), labelled(2, color))
+    own_files = {"train_file": given[1], "validation_file": given[3]}
+    places = {"b": encoder, "c": "somebody/an-encoder-of-the-hub"}
+    local, of_hub = (cells.Cell("t", "t", name, "joint", 1, {}) for name in "bc")
+    local, of_hub = cells.with_places([local, of_hub], places, None, own_files, Path("runs"))
+    assert list(local.made_of) == ["train_file", "validation_file", "backbone"]
+    assert of_hub.made_of == {name: local.made_of[name] for name in own_files}
+    (on_the_hub,) = cells.with_places([of_hub], places, None, {}, Path("runs"))
+    assert on_the_hub.made_of == {} and on_the_hub.places == {"model_name_or_path": places["c"]}
+
+
 # ---- runs
 
 
