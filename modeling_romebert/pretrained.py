@@ -308,9 +308,9 @@ def check_exits(model: PreTrainedModel, info: dict[str, Any], name: Any, stored:
         raise ValueError(
             f"the checkpoint {name} has no weights for {', '.join(absent)};"
             f" exit_layers={model.config.exit_layers}, exit_pooling={model.config.exit_pooling!r} and"
-            f" exit_mix={model.config.exit_mix} ask for them. It has exits after {stored.get('exit_layers')},"
-            " and the last layer of a model always has one: leave these out to load the exits it has, and end"
-            " num_hidden_layers at one of them; to change the exits, start again from the plain encoder"
+            f" exit_mix={model.config.exit_mix} ask for them. It has exits after {stored.get('exit_layers')}."
+            " Leave them out to load the exits it has, and let num_hidden_layers end at one of these, as the"
+            " last layer always has an exit; to change the exits, start again from the plain encoder"
             " checkpoint and fine-tune."
         )
 

@@ -353,7 +353,7 @@ def test_a_policy_is_of_the_exits_that_are_loaded(tmp_path, policy, fewer, expec
 def test_first_layers_end_at_an_exit(tmp_path):
     build(exit_layers=[2, 4]).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match=r"It has exits after \[2, 4\].* end num_hidden_layers at one of them"
+        ValueError, match=r"It has exits after \[2, 4\].* let num_hidden_layers end at one of these"
     ):
         RomeBertForSequenceClassification.from_pretrained(tmp_path, num_hidden_layers=3)
 
