@@ -42,18 +42,16 @@ class ExportArguments:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(ExportArguments).parse_args_into_dataclasses(argv)
+    table = None if arguments.dataset is None else read_table("--dataset", arguments.dataset)
     model = RomeBertForSequenceClassification.from_pretrained(arguments.model_dir)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_dir)
-    rows = None
-    if arguments.dataset is not None:
-        rows = rows_of(read_table("--dataset", arguments.dataset), model)
     folder = export_onnx(
         model,
         tokenizer,
         arguments.output_dir,
         precision=arguments.precision,
         exits=arguments.exits,
-        dataset=rows,
+        dataset=None if table is None else rows_of(table, model),
         max_changed=arguments.max_changed,
     )
     print(table_of(folder))

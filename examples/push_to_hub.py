@@ -188,9 +188,7 @@ def check(folder: Path, files: list[str], left_out: dict[str, str]) -> list[str]
 def code_files(folder: Path, config: dict[str, Any]) -> list[str]:
     """The files that `auto_map` and `custom_pipelines` name, and those that they import from beside them."""
     named = [task["impl"] for task in config.get("custom_pipelines", {}).values()]
-    for entry in config[
-        "auto_map"
-    ].values():  # a name; of a tokenizer two, slow and fast, of which one may be null
+    for entry in config["auto_map"].values():  # a tokenizer's names two, slow and fast, or null
         named += [name for name in (entry if isinstance(entry, list) else [entry]) if name]
     here = [name for name in named if "--" not in name]  # others are in another repository
     modules = [f"{name.split('.')[0]}.py" for name in here]
