@@ -12,6 +12,7 @@ from study.cells import FAILED, PILOTS, cells_of, failed_folder
 
 Group = tuple[str, str]  # task and backbone
 Groups = dict[Group, dict[str, list[Run]]]  # recipe -> its runs, by seed
+Rates = dict[float, dict[str, list[Run]]]  # learning rate -> recipe -> its runs
 COSTS = (0.5, 0.33)
 # What others are measured by: two stages, as published and with faster heads; no exits, at the last exit;
 # half the layers, at half the cost.
@@ -35,6 +36,40 @@ def load_pilots(results: Path) -> dict[str, Groups]:
     """A folder of results -> learning rate -> what the pilot runs beside it found with it."""
     folders = [path for path in (results.parent / PILOTS).glob("*") if path.name != FAILED]
     return {path.name: load(path) for path in sorted(folders, key=lambda path: float(path.name))}
+
+
+def at_rates(pilots: dict[str, Groups], groups: Groups, grid: dict[str, Any]) -> dict[Group, Rates]:
+    """What was found at each learning rate that pilots tried on a task, lowest first. Where no pilot took the
+    grid's own rate, it is the study's.
+    """
+    both = {CEILING, TWO_STAGES}
+    found: dict[Group, Rates] = {}
+    for rate, of_pilots in pilots.items():
+        for group, recipes in of_pilots.items():
+            if both <= set(recipes):
+                found.setdefault(group, {})[float(rate)] = recipes
+    for (task, backbone), rates in found.items():
+        own, recipes = rate_of(grid, task), groups.get((task, backbone), {})
+        if own is not None and both <= set(recipes):
+            rates.setdefault(own, recipes)
+    return {group: dict(sorted(rates.items())) for group, rates in found.items()}
+
+
+def rate_of(grid: dict[str, Any], task: str) -> float | None:
+    """The learning rate that a task's runs take."""
+    return grid["tasks"].get(task, {}).get("arguments", {}).get("learning_rate")
+
+
+def rate_by_rule(rates: Rates) -> float:
+    """Of the rates at which the last exit without exits is within half a point of its best, the one with the
+    highest mean over exits in two stages.
+    """
+    found = {
+        rate: [summary(recipes[name]) for name in (CEILING, TWO_STAGES)] for rate, recipes in rates.items()
+    }
+    best = max(ceiling["last"] for ceiling, _ in found.values())
+    near = {rate: two["mean"] for rate, (ceiling, two) in found.items() if ceiling["last"] >= best - 0.005}
+    return max(near, key=near.__getitem__)
 
 
 def load_failed(results: Path) -> dict[str, str]:
@@ -145,6 +180,12 @@ def epochs_of(run: Run) -> float:
 def objective_of(run: Run) -> str:
     """That of the recipe, or what there is without one."""
     return run["arguments"].get("objective", "romebert")
+
+
+def precision_of(run: Run) -> str:
+    """In which it was trained."""
+    training = run["settings"]["training"]
+    return next((name for name in ("bf16", "fp16") if training[name]), "fp32")
 
 
 def last_of(exits: np.ndarray) -> np.ndarray:

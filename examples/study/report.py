@@ -86,7 +86,7 @@ def page(groups: Groups, grid: dict[str, Any], failed: dict[str, str], pilots: d
     parts += ["## The projection", projection(groups), "## Exit rules", rules(groups)]
     parts += ["## Defaults", defaults(groups)]
     parts += ["## Against the paper's curves", against_the_paper(groups)]
-    parts += ["## Learning rates", learning_rates(pilots, grid)]
+    parts += ["## Learning rates", learning_rates(pilots, groups, grid)]
     parts += ["## Recipes", recipes_table(groups), "## What is missing", missing(grid, groups, failed)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -100,7 +100,8 @@ A difference is that of paired seeds. In brackets stands the interval that holds
 bootstrap resamples of seeds and evaluation rows (of seeds alone for points of a curve). A difference whose
 interval holds 0 is no finding; one that does not is in bold type. With one seed an interval is that of the
 rows, and says nothing of other seeds. What is best of many is chosen on the rows that it is
-judged on, so its lead is somewhat too large.
+judged on, so its lead is somewhat too large. Runs that another machine or precision made than their task's
+others are named above its figures.
 
 ```console
 python examples/study/run.py --data DATA --workers 2   # what is missing of examples/study/grid.yaml

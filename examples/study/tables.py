@@ -22,39 +22,48 @@ from study.findings import (
     Group,
     Groups,
     at_cost,
+    at_rates,
     best_one_stage,
     differences,
     mean_of,
     one_layer,
+    precision_of,
+    rate_by_rule,
+    rate_of,
     summary,
     with_seeds,
 )
 from study.plots import plot_of
-from study.wording import interval, markdown, points
+from study.wording import interval, markdown, points, short
 
 
-def learning_rates(pilots: dict[str, Groups], grid: dict[str, Any]) -> str:
-    """What the pilot runs found at each rate; that of the grid in bold type."""
-    rows = []
-    for rate, groups in pilots.items():
-        for (task, backbone), recipes in groups.items():
-            if not {CEILING, TWO_STAGES} <= set(recipes):
-                continue
-            chosen = float(rate) == grid["tasks"].get(task, {}).get("arguments", {}).get("learning_rate")
+def learning_rates(pilots: dict[str, Groups], groups: Groups, grid: dict[str, Any]) -> str:
+    """What was found at each rate that pilots tried; the grid's own is in bold type."""
+    rows, others = [], []
+    for (task, backbone), rates in at_rates(pilots, groups, grid).items():
+        own, wanted = rate_of(grid, task), rate_by_rule(rates)
+        for rate, recipes in rates.items():
             ceiling, two_stages = (summary(recipes[name]) for name in (CEILING, TWO_STAGES))
-            found = [ceiling["last"], two_stages["last"], two_stages["mean"]]
-            name = f"**{rate}**" if chosen else rate
-            rows.append([task, backbone, name, *map(points, found)])
+            name = f"**{short(rate)}**" if rate == own else short(rate)
+            found = [(one["last"], one["last_spread"]) for one in (ceiling, two_stages)]
+            found.append((two_stages["mean"], two_stages["mean_spread"]))
+            seeds = min(ceiling["seeds"], two_stages["seeds"])
+            precision = {precision_of(run) for one in (CEILING, TWO_STAGES) for run in recipes[one]}
+            about = [task, backbone, name, str(seeds), ", ".join(sorted(precision))]
+            rows.append([*about, *(points(*one) for one in found)])
+        if wanted != own:
+            others.append(f"{task} would take {short(wanted)} by this rule, which was found after its runs")
     if not rows:
         return "Nothing yet: there are no pilot runs."
     told = (
-        "Of each task by pilot runs with seed 100, and the same for all recipes: of the rates at which the"
+        "Of each task by pilot runs of one seed, and the same for all recipes: of the rates at which the"
         f" last exit of `{CEILING}` is within half a point of its best, the one with the highest mean over"
-        f" exits of `{TWO_STAGES}`."
+        f" exits of `{TWO_STAGES}`. Where no pilot took the grid's own rate, its row is of the study's seeds."
         " Tasks with fewer than two rates here take that of `sst2-4k`, whose backbone is theirs; `reviews-2k`"
         " takes the quickstart's."
     )
-    head = ["task", "backbone", "learning rate", f"last, `{CEILING}`"]
+    told = " ".join([told, *(f"{other}." for other in others)])
+    head = ["task", "backbone", "learning rate", "seeds", "precision", f"last, `{CEILING}`"]
     head += [f"last, `{TWO_STAGES}`", f"mean, `{TWO_STAGES}`"]
     return f"{told}\n\n{markdown(head, sorted(rows, key=lambda row: row[:2]))}"
 
@@ -64,16 +73,29 @@ def section(group: Group, recipes: dict[str, list[Run]]) -> str:
     task, backbone = group
     first = next(iter(recipes.values()))[0]
     rows = first["rows"]
-    made = (
-        f"{first['metric']} on {rows['evaluation']:,} rows, trained on {rows['train']:,}; {made_with(first)}."
-    )
+    judged = f"{first['metric']} on {rows['evaluation']:,} rows, trained on {rows['train']:,}"
     picture = f"![The metric at each exit, and over cost]({plot_of(group).as_posix()})"
     bare = [
         f"`{name}`" for name, runs in recipes.items() if any(r["policy"] and not r["curve"] for r in runs)
     ]
     note = f"No curve was kept of {', '.join(bare)}." if bare else ""
+    made = f"{judged}; {how_made(recipes)}"
     parts = [f"### {task}, {backbone}", picture, made, table(recipes), note, compared(recipes)]
     return "\n\n".join(part for part in parts if part)
+
+
+def how_made(recipes: dict[str, list[Run]]) -> str:
+    """In which precision and on what most runs of a task were made, then which were made otherwise."""
+    made: dict[str, list[tuple[int, str]]] = {}
+    for name, runs in recipes.items():
+        for run in runs:
+            made.setdefault(f"{precision_of(run)}, {made_with(run)}", []).append((run["seed"], name))
+    most, *others = sorted(made, key=lambda how: -len(made[how]))
+    told = [f"{most}."]
+    for how in others:
+        which = ", ".join(f"`{name}` seed {seed}" for seed, name in sorted(made[how]))
+        told.append(f"Made otherwise: {which}; {how}.")
+    return " ".join(told)
 
 
 def table(recipes: dict[str, list[Run]]) -> str:

@@ -2,6 +2,8 @@
 
 from math import isnan
 
+import numpy as np
+
 from study.bootstrap import Interval
 
 
@@ -55,6 +57,16 @@ def in_words(found: Interval | None) -> str:
         return f"no difference shown, {interval(found)}"
     side = "ahead" if found.difference > 0 else "behind"
     return f"{100 * abs(found.difference):.1f} points {side} {bounds(found)}"
+
+
+def short(rate: float) -> str:
+    """A learning rate as one writes it.
+
+    Example:
+        >>> short(0.0001), short(2.5e-5)
+        ('1e-4', '2.5e-5')
+    """
+    return np.format_float_scientific(rate, trim="-", exp_digits=1)
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

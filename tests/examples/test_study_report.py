@@ -47,6 +47,7 @@ def a_result(seed, predictions, labels, metric="accuracy", **more) -> dict:
         "rows": {"train": 10, "evaluation": len(labels)},
         "machine": {"processor": "x86_64", "instructions": "AVX2", "threads": 1, "accelerator": None},
         "versions": {"torch": "2", "transformers": "5"},
+        "settings": {"training": {"bf16": False, "fp16": False}},
         **more,
     }
 
@@ -322,18 +323,52 @@ def test_two_stages_of_equal_time_are_told_apart(results):
     assert told[-1].startswith(f"| t | b | `deebert-equal-time` | 2 | 0.5 | 0.5 | {wording.interval(gain)} |")
 
 
+def write_pilots(folder, rate, seed=100, **shares) -> None:
+    """Runs of no exits and of two stages that answer so large a share right."""
+    labels = random_words(1000, 0)
+    for recipe, share in shares.items():
+        one = a_result(seed, [random_words(1000, exit, share, labels) for exit in range(3)], labels)
+        name = recipe.replace("_", "-")
+        write_json(folder / f"pilots/{rate}/t/b/{name}/{seed}.json", {**one, "recipe": name})
+
+
 def test_pilots_tell_each_rate_and_the_one_that_was_chosen(results):
-    of_task = {"arguments": {"learning_rate": 1e-4}}
-    labels = random_words(50, 0)
-    for rate, share in (("1e-4", 0.9), ("5e-5", 0.7)):
-        for recipe in ("no-exits", "deebert"):
-            one = a_result(100, [random_words(50, exit, share, labels) for exit in range(3)], labels)
-            write_json(results.parent / f"pilots/{rate}/t/b/{recipe}/100.json", {**one, "recipe": recipe})
+    grid = {"tasks": {"t": {"arguments": {"learning_rate": 1e-4}}}}
+    write_pilots(results.parent, "1e-4", no_exits=0.9, deebert=0.9)
+    write_pilots(results.parent, "5e-5", no_exits=0.7, deebert=0.7)
     write_json(results.parent / "pilots/failed/t/b/joint/100.json", {"reason": "killed"})
     pilots = findings.load_pilots(results)
     assert list(pilots) == ["5e-5", "1e-4"]
-    told = tables.learning_rates(pilots, {"tasks": {"t": of_task}}).splitlines()
-    assert told[-2].startswith("| t | b | 5e-5 | ") and told[-1].startswith("| t | b | **1e-4** | ")
+    told = tables.learning_rates(pilots, {}, grid).splitlines()
+    assert told[-2].startswith("| t | b | 5e-5 | 1 | fp32 | ")
+    assert told[-1].startswith("| t | b | **1e-4** | 1 | fp32 | ")
+    assert "would take" not in told[0]
+
+
+def test_a_rate_that_pilots_found_better_than_the_grids_is_said(results):
+    grid = {"tasks": {"t": {"arguments": {"learning_rate": 1e-4}}}}
+    write_pilots(results.parent, "5e-5", no_exits=0.9, deebert=0.7)
+    write_pilots(results.parent, "2e-4", no_exits=0.901, deebert=0.8)
+    for seed in (1, 2):  # no pilot took the grid's own rate
+        write_pilots(results.parent / "of-the-study", "1e-4", seed, no_exits=0.8, deebert=0.85)
+    study = findings.load(results.parent / "of-the-study/pilots/1e-4")
+    pilots = findings.load_pilots(results)
+    rates = findings.at_rates(pilots, study, grid)["t", "b"]
+    assert list(rates) == [5e-5, 1e-4, 2e-4] and findings.rate_by_rule(rates) == 2e-4
+    told = tables.learning_rates(pilots, study, grid)
+    assert told.splitlines()[5].startswith("| t | b | **1e-4** | 2 | ")
+    assert "t would take 2e-4 by this rule, which was found after its runs." in told
+
+
+def test_runs_of_another_precision_than_the_others_are_named(results):
+    (recipes,) = findings.load(results).values()
+    assert "otherwise" not in tables.how_made(recipes)
+    recipes["joint"][1]["settings"] = {"training": {"bf16": True, "fp16": False}}
+    told = tables.how_made(recipes)
+    assert told.startswith(
+        "fp32, x86_64 AVX2 CPU, 1 thread, torch 2, transformers 5. Made otherwise: `joint` seed "
+    )
+    assert told.endswith("; bf16, x86_64 AVX2 CPU, 1 thread, torch 2, transformers 5.")
 
 
 def test_what_was_cut_is_told_with_its_distance_to_the_best(results):
