@@ -24,7 +24,13 @@ from ..hub import weights_digest
 from ..pretrained import inner_model
 from .budget import within_budget
 from .calibrated import Calibration
-from .calibration_checks import checked_arguments, checked_rows, checked_tolerance, refuse_training_data
+from .calibration_checks import (
+    checked_arguments,
+    checked_rows,
+    checked_tolerance,
+    refuse_training_data,
+    warn_of_adapters,
+)
 from .evaluate import judge
 from .exit_logits import read_rows, run_rows
 from .fixed_sequence import Tested, certify_in_order, cheapest, exit_shares
@@ -95,6 +101,7 @@ def calibrate(
     """
     budget = checked_arguments(max_drop, confidence, risk, policy, cost, speedup)
     romebert = inner_model(model)
+    warn_of_adapters(romebert)
     if romebert.config.classifies_tokens:
         if temperature or tolerance is not None:
             raise ValueError("temperature and tolerance are for classifiers of whole texts; leave them out.")

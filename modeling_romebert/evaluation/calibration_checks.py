@@ -1,4 +1,4 @@
-"""What a calibration refuses, each with the way out."""
+"""What a calibration refuses or warns of, each with the way out."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..configuration_romebert import ProblemType
 from ..data.fingerprint import TOO_MUCH, overlap
 from ..losses import IGNORED_LABEL
 from .risks import RISKS
+
+logger = logging.get_logger(__name__)
 
 
 def checked_arguments(
@@ -65,6 +68,15 @@ def refuse_training_data(model: Any, hashes: Sequence[str]) -> None:
             f"the model was trained on about {share:.0%} of these {len(hashes):,} rows, on which its exits"
             " look better than they are. Calibrate on rows that training did not see;"
             ' risk="disagreement" takes unlabelled ones.'
+        )
+
+
+def warn_of_adapters(model: Any) -> None:
+    """Say that a calibration of a model with adapters does not travel: they are saved without the config."""
+    if hasattr(model, "peft_config"):
+        logger.warning(
+            "The model has adapters (peft), which are saved without its config: exit policy and certificate"
+            " would stay behind. Merge them first, model = model.merge_and_unload(), and calibrate that."
         )
 
 

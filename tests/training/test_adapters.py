@@ -9,6 +9,7 @@ import pytest
 import torch
 from explicit import COLLATE, adapted, assert_exact, contrary, groups_of, rows_of, shared_names, train
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from saved_and_loaded import told
 from tiny import tiny_tokenizer
 from transformers import pipeline
 
@@ -144,6 +145,20 @@ def test_a_merged_model_s_card_tells_its_training_and_its_own_figures(tmp_path, 
     report = evaluate_exits(merged, rows, tiny_tokenizer(), progress=False)
     merged.save_pretrained(tmp_path / "merged")
     assert f"| mean | {report.mean:.4f} |" in Path(tmp_path, "merged", "README.md").read_text()
+
+
+def test_a_calibration_that_adapters_would_leave_behind_is_said():
+    of_peft, of_transformers, plain = adapted_again(contrary()), contrary(), contrary()
+    of_transformers.add_adapter(LoraConfig(target_modules=["query"]))
+    for model, with_adapters in (
+        (of_peft, True),
+        (of_transformers, True),
+        (plain, False),
+        (adapted_again(contrary()).merge_and_unload(), False),
+    ):
+        with told() as said:
+            calibrate(model, rows_of(12), tiny_tokenizer(), risk="disagreement", progress=False)
+        assert any("policy and certificate would stay behind" in one for one in said) == with_adapters
 
 
 def test_an_adapter_names_the_checkpoint_it_started_from(tmp_path, encoder):
