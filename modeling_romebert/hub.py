@@ -66,6 +66,7 @@ CLOSURE = (
     "sentence_exits.py",
     "setting_checks.py",
     "settings.py",
+    "stored_exits.py",
     "text_batcher.py",
     "text_items.py",
     "token_batcher.py",
