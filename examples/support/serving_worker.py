@@ -110,13 +110,13 @@ class DepthApi(ls.LitAPI):
         """Let the texts of a request in.
 
         Raises:
-            HTTPException: a text does not fit the model (422).
+            HTTPException: a text does not fit the model, or the threshold its exit policy (422).
         """
         inputs, parameters = request["inputs"], dict(request.get("parameters", {}))
         texts = inputs if isinstance(inputs, list) else [inputs]
         threshold = parameters.pop("exit_threshold", None)
-        policy = self._own if threshold is None else self.policy_of(threshold)
         try:
+            policy = self._own if threshold is None else self.policy_of(threshold)
             tickets = self._batcher.add(texts, policy, **parameters)
         except (TypeError, ValueError) as error:
             raise HTTPException(422, str(error)) from None

@@ -23,6 +23,7 @@ from ..rebatching import Scheduler
 from ..result_format import ResultFormat, error_at
 from ..scoring import BATCH_TOKENS, policy_for
 from ..text_batcher import TextBatcher
+from ..text_items import refuse_one_text
 from .mixed_policy import MixedPolicy
 
 # Tokens of a full batch. On a CPU half of bulk scoring's: a text that comes meanwhile waits for the batch.
@@ -178,9 +179,10 @@ class ContinuousBatcher:
             A ticket for each text, by which `step` names it.
 
         Raises:
-            TypeError: a text is no string.
+            TypeError: a text is no string, or there is one string in place of a list.
             ValueError: a text does not fit the model.
         """
+        refuse_one_text(texts)
         batcher = TextBatcher(
             self.tokenizer, self.model.max_tokens, vocabulary_size(self.model), tokenizer_settings
         )

@@ -236,8 +236,8 @@ def test_a_batch_that_fails_is_answered_and_the_next_one_runs(model, monkeypatch
     api.setup("cpu")
 
     def turn(*requests):
-        for uid, texts in requests:
-            queue.put((0, uid, 0.0, {"inputs": texts}))
+        for uid, texts, *parameters in requests:
+            queue.put((0, uid, 0.0, {"inputs": texts, **{"parameters": one for one in parameters}}))
         transport.sent.clear()
         for _ in range(10):
             api.loop.run(api, "cpu", 0, queue, transport, None, None)
@@ -250,6 +250,11 @@ def test_a_batch_that_fails_is_answered_and_the_next_one_runs(model, monkeypatch
         failed = turn(("a", "good"), ("b", ["bad", "good"]))
         assert {uid: status for uid, (_, status) in failed.items()} == dict.fromkeys("ab", LitAPIStatus.ERROR)
         assert b"the model failed: division by zero" in failed["a"][0]
+    own, api.model.config.exit_policy = api.model.config.exit_policy, {"name": "patience", "patience": 2}
+    found = turn(("e", "good", {"exit_threshold": 1.5}), ("f", "good"))
+    api.model.config.exit_policy = own
+    assert (found["e"][1], found["f"][1]) == (LitAPIStatus.ERROR, LitAPIStatus.OK)
+    assert b"patience=1.5" in found["e"][0]
     found = turn(("c", "good"), ("d", ["bad", "good"]))
     assert found["c"][1] == found["d"][1] == LitAPIStatus.OK
     for uid, texts in (("c", ["good"]), ("d", ["bad", "good"])):

@@ -143,6 +143,8 @@ def test_all_of_a_request_or_nothing(model):
     batcher = ContinuousBatcher(model, tiny_tokenizer())
     with pytest.raises(TypeError, match="text 1: cannot classify 7 of type int"):
         batcher.add(["good", 7])
+    with pytest.raises(TypeError, match="texts is one str: give a list of texts"):
+        batcher.add("good")
     with pytest.raises(ValueError, match="text 0: it has 82 tokens, but the model has positions for 64"):
         batcher.add(["good " * 80], truncation=False)
     assert len(batcher) == 0 and batcher.step() == []
