@@ -87,6 +87,8 @@ def within_budget(
     levels = _levels(exit_logits, policy, grid, exit_layers, problem_type)
     whole = Problem(table.astype(float), levels, layers)
     single = _best_single(whole, len(grid), budget)
+    if (least := whole.judge(single)[1]) > budget + 1e-12:
+        raise ValueError(too_small(budget, least))
     joint = _best_joint(whole, single, len(grid), budget)
 
     # On rows that were not fitted on: both ways, in folds that are always the same.
@@ -138,22 +140,22 @@ def _levels(
 
 
 def _best_single(problem: Problem, size: int, budget: float) -> Ints:
-    """The grid's index, for all exits alike, of least loss within the budget; the cheaper of equal ones."""
+    """The grid's index, for all exits alike, of least loss within the budget, the cheaper of equal ones; the
+    cheapest where none is within it.
+    """
     exits = len(problem.costs)
     found = [(*problem.judge(np.full(exits, index)), index) for index in range(size)]
     allowed = [(loss, cost, index) for loss, cost, index in found if cost <= budget + 1e-12]
-    if not allowed:  # the cheapest there is: its rows of this fold just miss the budget, or `_too_small`
-        _, _, index = min(found, key=lambda one: one[1])
-        if problem.costs[0] > budget:
-            raise ValueError(_too_small(budget, problem.costs[0]))
-        return np.full(exits, index)
+    if not allowed:  # such as on the rows of a fold, which just miss the budget
+        return np.full(exits, min(found, key=lambda one: one[1])[2])
     return np.full(exits, min(allowed)[2])
 
 
-def _too_small(budget: float, least: float) -> str:
+def too_small(budget: float, least: float) -> str:
+    """Why no threshold is within a budget, and what would help."""
     return (
-        f"cost={budget:g} is below {least:.3g}, what it costs when every text leaves at the first exit: allow"
-        " more, or train a model with an earlier exit."
+        f"cost={budget:g} is below {least:.3g}, the least that any threshold of this exit policy costs: allow"
+        " more, ask more exits, or train a model with an earlier one."
     )
 
 
@@ -215,6 +217,6 @@ def _one_threshold(
     points = [tried(table, exit_logits, policy, threshold, exit_layers, kind) for threshold in grid]
     allowed = [point for point in points if point.cost <= budget + 1e-12]
     if not allowed:
-        raise ValueError(_too_small(budget, min(point.cost for point in points)))
+        raise ValueError(too_small(budget, min(point.cost for point in points)))
     best = min(allowed, key=lambda point: (point.observed, point.cost))
     return Fitted(best, best.threshold, best.observed, drop_interval(best.losses, confidence))

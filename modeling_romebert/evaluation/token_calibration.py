@@ -21,7 +21,7 @@ from ..data.token_rows import read_token_rows
 from ..exit_policies import POLICIES, ExitPolicy, as_policy
 from ..hub import weights_digest
 from ..pretrained import inner_model
-from .budget import FOLDS, drop_interval
+from .budget import FOLDS, drop_interval, too_small
 from .calibrated import Calibration
 from .calibration_checks import checked_arguments, refuse_training_data
 from .fixed_sequence import Tested, cheapest
@@ -227,10 +227,7 @@ def _within(
 
     chosen = points[best(np.arange(lost.shape[1]))]
     if chosen.cost > budget + 1e-12:
-        raise ValueError(
-            f"cost={budget:g} is below {chosen.cost:.3g}, the least that any threshold costs: allow more, or"
-            " train a model with an earlier exit."
-        )
+        raise ValueError(too_small(budget, chosen.cost))
     fold = np.random.default_rng(0).permutation(lost.shape[1]) % min(FOLDS, lost.shape[1])
     held_out = chosen.losses.copy()
     for number in np.unique(fold) if lost.shape[1] > 1 else []:

@@ -58,6 +58,17 @@ def test_a_budget_is_kept_and_reported(policy):
     assert full_budget.with_exits >= full_budget.full_depth
 
 
+@pytest.mark.parametrize("name", ["entropy", "patience"])
+@pytest.mark.parametrize("asked", [{"ask_every": 2}, {"ask_exits": [2]}])
+def test_a_budget_below_the_first_exit_that_is_asked_is_refused(name, asked):
+    logits, labels = exits_that_learn(100)
+    given = {"exit_layers": LAYERS, "policy": {"name": name, **asked}}
+    least = LAYERS[1] / LAYERS[-1]
+    with pytest.raises(ValueError, match=f"cost=0.3 is below {least:g}, the least that any threshold"):
+        calibrate_from_logits(logits, labels, cost=0.3, **given)
+    assert calibrate_from_logits(logits, labels, cost=least, **given).cost <= least
+
+
 @pytest.mark.slow
 def test_interval_holds_the_mean():
     """200 draws of losses whose mean is known: outside in at most a tenth."""

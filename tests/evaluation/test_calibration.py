@@ -202,7 +202,7 @@ def test_early_logits_that_are_not_finite_do_not_leave():
         ({"cost": 0.5, "speedup": 2}, "cost=0.5 and speedup=2: give one of them"),
         ({"cost": 0}, r"cost=0 is not in \(0, 1\]"),
         ({"speedup": 0.5}, "speedup=0.5: give a number from 1"),
-        ({"cost": 0.1}, "cost=0.1 is below 0.25, what it costs when every text leaves at the first exit"),
+        ({"cost": 0.1}, "cost=0.1 is below 0.25, the least that any threshold of this exit policy costs"),
     ],
 )
 def test_what_is_refused(settings, message):
