@@ -150,6 +150,13 @@ class TextBatcher:
                 raise
             window.errors.update(wrong)
             return self._tokenize([one for one in texts if one[0] not in wrong], window)
+        except Exception as fault:
+            if type(fault) is not Exception:  # which is all that a fast tokenizer raises
+                raise
+            if len(texts) > 1:  # such as pairs one of which cannot be cut as asked for
+                return {row: has for one in texts for row, has in self._tokenize([one], window).items()}
+            window.errors[texts[0][0]] = ValueError(str(fault))
+            return {}
         names = [name for name in self.tokenizer.model_input_names if name in encoded]
         features: dict[int, Features] = {}
         for index, (row, text, pair) in enumerate(texts):

@@ -73,6 +73,19 @@ def test_an_error_in_one_text(wrong, kind, message, rebatching, caplog):
     )
 
 
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_pair_that_cannot_be_cut_as_asked_for(window):
+    """Of which a fast tokenizer raises no more than `Exception`, for all rows of the window."""
+    long = "good " * 80
+    texts = [{"text": "bad", "text_pair": long}, {"text": long, "text_pair": "bad"}, "good"]
+    settings = {"truncation": "only_second", "window": window}
+    with pytest.raises(ValueError, match=r"^text 1: Truncation error: .* too short"):
+        scored(texts, **settings)
+    cut, failed, single = scored(texts, on_error="skip", **settings)
+    assert failed["label"] is None and failed["error"].startswith("text 1: Truncation error")
+    assert_same_results([cut, single], scored([texts[0], texts[2]], **settings))
+
+
 def test_only_errors_and_the_form_of_an_error_with_top_k():
     assert [result["error"][:7] for result in scored([None, 3], on_error="skip")] == ["text 0:", "text 1:"]
     results = scored(["the film", None], on_error="skip", top_k=2)
