@@ -45,7 +45,7 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
             `num_workers` has no effect there: one thread tokenises ahead of the model.
         monitor: share of the texts, such as 0.01, to run to full depth as well, or an `ExitMonitor`: says
             once when what was promised at calibration no longer holds, or texts leave at other exits.
-            Results stay what they are. `classify.monitor` is the constructor's.
+            Results stay what they are. `classify.monitor` is the constructor's; `False` does without it.
 
     Texts that are longer than the positions of the model are cut, and a warning says so; `truncation=False`
     makes it an error.
@@ -71,8 +71,8 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
         self, monitor: Any = None, **kwargs: Any
     ) -> tuple[dict, dict, dict]:
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if (watching := as_monitor(monitor, self.model.config)) is not None:
-            forward["monitor"] = watching
+        if monitor is not None:  # `False` takes the constructor's away
+            forward["monitor"] = as_monitor(monitor, self.model.config)
         return preprocess, forward, postprocess
 
     def __call__(

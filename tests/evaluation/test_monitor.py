@@ -45,6 +45,9 @@ def test_pipeline_takes_a_share_for_lists_and_single_texts():
         classify(text)
     assert classify.monitor.texts == 140 and 40 < classify.monitor.compared < 100
     assert classify.monitor.limit == 0.2
+    classify(TEXTS[:20], monitor=False)
+    classify(TEXTS[0], monitor=False)
+    assert classify.monitor.texts == 140
 
 
 def test_texts_that_another_policy_decides_are_not_looked_at(caplog):
