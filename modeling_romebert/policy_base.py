@@ -275,8 +275,12 @@ def settings_of_exits(settings: Mapping[str, Any], had: Sequence[int], has: Sequ
         {'name': 'entropy', 'thresholds': [0.1, 0.3]}
         >>> settings_of_exits({"name": "vote", "threshold": 0.7, "ask_exits": [2, 4]}, [2, 4, 6], [4, 6])
         {'name': 'vote', 'threshold': 0.7, 'ask_exits': [4]}
+        >>> settings_of_exits({"name": "vote", "threshold": 0.7, "ask_every": 2}, [2, 4, 6, 8], [4, 8])
+        {'name': 'vote', 'threshold': 0.7, 'ask_exits': [4, 8]}
     """
     kept = dict(settings)
+    if (every := kept.pop("ask_every", None)) is not None:  # which counts the exits that there were
+        kept["ask_exits"] = [*had[every - 1 :: every]]
     if (thresholds := kept.get("thresholds")) is not None and len(thresholds) == len(had):
         of_layer = dict(zip(had, thresholds, strict=True))
         kept["thresholds"] = [of_layer.get(layer, thresholds[-1]) for layer in has]

@@ -45,6 +45,8 @@ class Manifest:
     id2label: dict[int, str]
     inputs: list[str]  # that the first graph takes
     segments: list[Segment]
+    truncation_side: str = "right"  # of texts beyond max_tokens
+    token_types: bool = True  # whether the tokenizer tells them; else all are 0
     precision: str = "fp32"  # that was asked for
     exit_policy: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None

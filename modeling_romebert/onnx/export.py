@@ -152,6 +152,11 @@ def export_onnx(
     romebert = _for_export(source, exits)
     forget_if_of_other_weights(romebert.config, weights_digest(source.state_dict()))
     certificate = certificate_of(source.config) if romebert.config.calibration else None
+    holds = certificate is not None and (
+        romebert.exit_layers == source.exit_layers
+        and (certificate.get("precision") or "float32") == PRECISIONS[precision]
+    )
+    romebert.config.calibration = certificate if holds else None
     if dataset is not None:
         refuse_one_text(dataset)
     rows = None if dataset is None else list(each(dataset))
@@ -160,21 +165,18 @@ def export_onnx(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         graphs, bundle = Path(work, "graphs"), Path(work, "bundle")
         graphs.mkdir()
-        manifest = _export_segments(romebert, tokenizer, graphs, in_int8=precision == "int8")
+        manifest = _export_segments(romebert, tokenizer, graphs)
         chosen = {name: graphs / name for name in manifest.graphs}
         if precision == "int8":
             chosen |= quantised(graphs, manifest, texts, max_changed)
-        romebert.config.save_pretrained(bundle)
+        _without_policy(romebert.config).save_pretrained(bundle)
         tokenizer.save_pretrained(bundle)
         for code in bundle.glob("*.py"):  # a bundle holds no code
             code.unlink()
         for name, path in chosen.items():
             shutil.copyfile(path, bundle / name)
         manifest.save(bundle)
-        if certificate is not None and (
-            romebert.exit_layers != source.exit_layers
-            or (certificate.get("precision") or "float32") != PRECISIONS[precision]
-        ):
+        if certificate is not None and not holds:
             _certify_again(bundle, tokenizer, rows, certificate)
         if folder.exists():
             shutil.rmtree(folder)
@@ -206,6 +208,15 @@ def _for_export(model: Any, exits: Sequence[int] | None) -> Any:
     return model
 
 
+def _without_policy(config: Any) -> Any:
+    """A copy of a config without exit policy and certificate: the manifest holds them, which a calibration of
+    the bundle renews.
+    """
+    config = copy.deepcopy(config)
+    config.exit_policy = config.calibration = None
+    return config
+
+
 def _certify_again(folder: Path, tokenizer: Any, rows: list[Any] | None, certificate: dict[str, Any]) -> None:
     """A certificate is of the precision and of the exits that it was made with: calibrate the bundle on the
     rows, as asked for then.
@@ -222,7 +233,7 @@ def _certify_again(folder: Path, tokenizer: Any, rows: list[Any] | None, certifi
             " calibrate the bundle and save it."
         )
         return
-    policy = certificate["policy"]
+    policy = onnx.config.exit_policy  # the certificate's, of the exits that there are
     dropped = threshold_settings(policy["name"])
     asked: dict[str, Any] = {
         "confidence": certificate["confidence"],
@@ -237,7 +248,7 @@ def _certify_again(folder: Path, tokenizer: Any, rows: list[Any] | None, certifi
     onnx.save_pretrained(folder)
 
 
-def _export_segments(model: Any, tokenizer: Any, folder: Path, in_int8: bool) -> Manifest:
+def _export_segments(model: Any, tokenizer: Any, folder: Path) -> Manifest:
     """Write the graphs in fp32 -> the manifest, without digests."""
     layers, mask_is_made = model.layers, model.adapter.packs
     repeated = len(set(map(id, layers))) < len(layers)  # ALBERT: graphs of single layers, which run again
@@ -268,13 +279,15 @@ def _export_segments(model: Any, tokenizer: Any, folder: Path, in_int8: bool) ->
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         max_tokens=with_truncation(tokenizer, model.max_tokens, {})["max_length"],
+        truncation_side=tokenizer.truncation_side,
+        token_types="token_type_ids" in tokenizer.model_input_names,
         pad_token_id=tokenizer.pad_token_id or 0,
         problem_type=model.problem_type,
         id2label=dict(config.id2label),
         inputs=_Layers(model, 0, 1, False, mask_is_made=False).names,
         segments=segments,
         exit_policy=config.exit_policy,
-        calibration=None if in_int8 else certificate_of(config),
+        calibration=config.calibration,
         rows_seen=(model.training_settings or model._record.get("training") or {}).get("rows_seen"),
         opset=OPSET,
         versions={

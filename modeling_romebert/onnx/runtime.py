@@ -236,10 +236,10 @@ class OnnxRomeBertForSequenceClassification:
         encoded = self._tokenizer.encode_batch(
             [_as_encode_takes(item, row) for row, item in enumerate(texts)]
         )
-        features = [
-            {"input_ids": one.ids, "token_type_ids": one.type_ids, "attention_mask": one.attention_mask}
-            for one in encoded
-        ]
+        features = [{"input_ids": one.ids, "attention_mask": one.attention_mask} for one in encoded]
+        if self.manifest.token_types:
+            for of_text, one in zip(features, encoded, strict=True):
+                of_text["token_type_ids"] = one.type_ids
         results: list[dict[str, Any]] = [{}] * len(features)
         encoder = self.encoder()
         longest_first = sorted(range(len(features)), key=lambda row: -len(features[row]["input_ids"]))
@@ -278,7 +278,7 @@ class OnnxRomeBertForSequenceClassification:
         if self.max_tokens is None:
             tokenizer.no_truncation()
         else:
-            tokenizer.enable_truncation(self.max_tokens)
+            tokenizer.enable_truncation(self.max_tokens, direction=self.manifest.truncation_side)
         return tokenizer
 
     # ---- inside

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,8 @@ def test_exits_that_mix_layers(family, exit_layers, tmp_path):
     with torch.no_grad():
         of_exits = model(**inputs).exit_logits[:, exits]
     assert fewer.config.exit_layers == [3, 4]
-    torch.testing.assert_close(fewer(**inputs).exit_logits, of_exits, atol=0.3, rtol=0.1)
+    step = 1 if bundle.multiplies_int8() else 2  # of rounding, where weights have 8 bits or 7
+    torch.testing.assert_close(fewer(**inputs).exit_logits, of_exits, atol=0.3 * step, rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +231,21 @@ def test_pairs_in_every_form(onnx):
     assert onnx.classify([]) == []
     with pytest.raises(TypeError, match="text 1 is 5 of type int"):
         onnx.classify(["one", 5])
+
+
+@pytest.mark.parametrize("settings", [{"truncation_side": "left"}, {"model_input_names": ["input_ids"]}])
+def test_a_tokenizer_s_own_settings_travel(model, tmp_path, settings):
+    """Which end of a long text is cut, and whether the parts of a pair are told apart."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 8
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+    onnx = opened(model, tokenizer, tmp_path / "bundle", precision="fp32")
+    texts = [{"text": one, "text_pair": other} for one, other in pairwise(TEXTS)]
+    texts += [f"{one} {other}" for one, other in pairwise(TEXTS)]
+    expected = list(score(model, tokenizer, texts))
+    assert_same_results(onnx.classify(texts), expected)
+    assert expected != list(score(model, TOKENIZER, texts))
 
 
 # ---- what an export writes
@@ -350,6 +367,37 @@ def test_a_certificate_holds_with_its_exits(certified, tmp_path, caplog):
     for exits, holds in (([1, 2, 3, 4], True), ([1, 4], False)):
         loaded = RomeBertForSequenceClassification.from_pretrained(tmp_path / "model", exit_layers=exits)
         assert (certificate_of(loaded.config) is not None) is holds
+
+
+@pytest.mark.parametrize("given", ["nothing", "texts", "labels"])
+def test_a_certificate_in_half_precision_is_none_in_fp32(tmp_path, given, caplog):
+    model = spread_exits(build(), TEXTS).to(torch.bfloat16)
+    rows = [{"text": text, "label": 0} for text in TEXTS]
+    promise = {"max_drop": 0.2, "confidence": 0.8, "progress": False}
+    policy = {"name": "entropy", "ask_exits": [2, 3]}
+    assert calibrate(model, rows, TOKENIZER, policy=policy, **promise).certified
+    dataset = {"nothing": None, "texts": TEXTS, "labels": rows}[given]
+    onnx = opened(model, TOKENIZER, tmp_path / "on", precision="fp32", exits=[3], dataset=dataset)
+    assert onnx.config.exit_policy["ask_exits"] == [3]
+    stored = RomeBertConfig.from_pretrained(tmp_path / "on")  # the manifest alone tells both
+    assert stored.calibration is stored.exit_policy is None
+    if given != "labels":
+        assert onnx.config.calibration is None and "without the certificate" in caplog.text
+        return
+    found = certificate_of(onnx.config)
+    assert (found["precision"], found["exit_layers"], found["max_drop"]) == ("float32", [3, 4], 0.2)
+
+
+def test_exits_that_are_asked_are_the_same_with_fewer_of_them(tmp_path):
+    policy = {**POLICY, "ask_every": 2}
+    model = spread_exits(build(exit_policy=policy), TEXTS)
+    expected = list(score(model, TOKENIZER, TEXTS))
+    assert len(depths(expected)) > 1
+    onnx = opened(model, TOKENIZER, tmp_path / "on", precision="fp32", exits=[2])
+    model.save_pretrained(tmp_path / "model")
+    fewer = RomeBertForSequenceClassification.from_pretrained(tmp_path / "model", exit_layers=[2, 4])
+    for one in (onnx, fewer.eval()):
+        assert_same_results(list(score(one, TOKENIZER, TEXTS)), expected)
 
 
 def test_an_export_that_fails_leaves_the_bundle_that_was_there(certified, folder, tmp_path, monkeypatch):
