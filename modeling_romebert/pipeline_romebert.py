@@ -16,6 +16,7 @@ from .exit_policies import FullDepth
 from .input_checks import check_token_ids
 from .monitor import ExitMonitor, as_monitor, exit_indices
 from .pipeline_arguments import ExitArguments
+from .pretrained import forward_of
 from .result_format import ResultFormat
 from .scoring import policy_for, score
 from .text_batcher import was_cut, with_truncation
@@ -122,7 +123,7 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
         if self.model.training:  # as for a list, whatever was done to the model since the pipeline was made
             self.model.eval()
         policy = policy_for(self.model, exit_policy)
-        outputs = self.model(**model_inputs, exit_policy=policy)
+        outputs = forward_of(self.model)(**model_inputs, exit_policy=policy)
         if monitor is not None and monitor.watches(policy):
             self._watch(monitor, model_inputs, outputs)
         return {"logits": outputs.logits, "exit_layer": outputs.exit_layer}
@@ -131,7 +132,7 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
         """Tell a monitor where a text left, and by chance its answer at full depth."""
         monitor.count_exits(exit_indices(outputs.exit_layer, self.model.exit_layers))
         if monitor.choose(1):
-            deep = self.model(**model_inputs, exit_policy=FullDepth())
+            deep = forward_of(self.model)(**model_inputs, exit_policy=FullDepth())
             monitor.compare(outputs.logits, deep.logits, self.model.problem_type)
         monitor.speak()
 

@@ -305,3 +305,21 @@ def inner_model(model: Any) -> Any:
         if getattr(getattr(type(module), "config_class", None), "model_type", None) == "romebert":
             return module
     raise TypeError(f"model is a {type(model).__name__}; it is no RomeBERT model, and holds none.")
+
+
+def forward_of(model: Any) -> Any:
+    """A model's forward pass in the precision of its weights, as they are saved and loaded.
+
+    A training in half precision leaves its autocast in the model (accelerate's `prepare`), where it would go
+    on after the training.
+
+    Args:
+        model: the model, or a module around it.
+    """
+    inner = inner_model(model)
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if (own := vars(module).get("_original_forward")) is not None:
+            return own
+        if module is inner:
+            break
+    return model

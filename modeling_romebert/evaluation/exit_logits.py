@@ -18,7 +18,7 @@ from ..data.checks import check_length
 from ..data.labels import LABEL_COLUMNS, LabelReader, say_ignored, take_class_names
 from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
-from ..pretrained import inner_model
+from ..pretrained import forward_of, inner_model
 from ..text_batcher import was_cut, with_truncation
 from ..text_items import each, text_and_pair
 
@@ -161,14 +161,14 @@ def run_rows(
 ) -> Tensor:
     """What the model takes of each row -> exit_logits (N, E, C), in their order."""
     model.eval()
-    collate = DataCollatorWithPadding(tokenizer)
+    forward, collate = forward_of(model), DataCollatorWithPadding(tokenizer)
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))  # little padding
     collected = torch.empty(0)
     for start in tqdm(range(0, len(order), batch_size), desc="evaluating exits", disable=not progress):
         rows = order[start : start + batch_size]
         batch = collate([inputs[row] for row in rows])
         check_token_ids(inner_model(model), batch["input_ids"])  # while they are on the host
-        exit_logits = model(**batch.to(inner_model(model).device)).exit_logits.float().cpu()  # (b, E, C)
+        exit_logits = forward(**batch.to(inner_model(model).device)).exit_logits.float().cpu()  # (b, E, C)
         if start == 0:
             collected = exit_logits.new_empty(len(order), *exit_logits.shape[1:])
         collected[rows] = exit_logits

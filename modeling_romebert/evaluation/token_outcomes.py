@@ -20,7 +20,7 @@ from ..data.token_rows import TokenRows
 from ..exit_policies import ExitPolicy, as_policy
 from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
-from ..pretrained import inner_model
+from ..pretrained import forward_of, inner_model
 from ..scoring import Scorer
 from ..text_batcher import Window
 from ..token_spans import have_a_say, rows_of, rows_with
@@ -71,7 +71,7 @@ class TokenOutcomes:
     def _run_every_exit(self, model: Any, tokenizer: Any, batch_size: int) -> Tensor:
         """-> (n, E, C), fp32, on the CPU"""
         model.eval()
-        collate = DataCollatorWithPadding(tokenizer)
+        forward, collate = forward_of(model), DataCollatorWithPadding(tokenizer)
         order = sorted(range(len(self.inputs)), key=lambda row: self.counts[row])  # little padding
         found: list[Tensor] = [torch.empty(0)] * len(order)
         for start in tqdm(
@@ -84,7 +84,7 @@ class TokenOutcomes:
             ]
             batch = collate(features)
             check_token_ids(self.model, batch["input_ids"])  # while they are on the host
-            logits = model(**batch.to(self.model.device)).exit_logits.float().cpu()  # (b, E, T, C)
+            logits = forward(**batch.to(self.model.device)).exit_logits.float().cpu()  # (b, E, T, C)
             # Where the tokens of each row begin: padding may be on the left.
             first = batch["attention_mask"].cpu().argmax(dim=1).tolist()
             for row, of_row, offset in zip(rows, logits, first, strict=True):

@@ -237,7 +237,7 @@ def test_a_batch_that_fails_is_answered_and_the_next_one_runs(model, monkeypatch
 
     def turn(*requests):
         for uid, texts, *parameters in requests:
-            queue.put((0, uid, 0.0, {"inputs": texts, **{"parameters": one for one in parameters}}))
+            queue.put((0, uid, 0.0, {"inputs": texts, "parameters": dict(*parameters)}))
         transport.sent.clear()
         for _ in range(10):
             api.loop.run(api, "cpu", 0, queue, transport, None, None)
