@@ -2,11 +2,10 @@
 read for the model.
 
 All labels are read where that is cheap: a column of a `datasets.Dataset`, a list of dicts. Of any other
-dataset one row is looked at, and every batch as it is made.
+dataset one row is looked at, of a stream of torch none, and of all every batch as it is made.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import datasets
@@ -30,6 +29,8 @@ from .labels import LABEL_COLUMNS, Label, LabelReader, say_ignored, take_class_n
 from .token_labels import reader_for
 
 logger = logging.get_logger(__name__)
+
+MAKE_BATCHES = ("__call__", "torch_call")  # of a collator of transformers
 
 
 def check_dataset(
@@ -78,10 +79,7 @@ def check_dataset(
     if not any(column in columns for column in LABEL_COLUMNS):
         if not needs_labels:
             return
-        raise ValueError(
-            f"{name} has no labels: its columns are {', '.join(map(str, columns))}. Name the one with the"
-            " labels `labels` or `label`, with dataset.rename_column where it is a datasets.Dataset."
-        )
+        raise no_labels(name, columns)
     read = reader_for(config)
     labels = _labels_of_columns(dataset, read, name) if in_columns else _labels_of_rows(rows, read, name)
     if whole and read.problem_type == ProblemType.SINGLE_LABEL:
@@ -91,19 +89,33 @@ def check_dataset(
         say_ignored(ignored, len(dataset), name)
 
 
+def no_labels(name: str, columns: Iterable[Any]) -> ValueError:
+    """What is said of a dataset that has none, and needs some."""
+    return ValueError(
+        f"{name} has no labels: its columns are {', '.join(map(str, columns))}. Name the one with the"
+        " labels `labels` or `label`, with dataset.rename_column where it is a datasets.Dataset."
+    )
+
+
 def is_stock(collator: Any) -> bool:
-    """Whether a collator is one of transformers that takes labels as they stand in the rows."""
-    return collator in (None, default_data_collator) or isinstance(
-        collator, DataCollatorWithPadding | DataCollatorForTokenClassification | DefaultDataCollator
+    """Whether a collator is one of transformers that takes labels as they stand in the rows, or makes its
+    batches as one does.
+    """
+    if collator in (None, default_data_collator):
+        return True
+    kinds = (DataCollatorWithPadding, DataCollatorForTokenClassification, DefaultDataCollator)
+    return any(
+        isinstance(collator, kind)
+        and all(getattr(type(collator), name, None) is getattr(kind, name, None) for name in MAKE_BATCHES)
+        for kind in kinds
     )
 
 
 def _first_row(dataset: Any) -> Sequence[Any]:
-    """The first row, or none where it could be looked at once only."""
-    if not isinstance(dataset, IterableDataset | datasets.IterableDataset):
-        return [dataset[0]]
-    rows = iter(dataset)
-    return [] if rows is iter(dataset) else list(islice(rows, 1))
+    """The first row, or none of a stream of torch: it may have a row once only."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return list(dataset.take(1))
+    return [] if isinstance(dataset, IterableDataset) else [dataset[0]]
 
 
 # Labels, each with how often it was found.
@@ -153,13 +165,22 @@ class LabelCollator:
         config: of the model.
         max_tokens: positions that the model has; `None` where any length runs.
         name: of the dataset, for messages.
+        needs_labels: whether it is of no use without labels.
 
     Raises:
-        ValueError: on making a batch: a label without exactly one meaning, or a row without tokens or with
-            too many.
+        ValueError: on making a batch: a label without exactly one meaning, or none where there has to be one;
+            a row without tokens or with too many.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], Any], config: Any, max_tokens: int | None, name: str):
+    def __init__(
+        self,
+        collator: Callable[[list[Any]], Any],
+        config: Any,
+        max_tokens: int | None,
+        name: str,
+        needs_labels: bool = False,
+    ):
+        self.needs_labels = needs_labels
         self.collator, self.read, self.max_tokens, self.name = collator, reader_for(config), max_tokens, name
         self.of_tokens: bool = config.classifies_tokens
 
@@ -184,6 +205,8 @@ class LabelCollator:
                 column, label = self.read.of_row(row, where)
                 column = "labels" if self.of_tokens else column  # whose collator renames none
                 row = {key: value for key, value in row.items() if key not in LABEL_COLUMNS} | {column: label}
+            elif self.needs_labels and not any(column in row for column in LABEL_COLUMNS):
+                raise no_labels(self.name, row)
             yield row
 
 

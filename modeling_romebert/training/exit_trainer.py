@@ -83,7 +83,9 @@ class ExitTrainer(Trainer):
         if dataset is not None and not self.is_in_train:  # else `_check_datasets` did that
             check_dataset(dataset, name, self.romebert.config, collator, trains=False, needs_labels=False)
         if is_stock(collator):
-            self.data_collator = LabelCollator(collator, self.romebert.config, self.romebert.max_tokens, name)
+            config, max_tokens = self.romebert.config, self.romebert.max_tokens
+            needs_labels = name == "train_dataset"
+            self.data_collator = LabelCollator(collator, config, max_tokens, name, needs_labels)
         try:
             yield
         finally:

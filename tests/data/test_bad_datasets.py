@@ -128,16 +128,47 @@ def test_one_row_of_a_map_style_dataset_is_looked_at(tmp_path):
     assert dataset.seen == [0]
 
 
-def test_stream_that_can_be_read_once_loses_no_row(tmp_path):
+def its_source(rows):
+    return rows
+
+
+def one_by_one(rows):
+    for row in rows:
+        yield dict(row)
+
+
+def from_it(rows):
+    yield from rows
+
+
+@pytest.mark.parametrize("read", [its_source, one_by_one, from_it])
+def test_stream_that_can_be_read_once_loses_no_row(tmp_path, read):
     rows = iter(tiny_rows(8))
 
     class Once(IterableDataset):
         def __iter__(self):
-            return rows
+            return read(rows)
 
     trainer = trainer_of(tmp_path, Once())
     trainer._check_datasets()
     assert len(list(rows)) == 8
+
+
+class Stars(DataCollatorWithPadding):
+    """Makes the labels of a column of its own."""
+
+    def __call__(self, features):
+        stars = [row.pop("stars") for row in features]
+        return {**super().__call__(features), "labels": torch.tensor(stars) // 3}
+
+
+def test_a_collator_built_on_one_of_transformers_may_make_the_labels(tmp_path):
+    rows = [{**row, "stars": row["labels"] * 4} for row in tiny_rows(8)]
+    for row in rows:
+        del row["labels"]
+    trainer = trainer_of(tmp_path, rows, collator=Stars(tiny_tokenizer()), remove_unused_columns=False)
+    trainer.train()
+    assert trainer.state.global_step == trainer.args.max_steps
 
 
 @pytest.mark.parametrize("kind", READ_WHOLE)
