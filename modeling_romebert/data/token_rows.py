@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers.utils import logging
 
+from ..configuration_romebert import plain
 from ..losses import IGNORED_LABEL
 from ..pretrained import inner_model
 from ..text_batcher import with_truncation
@@ -133,7 +134,7 @@ def read_token_rows(
                 f"{where} is no dict with tokens (words) or input_ids, and labels: {str(row)[:80]}."
             )
         rows += 1
-        labels = None
+        row, labels = plain(dict(row)), None  # of a dataset in torch's or numpy's format too
         if needs_labels or any(row.get(name) is not None for name in LABEL_COLUMNS):
             _, labels = read.of_row(row, where)
             if not read.classes_of(labels):
@@ -149,7 +150,8 @@ def read_token_rows(
             cut += max(one["word_ids"], default=NO_WORD) + 1 < len(row["tokens"])
         else:
             one = {name: row[name] for name in tokenizer.model_input_names if name in row}
-            one["word_ids"] = row.get("word_ids", None) or _words_of(one["input_ids"], labels, special)
+            words = row.get("word_ids")
+            one["word_ids"] = _words_of(one["input_ids"], labels, special) if words is None else words
         one.pop("attention_mask", None)
         check_length(one["input_ids"], romebert.max_tokens, where)
         all_labelled = all_labelled and labels is not None

@@ -139,6 +139,13 @@ def test_rows_are_read_as_words_or_as_tokens():
     assert read_token_rows(model, as_tokens, TOKENIZER) == read
     without_words = [{k: v for k, v in row.items() if k != "word_ids"} for row in as_tokens]
     assert read_token_rows(model, without_words, TOKENIZER) == read
+    for kind in ("numpy", "torch"):
+        of_kind = datasets.Dataset.from_dict(columns).with_format(kind)
+        assert read_token_rows(model, of_kind, TOKENIZER) == read
+        bare = of_kind.remove_columns(["word_ids", "labels"])
+        expected = bare.with_format(None)
+        found, expected = (read_token_rows(model, one, TOKENIZER, False) for one in (bare, expected))
+        assert found == expected and found.inputs[0]["word_ids"][0] == -1  # [CLS] is no word
     unlabelled = [{"tokens": row["tokens"]} for row in rows]
     assert read_token_rows(model, unlabelled, TOKENIZER, needs_labels=False).labels is None
     ignored = [*rows, {"tokens": ["a"], "labels": [-100]}]
