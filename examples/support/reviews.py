@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from modeling_romebert.losses import IGNORED_LABEL
 from support.assets import movie_reviews
 from support.table_files import read_table
 
@@ -44,7 +45,8 @@ def load_file(path: str) -> tuple[dict[str, Dataset], list[str]]:
     table = read_table("--dataset", path)
     if missing := [column for column in ("text", "label") if column not in table.columns]:
         raise SystemExit(f"{table.origin} has no column {', '.join(missing)}; {table.what_it_has()}")
-    texts, labels = table.texts("text"), [str(label) for label in table.labels()]
+    rows = list(zip(table.texts("text"), map(str, table.labels()), strict=True))
+    labels = [label for _, label in rows if label != str(IGNORED_LABEL)]
     rows_of = Counter(labels)
     names = sorted(rows_of)
     if len(names) < 2:
@@ -56,10 +58,11 @@ def load_file(path: str) -> tuple[dict[str, Dataset], list[str]]:
             f"{table.origin}: the column label holds numbers such as {fraction}, and this trains a"
             " classifier. For a regression use examples/train_glue.py."
         )
-    print(f"{len(table.rows)} rows: {', '.join(f'{rows_of[name]} {name!r}' for name in names)}")
-    return split_by_hash(
-        [{"text": text, "label": names.index(label)} for text, label in zip(texts, labels, strict=True)]
-    ), names
+    print(f"{len(labels)} rows: {', '.join(f'{rows_of[name]} {name!r}' for name in names)}")
+    if ignored := len(rows) - len(labels):
+        print(f"{ignored} rows labelled {IGNORED_LABEL} are left out.")
+    kept = [{"text": text, "label": names.index(label)} for text, label in rows if label in rows_of]
+    return split_by_hash(kept), names
 
 
 def _first_fraction(labels: list[str]) -> str | None:

@@ -11,7 +11,7 @@ import quickstart
 import torch
 from support import assets, reviews
 from support.run_folder import last_checkpoint, open_run_folder
-from tiny import tiny_texts, write_rows
+from tiny import color, labelled, tiny_texts, write_rows
 from transformers import TrainerState
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +142,13 @@ def test_run_folder_keeps_its_settings(here):
 def test_file_that_cannot_be_used(here, name, rows, message):
     with pytest.raises(SystemExit, match=message):
         reviews.load_file(write_rows(name, rows))
+
+
+def test_rows_without_a_label_are_left_out_and_counted(here, capsys):
+    rows = labelled(60, color) + labelled(5, lambda number: -100, seed=7)
+    splits, names = reviews.load_file(write_rows("own.csv", rows))
+    assert names == ["blue", "green", "red"] and sum(map(len, splits.values())) == 60
+    assert "5 rows labelled -100 are left out" in capsys.readouterr().out
 
 
 def test_split_is_by_text_alone_and_keeps_equal_texts_together():
