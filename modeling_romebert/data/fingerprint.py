@@ -62,6 +62,29 @@ def overlap(seen: Mapping[str, Any] | None, hashes: Sequence[str]) -> float:
     return min(1.0, hits * seen["rows"] / len(lowest) / len(hashes))
 
 
+def together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two samples -> that of the rows of both.
+
+    Example:
+        >>> hashes = row_hashes({"input_ids": [2, word, 3]} for word in range(1000))
+        >>> both = together(sample(hashes[:700]), sample(hashes[500:]))
+        >>> both["lowest"] == sample(hashes)["lowest"], 800 < both["rows"] < 1200
+        (True, True)
+    """
+    cut = [seen["lowest"][-1] for seen in (one, other) if seen["rows"] > len(seen["lowest"])]
+    different = sorted({*one["lowest"], *other["lowest"]})
+    if not cut:
+        return sample(different)
+    lowest = [found for found in different if found <= min(cut)][:SAMPLE]  # below which neither lacks one
+    share = int(lowest[-1], 16) / 16 ** len(lowest[-1])  # of all hashes that there may be
+    return {"rows": max(one["rows"], other["rows"], round(len(lowest) / share)), "lowest": lowest}
+
+
+def rows_seen(model: Any) -> dict[str, Any] | None:
+    """The sample of all rows that a model was trained on, where its record has one."""
+    return (model.training_settings or model._record.get("training") or {}).get("rows_seen")
+
+
 def sample_of(dataset: Any) -> dict[str, Any] | None:
     """`sample` of a dataset's rows; `None` where they cannot be looked at."""
     rows = tokenised_rows(dataset)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..configuration_romebert import ProblemType
-from ..data.fingerprint import TOO_MUCH, overlap
+from ..data.fingerprint import TOO_MUCH, overlap, rows_seen
 from ..losses import IGNORED_LABEL
 from .risks import RISKS
 
@@ -61,8 +61,7 @@ def refuse_training_data(model: Any, hashes: Sequence[str]) -> None:
     Raises:
         ValueError: more than a tenth of the rows, as far as a sample of the training data tells.
     """
-    training = model.training_settings or model._record.get("training") or {}
-    share = overlap(training.get("rows_seen"), hashes)
+    share = overlap(rows_seen(model), hashes)
     if share > TOO_MUCH:
         raise ValueError(
             f"the model was trained on about {share:.0%} of these {len(hashes):,} rows, on which its exits"

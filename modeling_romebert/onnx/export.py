@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..batch_layout import PaddedBatch
 from ..certificate import certificate_of, forget_if_of_other_weights
+from ..data.fingerprint import rows_seen
 from ..encoder import TorchEncoder
 from ..evaluation.calibration import calibrate
 from ..exit_policies import threshold_settings
@@ -288,7 +289,7 @@ def _export_segments(model: Any, tokenizer: Any, folder: Path) -> Manifest:
         segments=segments,
         exit_policy=config.exit_policy,
         calibration=config.calibration,
-        rows_seen=(model.training_settings or model._record.get("training") or {}).get("rows_seen"),
+        rows_seen=rows_seen(model),
         opset=OPSET,
         versions={
             name: version(name) for name in ("romebert", "torch", "transformers", "onnx", "onnxruntime")

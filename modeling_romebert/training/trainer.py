@@ -8,6 +8,7 @@ accumulation, clipping, schedules, checkpoints and launchers are the library's.
 
 import copy
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..certificate import forget_certificate
 from ..configuration_romebert import ProblemType
-from ..data.fingerprint import sample_of
+from ..data.fingerprint import rows_seen, sample_of, together
 from ..losses import ExitLoss, as_rows, labelled_rows
 from .arguments import RomeBertTrainingArguments
 from .class_weights import ClassWeights
@@ -230,10 +231,11 @@ class RomeBertTrainer(ExitTrainer):
             self._trials.compare(self.args.objective, self._run.exit_loss)
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
         model.exit_loss = self._run.exit_loss
+        seen = [one for one in (rows_seen(model), sample_of(self.train_dataset)) if one is not None]
         model.evaluation, model.training_settings = None, self.args.for_card()
         forget_certificate(model.config, "the model is trained further")
-        if (seen := sample_of(self.train_dataset)) is not None:
-            model.training_settings["rows_seen"] = seen  # which no calibration may use
+        if seen:  # in this training or before: which no calibration may use
+            model.training_settings["rows_seen"] = reduce(together, seen)
 
     def _settle_unused_weights(self) -> None:
         """Tell DDP of weights that the objective leaves without a gradient, where the objective is another

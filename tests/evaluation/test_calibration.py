@@ -6,12 +6,15 @@ import logging
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny import build, tiny_rows, tiny_tokenizer
 
 from modeling_romebert import (
     POLICIES,
     Calibration,
     RomeBertForSequenceClassification,
+    RomeBertTrainer,
+    RomeBertTrainingArguments,
     calibrate,
     calibrate_from_logits,
     make_policy,
@@ -229,6 +232,27 @@ def test_data_that_the_model_was_trained_on_are_refused():
         calibrate(model, rows[:30], **QUIET)
     assert model.config.calibration is None
     calibrate(model, tiny_rows(40, seed=9), **QUIET)
+
+
+def test_rows_of_an_earlier_training_are_refused_too(tmp_path):
+    """After another one, on other rows or on a stream, of the same model or of what was saved."""
+
+    def trained(model, rows):
+        settings = {"max_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+        arguments = RomeBertTrainingArguments(str(tmp_path / "run"), **settings)
+        RomeBertTrainer(model, arguments, train_dataset=rows, processing_class=tiny_tokenizer()).train()
+        return model
+
+    first, second, unseen = tiny_rows(60, seed=1), tiny_rows(60, seed=2), tiny_rows(40, seed=9)
+    model = trained(trained(build(num_labels=2), first), second)
+    model.save_pretrained(tmp_path / "saved")
+    saved = RomeBertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    stream = Dataset.from_list(tiny_rows(16, seed=3)).to_iterable_dataset()
+    for one in (model, trained(saved, stream)):
+        for rows in (first, second):
+            with pytest.raises(ValueError, match=r"trained on about \d+% of these 60 rows"):
+                calibrate(one, rows, **QUIET)
+        calibrate(one, unseen, **QUIET)
 
 
 # ---- the certificate travels
