@@ -1,9 +1,10 @@
-"""Is one recipe better than another, or were it the seeds and the rows? Paired bootstrap intervals.
+"""Is one recipe better than another, or were it the seeds and the rows? Intervals of paired differences.
 
 Both recipes are judged with the same seeds on the same rows, and so are their resamples: each draws seeds
-and evaluation rows with replacement, the same for both. Where there are no predictions (as of a point of a
-curve), only seeds are drawn, which with three of them says little more than whether all agree, and with one
-of them nothing: its bounds are not numbers.
+and evaluation rows with replacement, the same for both. Resamples of n seeds spread by (n - 1) / n of the
+variance that n seeds have, which with three of them is far too little: distances from their mean are drawn
+out by as much. Where there are no predictions (as of a point of a curve) the interval is Student's, over
+seeds alone; of one seed there is none: its bounds are not numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from study import characters
 
@@ -21,7 +23,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """How much more the first recipe has, and between what the level's share of the resamples lies."""
+    """How much more the first recipe has, and between what that lies at the level."""
 
     difference: float
     low: float
@@ -54,27 +56,31 @@ def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExi
                 f" {ones[0]['recipe']} and {others[0]['recipe']}. Delete those of the old rows and run them"
                 " anew."
             )
-    labels = [ones[0].get("labels") for ones, _ in pairs]
     found = [
-        _differences(ones, others, of_exits, seeds_stream=task, rows_stream=labels.index(labels[task]))
+        [float(of_exits(exits_of(one)) - of_exits(exits_of(other))) for one, other in zip(*pair, strict=True)]
+        for pair in pairs
+    ]
+    if not all(has_predictions(run) for ones, others in pairs for run in (*ones, *others)):
+        return over_seeds(found)
+    labels = [ones[0].get("labels") for ones, _ in pairs]
+    means = [
+        _resampled_means(ones, others, of_exits, seeds_stream=task, rows_stream=labels.index(labels[task]))
         for task, (ones, others) in enumerate(pairs)
     ]
-    low, high = _bounds(np.mean([means for _, means in found], axis=0))
-    fewest = min(len(ones) for ones, _ in pairs)
-    return Interval(float(np.mean([difference for difference, _ in found])), low, high, fewest)
+    low, high = np.quantile(np.mean(means, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(_mean_over_tasks(found), float(low), float(high), min(map(len, found)))
 
 
-def _differences(
+def _mean_over_tasks(differences: Sequence[Sequence[float]]) -> float:
+    return float(np.mean([np.mean(of_task) for of_task in differences]))
+
+
+def _resampled_means(
     ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, seeds_stream: int, rows_stream: int
-) -> tuple[float, np.ndarray]:
-    """Runs of one task -> the mean difference over seeds, and those of the resamples (R,), which draw from
-    streams of random numbers.
+) -> np.ndarray:
+    """Runs of one task -> the mean differences of the resamples (R,), which draw from streams of random
+    numbers.
     """
-    found = np.array(
-        [of_exits(exits_of(one)) - of_exits(exits_of(other)) for one, other in zip(ones, others, strict=True)]
-    )
-    if not all(has_predictions(run) for run in (*ones, *others)):
-        return float(found.mean()), _means_over_seeds(found, seeds_stream)
     weights = _row_weights(ones[0]["rows"]["evaluation"], rows_stream)  # (R, N)
     differences = np.stack(
         [
@@ -83,20 +89,10 @@ def _differences(
         ],
         axis=1,
     )  # (R, S)
-    drawn = np.take_along_axis(differences, _seeds(len(found), seeds_stream), axis=1)
-    return float(found.mean()), drawn.mean(axis=1)
-
-
-def _seeds(count: int, stream: int) -> np.ndarray:
-    """(R, S): which seeds each resample draws."""
-    return np.random.default_rng([stream, 0]).integers(count, size=(RESAMPLES, count))
-
-
-def _means_over_seeds(differences: np.ndarray, stream: int) -> np.ndarray:
-    """Differences (S,) -> their means in the resamples of seeds alone (R,); of one seed no numbers."""
-    if len(differences) == 1:
-        return np.full(RESAMPLES, np.nan)
-    return differences[_seeds(len(differences), stream)].mean(axis=1)
+    seeds, of_all = differences.shape[1], differences.mean(axis=1)  # (R,)
+    which = np.random.default_rng([seeds_stream, 0]).integers(seeds, size=(RESAMPLES, seeds))  # (R, S)
+    of_drawn = np.take_along_axis(differences, which, axis=1).mean(axis=1)
+    return of_all + np.sqrt(seeds / max(seeds - 1, 1)) * (of_drawn - of_all)
 
 
 @lru_cache(maxsize=16)
@@ -106,21 +102,19 @@ def _row_weights(rows: int, stream: int) -> np.ndarray:
     return draws.astype(float)
 
 
-def _bounds(resampled: np.ndarray) -> tuple[float, float]:
-    """(R,) -> between what the level's share of them lies."""
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def over_seeds(tasks: Sequence[Sequence[float]]) -> Interval:
     """For each task differences of one number, seed by seed -> the mean over tasks, and its interval over
-    seeds alone.
+    seeds alone: Student's, with the degrees of freedom of Welch and Satterthwaite.
     """
-    found = [np.asarray(differences, float) for differences in tasks]
-    means = [_means_over_seeds(differences, task) for task, differences in enumerate(found)]
-    low, high = _bounds(np.mean(means, axis=0))
-    mean = float(np.mean([differences.mean() for differences in found]))
-    return Interval(mean, low, high, min(map(len, found)))
+    mean, seeds = _mean_over_tasks(tasks), np.array([len(of_task) for of_task in tasks])  # (K,)
+    if seeds.min() < 2:
+        return Interval(mean, np.nan, np.nan, 1)
+    variances = np.array([np.var(of_task, ddof=1) for of_task in tasks]) / seeds  # (K,), of each task's mean
+    if not variances.any():
+        return Interval(mean, mean, mean, int(seeds.min()))
+    freedom = variances.sum() ** 2 / (variances**2 / (seeds - 1)).sum()
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(variances.sum()) / len(tasks))
+    return Interval(mean, mean - half, mean + half, int(seeds.min()))
 
 
 def exits_of(run: Run) -> np.ndarray:

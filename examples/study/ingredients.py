@@ -179,6 +179,7 @@ def _what_projection_changes(found: list[Projected]) -> str:
         told.append(
             f"With {about} the gradients conflict in {share:.0%} of the steps, and training with the"
             f" projection takes {time:.1f} times as long. Of {len(intervals)} intervals {ahead} lie above 0"
-            f" and {len(shown) - ahead} below it, where chance alone gives {by_chance:.1f}."
+            f" and {len(shown) - ahead} below it, where chance alone gives {by_chance:.1f}; more where they"
+            " are of one seed, and so of rows alone."
         )
     return " ".join(told)

@@ -97,11 +97,11 @@ Recipes are compared on the same rows with the same seeds. `mean` is the metric 
 costs half the layers. Time is that of training: of the processor on a CPU, on the clock on a GPU.
 
 A difference is that of paired seeds. In brackets stands the interval that holds 95 % of 2,000 paired
-bootstrap resamples of seeds and evaluation rows (of seeds alone for points of a curve). A difference whose
-interval holds 0 is no finding; one that does not is in bold type. With one seed an interval is that of the
-rows, and says nothing of other seeds. What is best of many is chosen on the rows that it is
-judged on, so its lead is somewhat too large. Runs that another machine or precision made than their task's
-others are named above its figures.
+bootstrap resamples of seeds and evaluation rows; for points of a curve it is Student's, over seeds alone,
+which with three of them is wide. A difference whose interval holds 0 is no finding; one that does not is in
+bold type. With one seed an interval is that of the rows, and says nothing of other seeds. What is best of
+many is chosen on the rows that it is judged on, so its lead is somewhat too large. Runs that another machine
+or precision made than their task's others are named above its figures.
 
 ```console
 python examples/study/run.py --data DATA --workers 2   # what is missing of examples/study/grid.yaml

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import quickstart
+from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 from study import bootstrap, cells, characters, findings, ingredients, plots, report, run, tables, wording
 
@@ -133,6 +134,28 @@ def test_an_interval_holds_0_where_there_is_no_difference_and_excludes_it_where_
         bootstrap.paired([([{**run, "digests": {"evaluation": "a"}} for run in weak], others)], mean)
 
 
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_student_s_intervals_of_three_seeds_hold_what_they_say(tasks):
+    chance = [np.random.default_rng(number).normal(size=(tasks, 3)).tolist() for number in range(1000)]
+    assert sum(bootstrap.over_seeds(one).excludes_zero for one in chance) / 1000 < 0.065
+
+
+def test_intervals_of_three_seeds_and_rows_are_not_far_too_narrow():
+    """Of recipes that differ by chance alone, where some seeds train much better than others."""
+
+    def runs(labels, *stream):
+        made = (np.random.default_rng([*stream, seed]) for seed in (1, 2, 3))
+        answers = [random_words(200, one, min(1, 0.8 + 0.08 * one.normal()), labels) for one in made]
+        return [a_result(seed, [one], labels) for seed, one in enumerate(answers)]
+
+    found = 0
+    for number in range(200):
+        labels = random_words(200, number)
+        pairs = [(runs(labels, number, 0), runs(labels, number, 1))]
+        found += bootstrap.paired(pairs, findings.last_of).excludes_zero
+    assert found / 200 < 0.11
+
+
 def with_other_labels(runs):
     """The same answers, right and wrong, to other rows."""
     swap = str.maketrans("01", "10")
@@ -146,12 +169,18 @@ def with_other_labels(runs):
     ]
 
 
-def test_without_predictions_seeds_alone_are_drawn():
+def test_without_predictions_the_interval_is_student_s_over_seeds():
     bare = [{"seed": seed, "metric": "pearson", "exits": {"1": 0.5 + seed / 10}} for seed in (1, 2, 3)]
     other = [{**one, "exits": {"1": 0.5}} for one in bare]
     found = bootstrap.paired([(bare, other)], findings.last_of)
-    assert (found.low, found.difference, found.high) == pytest.approx((0.1, 0.2, 0.3))
+    expected = stats.ttest_1samp([0.1, 0.2, 0.3], 0).confidence_interval(0.95)
+    assert (found.low, found.difference, found.high) == pytest.approx((expected.low, 0.2, expected.high))
     assert bootstrap.over_seeds([[0.1, 0.2, 0.3]]) == pytest.approx(found)
+    ones, others = [0.1, 0.2, 0.4], [0.3, 0.35, 0.2, 0.3]
+    both = bootstrap.over_seeds([ones, others])
+    expected = stats.ttest_ind(ones, [-one for one in others], equal_var=False).confidence_interval(0.95)
+    assert (both.low, both.high) == pytest.approx((expected.low / 2, expected.high / 2))
+    assert bootstrap.over_seeds([[0.1, 0.1]])[:3] == (0.1, 0.1, 0.1)
     for alone in (
         bootstrap.over_seeds([[0.1]]),
         bootstrap.paired([(bare[:1], other[:1])], findings.last_of),
@@ -226,7 +255,7 @@ def test_at_half_the_cost_recipes_are_judged_by_half_the_layers(results):
     tasks = [{"joint": joint, "half-depth": halves(0.5, 0.5, 0.5)}]
     found = findings.at_half_the_cost(tasks, "joint")
     assert found.difference == pytest.approx(np.mean(ahead))
-    assert (found.low, found.high) == pytest.approx((min(ahead), max(ahead)))
+    assert found == pytest.approx(bootstrap.over_seeds([ahead]))
     tasks.append({"joint": joint, "half-depth": halves(0.3, 0.3)})
     assert findings.at_half_the_cost(tasks, "joint").difference == pytest.approx(
         np.mean([np.mean(ahead), np.mean(ahead[:2]) + 0.2])
@@ -310,7 +339,7 @@ def test_the_projection_is_told_beside_what_chance_gives(results):
     recipes["joint-protect-exits"] = [{**run, "projected": 0.35} for run in recipes["deebert"]]
     told = ingredients.projection({("t", "b"): recipes})
     assert "conflict in 30% of the steps, and training with the projection takes 1.0 times as long" in told
-    assert "Of 4 intervals 0 lie above 0 and 2 below it, where chance alone gives 0.2." in told
+    assert "Of 4 intervals 0 lie above 0 and 2 below it, where chance alone gives 0.2; more where" in told
     assert "| t | b | `joint-protect-last` | 25% |  | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in told
 
 
