@@ -1,4 +1,5 @@
-"""ExitTrainer: the Trainer of transformers, with labels read by one rule and evaluation for every exit.
+"""ExitTrainer: the Trainer of transformers, with labels read by one rule, evaluation for every exit, and
+uploads that load anywhere.
 
 What a label means is in labels.py, what is wrong with a dataset in checks.py, and how what a user
 gives for one exit is called for each in exit_metrics.py. The loss and the steps are in trainer.py.
@@ -6,24 +7,27 @@ gives for one exit is called for each in exit_metrics.py. The loss and the steps
 
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding, EvalPrediction, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import CONFIG_NAME
 
 from ..data.checks import LabelCollator, check_dataset, is_stock
 from ..evaluation.entities import token_metrics
 from ..evaluation.metrics import default_metric
+from ..hub import copy_code
 from ..pretrained import inner_model
 from .exit_metrics import ExitMetrics, PerExit, at_exit, for_each_exit
 from .row_order import EpochSeededGroups, TellsEpoch
 
 
 class ExitTrainer(Trainer):
-    """The data and the evaluation of a `RomeBertTrainer`; see there."""
+    """The data, the evaluation and the uploads of a `RomeBertTrainer`; see there."""
 
     args: Any
     model: Any
@@ -199,3 +203,42 @@ class ExitTrainer(Trainer):
             PerExit((logits, *others) if others else logits for logits in exit_logits.unbind(1)),
             labels,
         )
+
+    # ---- what is published
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: Any = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: Any = None,
+        dataset_tags: Any = None,
+        dataset: Any = None,
+        dataset_args: Any = None,
+    ) -> None:
+        """As `Trainer.create_model_card`, with the card of this package (model_card.py); a README.md of the
+        user's own stays.
+        """
+        if not self.is_world_process_zero():
+            return
+        settings = dict(self.romebert.training_settings or self.args.for_card())
+        given = {
+            "language": language,
+            "license": license,
+            "base_model": finetuned_from,
+            "datasets": dataset_tags or dataset,
+        }
+        settings |= {name: value for name, value in given.items() if value is not None}
+        self.romebert.write_card(self.args.output_dir, training=settings)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As `Trainer._push_from_checkpoint`, which uploads config and weights of a checkpoint while training
+        goes on; the code that the config names, the card and the record go with them.
+        """
+        ends = self.args.hub_strategy == HubStrategy.END  # at which alone it uploads
+        if self.is_world_process_zero() and not ends and Path(checkpoint_folder, CONFIG_NAME).is_file():
+            copy_code(self.romebert.config, Path(self.args.output_dir))
+            self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)

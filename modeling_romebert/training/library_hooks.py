@@ -24,6 +24,7 @@ HOOKS = {
     "_get_output_dir": None,
     "_get_train_sampler": None,
     "_determine_best_metric": None,
+    "_push_from_checkpoint": None,
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..confidence import log_probabilities, normalized_entropy
 from ..configuration_romebert import ProblemType
 from ..losses import IGNORED_LABEL
-from ..pretrained import inner_model
+from ..pretrained import forward_of, inner_model
 from ..token_spans import NO_WORD, halting
 from .trainer import RomeBertTrainer
 
@@ -175,7 +175,7 @@ class SelfSamplingTrainer(RomeBertTrainer):
         seen = {
             name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs
         }
-        exit_logits = self.first_stage(**seen).exit_logits  # (B, E, T, C)
+        exit_logits = forward_of(self.first_stage)(**seen).exit_logits  # (B, E, T, C)
         shape = exit_logits.shape[:-1]
         log_p = log_probabilities(exit_logits.flatten(0, 2), ProblemType.SINGLE_LABEL)
         entropy = normalized_entropy(log_p).view(shape).cpu()

@@ -322,34 +322,7 @@ class RomeBertTrainer(ExitTrainer):
             hp_space, compute_objective, n_trials, direction, *args, **kwargs
         )
 
-    # ---- cards and logs
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: Any = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: Any = None,
-        dataset_tags: Any = None,
-        dataset: Any = None,
-        dataset_args: Any = None,
-    ) -> None:
-        """As `Trainer.create_model_card`, with the card of this package (model_card.py); a README.md of the
-        user's own stays.
-        """
-        if not self.is_world_process_zero():
-            return
-        settings = dict(self.romebert.training_settings or self.args.for_card())
-        given = {
-            "language": language,
-            "license": license,
-            "base_model": finetuned_from,
-            "datasets": dataset_tags or dataset,
-        }
-        settings |= {name: value for name, value in given.items() if value is not None}
-        self.romebert.write_card(self.args.output_dir, training=settings)
+    # ---- logs
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, "sum")

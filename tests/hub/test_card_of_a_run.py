@@ -4,10 +4,12 @@ user's own.
 
 import copy
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
+import transformers.trainer
 import transformers.utils.hub
 from huggingface_hub import ModelCard
 from tiny import build, tiny_rows, tiny_texts, tiny_tokenizer
@@ -21,7 +23,7 @@ from modeling_romebert import (
     calibrate,
     evaluate_exits,
 )
-from modeling_romebert.hub import RECORD, weights_digest
+from modeling_romebert.hub import CLOSURE, RECORD, weights_digest
 
 NOT_EVALUATED = "This model has not been evaluated."
 
@@ -36,14 +38,10 @@ def evaluated():
     return model, evaluate_exits(model, rows, tiny_tokenizer(), progress=False)
 
 
-def trainer(tmp_path, model) -> RomeBertTrainer:
+def trainer(tmp_path, model, **settings) -> RomeBertTrainer:
+    quiet = {"max_steps": 2, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
     arguments = RomeBertTrainingArguments(
-        str(tmp_path / "run"),
-        max_steps=2,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        learning_rate=0.00123,
+        str(tmp_path / "run"), **quiet | {"learning_rate": 0.00123} | settings
     )
     tokenizer = tiny_tokenizer()
     return RomeBertTrainer(
@@ -336,3 +334,29 @@ def test_push_to_hub_uploads_the_card(tmp_path, monkeypatch, there):
         assert "# My model" in pushed[0] and "romebert" not in pushed[0]
     else:
         assert NOT_EVALUATED in pushed[0] and "mean" not in pushed[0].split("## Evaluation")[1].split("##")[0]
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "end"])
+def test_what_is_uploaded_while_training_goes_on_loads_anywhere(tmp_path, monkeypatch, strategy):
+    """A run that is killed leaves its last upload: code, card and record are with the weights there."""
+    uploads = []
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, folder_path, path_in_repo="", **_):
+            uploads.append((path_in_repo, {file.name for file in Path(folder_path).iterdir()}))
+            done = Future()
+            done.set_result(None)
+            return done
+
+    monkeypatch.setattr(transformers.trainer, "hf_api", Hub, raising=False)
+    for name in ("create_repo", "upload_folder"):  # as older versions call them
+        monkeypatch.setattr(transformers.trainer, name, getattr(Hub(), name), raising=False)
+    settings = {"push_to_hub": True, "hub_model_id": "ann/critic", "hub_strategy": strategy}
+    run = trainer(tmp_path, build(), save_strategy="steps", save_steps=1, **settings)
+    run.train()
+    assert len(uploads) == {"every_save": 2, "checkpoint": 4, "end": 0}[strategy]
+    for _, names in uploads:
+        assert names >= {*CLOSURE, "config.json", "model.safetensors", "README.md", RECORD}
