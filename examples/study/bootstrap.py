@@ -8,8 +8,9 @@ seeds alone; of one seed there is none: its bounds are not numbers.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from scipy.special import stdtrit
@@ -37,8 +38,7 @@ class Interval(NamedTuple):
 
 def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExits) -> Interval:
     """Difference of two recipes in what is made of the metrics of all exits (their mean, the last): the mean
-    over tasks. Each draws seeds of its own, and rows of its own unless a task before it has the same ones (as
-    a data set on two backbones).
+    over tasks. Each draws seeds of its own; tasks that are judged on the same rows draw them alike.
 
     Args:
         pairs: for each task the runs of both recipes, seed by seed.
@@ -62,11 +62,7 @@ def paired(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], of_exits: OfExi
     ]
     if not all(has_predictions(run) for ones, others in pairs for run in (*ones, *others)):
         return over_seeds(found)
-    labels = [ones[0].get("labels") for ones, _ in pairs]
-    means = [
-        _resampled_means(ones, others, of_exits, seeds_stream=task, rows_stream=labels.index(labels[task]))
-        for task, (ones, others) in enumerate(pairs)
-    ]
+    means = [_resampled_means(*pair, of_exits, stream=task) for task, pair in enumerate(pairs)]
     low, high = np.quantile(np.mean(means, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(_mean_over_tasks(found), float(low), float(high), min(map(len, found)))
 
@@ -76,30 +72,42 @@ def _mean_over_tasks(differences: Sequence[Sequence[float]]) -> float:
 
 
 def _resampled_means(
-    ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, seeds_stream: int, rows_stream: int
+    ones: Sequence[Run], others: Sequence[Run], of_exits: OfExits, stream: int
 ) -> np.ndarray:
-    """Runs of one task -> the mean differences of the resamples (R,), which draw from streams of random
-    numbers.
+    """Runs of one task -> the mean differences of the resamples (R,), whose seeds are drawn from a stream of
+    random numbers.
     """
-    weights = _row_weights(ones[0]["rows"]["evaluation"], rows_stream)  # (R, N)
     differences = np.stack(
         [
-            of_exits(resampled(one, weights)) - of_exits(resampled(other, weights))
+            of_exits(on_drawn_rows(one)) - of_exits(on_drawn_rows(other))
             for one, other in zip(ones, others, strict=True)
         ],
         axis=1,
     )  # (R, S)
     seeds, of_all = differences.shape[1], differences.mean(axis=1)  # (R,)
-    which = np.random.default_rng([seeds_stream, 0]).integers(seeds, size=(RESAMPLES, seeds))  # (R, S)
+    which = np.random.default_rng(stream).integers(seeds, size=(RESAMPLES, seeds))  # (R, S)
     of_drawn = np.take_along_axis(differences, which, axis=1).mean(axis=1)
     return of_all + np.sqrt(seeds / max(seeds - 1, 1)) * (of_drawn - of_all)
 
 
-@lru_cache(maxsize=16)
-def _row_weights(rows: int, stream: int) -> np.ndarray:
-    """(R, N): how often each resample draws each row."""
-    draws = np.random.default_rng([stream, 1]).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES)
-    return draws.astype(float)
+def on_drawn_rows(run: Run) -> np.ndarray:
+    """(R, E): the metric at each exit on the rows that each resample draws: the same for all runs that are
+    judged on the same rows, on whatever backbone.
+    """
+    answers = tuple(run["predictions"][layer] for layer in sorted(run["predictions"], key=int))
+    return _on_drawn_rows(run["metric"], run["labels"], answers, run["rows"]["evaluation"])
+
+
+@cache  # each run is compared with several
+def _on_drawn_rows(metric: str, labels: str, answers: tuple[str, ...], rows: int) -> np.ndarray:
+    return of_answers(metric, labels, answers, _row_weights(labels, rows))
+
+
+@lru_cache(maxsize=4)
+def _row_weights(labels: str, rows: int) -> np.ndarray:
+    """(R, N): how often each resample draws each row of a data set, which is known by its labels."""
+    draws = np.random.default_rng(crc32(labels.encode()))
+    return draws.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(float)
 
 
 def over_seeds(tasks: Sequence[Sequence[float]]) -> Interval:
@@ -126,12 +134,13 @@ def has_predictions(run: Run) -> bool:
     return "predictions" in run and run["metric"] in FROM_COUNTS
 
 
-def resampled(run: Run, weights: np.ndarray) -> np.ndarray:
-    """weights (R, N), how often a resample has each row -> (R, E), the metric at each exit."""
-    rows, answers = run["rows"]["evaluation"], run["predictions"]
-    exits = [characters.read(answers[layer], rows) for layer in sorted(answers, key=int)]
-    predicted, labels = np.stack(exits), characters.read(run["labels"], rows)  # (E, N), (N,)
-    return FROM_COUNTS[run["metric"]](weights, predicted, labels)
+def of_answers(metric: str, labels: str, answers: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """Labels of N rows and the answers of E exits, as text (characters.py), and weights (R, N), how often a
+    resample has each row -> (R, E), the metric at each exit.
+    """
+    rows = weights.shape[1]
+    predicted = np.stack([characters.read(of_exit, rows) for of_exit in answers])  # (E, N)
+    return FROM_COUNTS[metric](weights, predicted, characters.read(labels, rows))
 
 
 def _accuracy(weights: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:

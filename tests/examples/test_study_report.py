@@ -61,6 +61,10 @@ def matthews(labels, predicted):
     return matthews_corrcoef([int(one) for one in labels], [int(one) for one in predicted])
 
 
+def resampled(run, weights):
+    return bootstrap.of_answers(run["metric"], run["labels"], [*run["predictions"].values()], weights)
+
+
 def test_correlations_of_resamples_are_those_of_the_repeated_rows():
     generator = np.random.default_rng(0)
     labels = generator.normal(2.5, 1.0, 60)
@@ -74,12 +78,12 @@ def test_correlations_of_resamples_are_those_of_the_repeated_rows():
         "rows": {"evaluation": 60},
     }
     weights = generator.multinomial(60, np.full(60, 1 / 60), size=5)
-    for counts, values in zip(weights, bootstrap.resampled(one, weights.astype(float)), strict=True):
+    for counts, values in zip(weights, resampled(one, weights.astype(float)), strict=True):
         rows = np.repeat(np.arange(60), counts)
         expected = [np.corrcoef(row[rows], labels[rows])[0, 1] for row in predicted]
         assert values == pytest.approx(expected, abs=1e-3)
     one["predictions"] = {"1": characters.of_numbers(np.full(60, 7.0))}
-    assert bootstrap.resampled(one, weights.astype(float)).tolist() == [[0.0]] * 5
+    assert resampled(one, weights.astype(float)).tolist() == [[0.0]] * 5
 
 
 def random_words(rows, seed, share=0.7, labels=None):
@@ -94,7 +98,7 @@ def test_metrics_of_resamples_are_those_of_the_repeated_rows(metric):
     labels = random_words(40, 0)
     one = a_result(1, [random_words(40, 1, 0.6, labels), random_words(40, 2, 0.9, labels)], labels, metric)
     weights = np.random.default_rng(3).multinomial(40, np.full(40, 1 / 40), size=5).astype(float)
-    found = bootstrap.resampled(one, weights)
+    found = resampled(one, weights)
     for counts, values in zip(weights, found, strict=True):
         rows = np.repeat(np.arange(40), counts.astype(int))
         repeated = [
@@ -102,9 +106,7 @@ def test_metrics_of_resamples_are_those_of_the_repeated_rows(metric):
             "".join(labels[row] for row in rows),
         ]
         assert values.tolist() == pytest.approx(list(a_result(1, *repeated, metric)["exits"].values()))
-    assert bootstrap.resampled(one, np.ones((1, 40)))[0].tolist() == pytest.approx(
-        list(one["exits"].values())
-    )
+    assert resampled(one, np.ones((1, 40)))[0].tolist() == pytest.approx(list(one["exits"].values()))
 
 
 def test_an_interval_holds_0_where_there_is_no_difference_and_excludes_it_where_there_is():
@@ -148,9 +150,8 @@ def test_intervals_of_three_seeds_and_rows_are_not_far_too_narrow():
         answers = [random_words(200, one, min(1, 0.8 + 0.08 * one.normal()), labels) for one in made]
         return [a_result(seed, [one], labels) for seed, one in enumerate(answers)]
 
-    found = 0
+    labels, found = random_words(200, 0), 0
     for number in range(200):
-        labels = random_words(200, number)
         pairs = [(runs(labels, number, 0), runs(labels, number, 1))]
         found += bootstrap.paired(pairs, findings.last_of).excludes_zero
     assert found / 200 < 0.11
