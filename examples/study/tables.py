@@ -51,7 +51,7 @@ def learning_rates(pilots: dict[str, Groups], groups: Groups, grid: dict[str, An
             precision = {precision_of(run) for one in (CEILING, TWO_STAGES) for run in recipes[one]}
             about = [task, backbone, name, str(seeds), ", ".join(sorted(precision))]
             rows.append([*about, *(points(*one) for one in found)])
-        if wanted != own:
+        if own not in (None, wanted):
             others.append(f"{task} would take {short(wanted)} by this rule, which was found after its runs")
     if not rows:
         return "Nothing yet: there are no pilot runs."
