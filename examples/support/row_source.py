@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from datasets import Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from support.table_files import long_cells
+
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 # What readers say of a file that cannot be read in one way.
@@ -103,7 +105,7 @@ def kind_of(path: str) -> str | None:
 def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
     kind, settings = str(kind_of(files[0])), {}
     if kind == "csv":
-        settings = csv_settings(origin, files[0])
+        settings = csv_settings(origin, files)
     dataset = load_dataset(kind, data_files=files, split="train", streaming=True, **settings)
     total = sum(_rows_of(file) for file in files) if kind == "parquet" else None
     return RowSource(
@@ -128,25 +130,57 @@ def identity_of_files(files: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def csv_settings(origin: str, path: str) -> dict[str, Any]:
+def csv_settings(origin: str, files: Sequence[str]) -> dict[str, Any]:
     """Settings of the CSV reader of `datasets` under which a cell is what stands in the file.
 
+    Every file is looked through first: of a row with too many cells that reader would take the first ones for
+    row numbers, and of one with too few make up the last.
+
     Raises:
-        SystemExit: it has no header that names each column once.
+        SystemExit: a file has no header that names each column once, or another one than the first has; or a
+            row has not as many cells.
     """
-    delimiter = "\t" if Path(path).suffixes[0].lower() == ".tsv" else ","
-    with fsspec.open(path, "rt", encoding="utf-8-sig", newline="", compression="infer") as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
-    if not header:
-        raise SystemExit(f"{origin} is empty.")
-    if len(set(header)) < len(header):
-        raise SystemExit(f"{origin} has a column twice: its header is {', '.join(header)}. Rename one.")
+    delimiter = "\t" if Path(files[0]).suffixes[0].lower() == ".tsv" else ","
+    header, *others = (_checked_header(origin, file, delimiter) for file in files)
+    for file, other in zip(files[1:], others, strict=True):
+        if other != header:
+            raise SystemExit(
+                f"{origin}: the header of {file} is {', '.join(other)}, and that of {files[0]} is"
+                f" {', '.join(header)}. Give files with the same columns."
+            )
+    # A column without a name, as of row numbers, has the one that the reader makes up.
+    names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]
     return {
-        "features": Features({name: Value("string") for name in header}),
+        "features": Features({name: Value("string") for name in names}),
         "keep_default_na": False,
         "sep": delimiter,
         "encoding": "utf-8-sig",
     }
+
+
+def _checked_header(origin: str, path: str, delimiter: str) -> list[str]:
+    """The header of a CSV file all of whose rows have as many cells."""
+    opened = fsspec.open(path, "rt", encoding="utf-8-sig", newline="", compression="infer")
+    try:
+        with long_cells(), opened as file:
+            rows = csv.reader(file, delimiter=delimiter)
+            header = next(rows, [])
+            if not header:
+                raise SystemExit(f"{origin}: {path} is empty.")
+            if len(set(header)) < len(header):
+                raise SystemExit(
+                    f"{origin} has a column twice: its header is {', '.join(header)}. Rename one."
+                )
+            for row in rows:
+                if row and len(row) != len(header):
+                    raise SystemExit(
+                        f"{origin}: the row of {path} that ends in line {rows.line_num} has {len(row)} cells,"
+                        f" and the header {len(header)}. Put cells with a {delimiter!r} in them into double"
+                        " quotes, or mend the row."
+                    )
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SystemExit(f"{origin}: {path} cannot be read: {error}") from None
+    return header
 
 
 def _of_dataset(origin: str, name: str, columns: list[str], split: str, subset: str | None) -> RowSource:

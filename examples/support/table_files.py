@@ -181,7 +181,7 @@ def _csv_table(origin: str, text: str, delimiter: str) -> Table:
 
 def _csv_rows(origin: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Rows, and the line where each begins; blank lines are none."""
-    with _long_cells():
+    with long_cells():
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         line = 1
         try:
@@ -198,7 +198,8 @@ def _csv_rows(origin: str, text: str, delimiter: str) -> Iterator[tuple[int, lis
 
 
 @contextmanager
-def _long_cells() -> Iterator[None]:
+def long_cells() -> Iterator[None]:
+    """Around a reader of the csv module: cells as long as they are."""
     before = csv.field_size_limit(LONGEST_CELL)
     try:
         yield

@@ -266,9 +266,34 @@ def test_columns_of_the_results_are_not_kept_twice(model, here):
     write_rows("labelled.csv", [{"text": "good", "label": "x"}])
     with pytest.raises(SystemExit, match="--keep label: the output has columns of that name"):
         run(model, "--keep", "label", input="labelled.csv")
-    Path("broken.csv").write_text("text\ngood\nbad,worse,worst\n")
-    with pytest.raises(SystemExit, match=r"--input broken.csv cannot be read: .*line 3"):
-        run(model, input="broken.csv")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["id,text\n1,the film was good, very good\n"], "ends in line 2 has 3 cells, and the header 2"),
+        (["id,text\n1,the film\n2,a plot,\n"], "ends in line 3 has 3 cells"),
+        (["id,text\n1,the film\n2\n"], "ends in line 3 has 1 cells"),
+        (["id,text\n1,good\n", "id,text\n1,good,\n"], "row of b.csv that ends in line 2 has 3 cells"),
+        (["id,text\n1,good\n", "text,id\ngood,1\n"], "the header of b.csv is text, id, and that of a.csv"),
+        (["id,id\n1,good\n"], "has a column twice"),
+        ([""], "a.csv is empty"),
+    ],
+)
+def test_a_table_whose_cells_have_no_one_column_is_refused(model, here, files, message):
+    """pandas takes cells that are too many for row numbers, and makes up what is missing."""
+    for name, text in zip(("a.csv", "b.csv"), files, strict=False):
+        Path(name).write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        run(model, input="*.csv")
+    assert not Path("labels.parquet").exists()
+
+
+def test_row_numbers_as_pandas_writes_them(model, here):
+    Path("rows.csv").write_text(f',text\n0,"the film, good"\n\n1,{"bad " * 40_000}\n')
+    run(model, input="rows.csv")
+    found = pq.read_table("labels.parquet").to_pylist()
+    assert_as_score(found, expected(model, ["the film, good", "bad " * 40_000]))
 
 
 def test_a_labeller_counts_positions_for_itself(model):
