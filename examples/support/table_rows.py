@@ -16,8 +16,12 @@ def rows_of(table: Table, model: Any) -> list[dict[str, Any]]:
 
 
 def as_label(label: Any, config: Any) -> Any:
-    """A cell -> a class name of the model, or the number that it is: files of tables hold text."""
-    if label in config.label2id or not isinstance(label, str):
+    """A cell -> a class name of the model, also one that is a number, as training made names of them; or the
+    number that it is: files of tables hold text.
+    """
+    if not isinstance(label, bool) and str(label) in config.label2id:
+        return str(label)
+    if not isinstance(label, str):
         return label
     try:
         number = float(label)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import calibrate as example
 import pytest
+import torch
 from benchmarks import calibration
 from tiny import build, tiny_texts, tiny_tokenizer, write_rows
 
@@ -46,6 +47,21 @@ def test_in_place_with_labels_and_a_budget(saved, capsys):
     example.main(["--model", "model", "--texts", "labelled.csv", "--in_place", "--speedup", "2"])
     assert config_of("model")["calibration"]["budget"] == 0.5
     assert "at full depth" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_labels_that_are_numbers_are_the_names_that_training_made_of_them(here, kind):
+    """Classes "1" and "2" have ids 0 and 1."""
+    names = {"id2label": {0: "1", 1: "2"}, "label2id": {"1": 0, "2": 1}}
+    model = build(num_labels=2, **names)
+    for head in model.exits.values():
+        head.classifier.weight.data.zero_()
+        head.classifier.bias.data.copy_(torch.tensor([1.0, -1.0]))  # always "1"
+    model.save_pretrained("model")
+    tiny_tokenizer().save_pretrained("model")
+    write_rows(f"stars.{kind}", [{"text": text, "label": 1} for text in tiny_texts(60)])
+    example.main(["--model", "model", "--texts", f"stars.{kind}", "--max_drop", "0.3", "--in_place"])
+    assert config_of("model")["calibration"]["full_depth"] == 1.0
 
 
 @pytest.mark.parametrize(
