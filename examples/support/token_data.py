@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
+from modeling_romebert.losses import IGNORED_LABEL
 from support.table_files import Table, read_table
 
 JSON_KINDS = (".json", ".jsonl")
@@ -218,16 +219,17 @@ def of_dataset(origin: str, rows: Dataset, label_column: str | None = None) -> S
 
 def _names(train: Sentences) -> list[str]:
     """Tags of train in the order of their ids: O first, then by name."""
-    names = sorted({tag for tags in train.tags for tag in tags}, key=lambda tag: (tag != OUTSIDE, tag))
+    found = {tag for tags in train.tags for tag in tags} - {str(IGNORED_LABEL)}
+    names = sorted(found, key=lambda tag: (tag != OUTSIDE, tag))
     if len(names) < 2:
-        found = f"the only tag is {names[0]!r}" if names else "there are no tags"
-        raise SystemExit(f"{train.origin}: {found}; tagging needs at least two.")
+        what = f"the only tag is {names[0]!r}" if names else "there are no tags"
+        raise SystemExit(f"{train.origin}: {what}; tagging needs at least two.")
     return names
 
 
 def _encoded(sentences: Sentences, names: list[str]) -> Dataset:
     """Sentences -> `tokens` and `labels`; those without words are left out."""
-    ids = {name: index for index, name in enumerate(names)}
+    ids = {name: index for index, name in enumerate(names)} | {str(IGNORED_LABEL): IGNORED_LABEL}
     rows: dict[str, list[Any]] = {"tokens": [], "labels": []}
     for index, (tokens, tags) in enumerate(zip(sentences.tokens, sentences.tags, strict=True)):
         if len(tokens) != len(tags):

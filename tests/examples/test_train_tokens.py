@@ -9,8 +9,9 @@ import pytest
 import torch
 import train_tokens
 from benchmarks import token_curves, token_exits
+from support import token_data
 from support.token_data import load_tokens, of_dataset, parse_columns, read_sentences
-from tiny import tiny_backbone
+from tiny import tiny_backbone, write_rows
 from tiny_tokens import TAGS, piece_tokenizer, tagged
 from transformers import BertModel, pipeline
 
@@ -64,6 +65,15 @@ def test_json_is_read(here):
         Path("rows.jsonl").write_text(json.dumps(row))
         with pytest.raises(SystemExit, match=message):
             read_sentences("--train_file", "rows.jsonl", COLUMNS)
+
+
+def test_words_without_a_label_are_no_tag(here):
+    rows = [{"tokens": ["Ann", "sings", "well"], "labels": ["B-PER", "-100", "O"]}]
+    write_rows("tags.jsonl", [*rows, {"tokens": ["no"], "labels": [-100]}])
+    train = read_sentences("--train_file", "tags.jsonl", COLUMNS)
+    names = token_data._names(train)
+    assert names == ["O", "B-PER"]
+    assert token_data._encoded(train, names)["labels"][:] == [[1, -100, 0], [-100]]
 
 
 def test_data_sets_are_read():
