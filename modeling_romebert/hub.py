@@ -241,13 +241,17 @@ def write_record(folder: str | os.PathLike[str], record: dict[str, Any]) -> None
 
 
 def told_of(weights: str | None, *records: Mapping[str, Any]) -> dict[str, Any]:
-    """What the first record that is of these weights tells; of others' only what they started from."""
+    """What the first record that is of these weights tells. Of others only what they started from, and of the
+    first, which is of what these were made of, the rows that it was trained on.
+    """
     for record in records:
         if weights is not None and record.get("weights") == weights:
             return dict(record)
     bases = (record["training"].get("base_model") for record in records if record.get("training"))
-    base = next(filter(None, bases), None)
-    return {"training": {"base_model": base}} if base else {}
+    seen = (records[0].get("training") or {}).get("rows_seen") if records else None
+    kept = {"base_model": next(filter(None, bases), None), "rows_seen": seen}
+    kept = {name: value for name, value in kept.items() if value}
+    return {"training": kept} if kept else {}
 
 
 def write_card_and_record(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import build, tiny_rows, tiny_tokenizer
+from transformers.utils import logging as library_logging
 
 from modeling_romebert import (
     POLICIES,
@@ -255,6 +256,22 @@ def test_rows_of_an_earlier_training_are_refused_too(tmp_path):
         calibrate(one, unseen, **QUIET)
 
 
+@pytest.mark.parametrize("change", ["exits", "temperature", "rounding"])
+def test_rows_of_the_training_are_known_where_weights_changed_without_one(tmp_path, change):
+    model, rows = build(num_labels=2), tiny_rows(60)
+    model.training_settings = {"rows_seen": sample_of(rows)}
+    model.save_pretrained(tmp_path / "trained")
+    load = RomeBertForSequenceClassification.from_pretrained
+    changed = load(tmp_path / "trained", **({"exit_layers": [2, 4]} if change == "exits" else {}))
+    if change == "temperature":
+        calibrate(changed, tiny_rows(60, seed=9), temperature=True, **QUIET)
+    elif change == "rounding":
+        changed.half().float()
+    changed.save_pretrained(tmp_path / "changed")
+    with pytest.raises(ValueError, match=r"trained on about \d+% of these 60 rows"):
+        calibrate(load(tmp_path / "changed"), rows, **QUIET)
+
+
 # ---- the certificate travels
 
 
@@ -291,6 +308,7 @@ def test_another_precision_is_said_once(caplog, monkeypatch):
     from modeling_romebert import score
 
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    library_logging.warning_once.cache_clear()  # of what other tests were told
     model, _ = certified_model()
     list(score(model, QUIET["tokenizer"], ["a film"]))
     assert "certified in" not in caplog.text
