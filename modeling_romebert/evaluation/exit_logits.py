@@ -3,6 +3,7 @@
 What evaluation and calibration start from.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -161,6 +162,9 @@ def run_rows(
 ) -> Tensor:
     """What the model takes of each row -> exit_logits (N, E, C), in their order."""
     model.eval()
+    if not isinstance(model, torch.nn.Module):  # a bundle, which takes padding on the right
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.padding_side = "right"
     forward, collate = forward_of(model), DataCollatorWithPadding(tokenizer)
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))  # little padding
     collected = torch.empty(0)

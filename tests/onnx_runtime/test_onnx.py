@@ -29,6 +29,7 @@ from modeling_romebert import (
     score,
 )
 from modeling_romebert.certificate import certificate_of
+from modeling_romebert.evaluation.exit_logits import collect_exit_logits
 from modeling_romebert.onnx import bundle, engine, export, quantise
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +184,19 @@ def test_a_text_at_the_position_limit(model, onnx):
         ValueError, match=rf"have {model.max_tokens + 1} tokens, and the model has positions for"
     ):
         onnx(torch.full((1, model.max_tokens + 1), 7))
+
+
+def test_a_tokenizer_that_pads_on_the_left(model, onnx):
+    """Who pads for a bundle does so on the right; the tokenizer stays as it is."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    rows = [{"text": text, "label": 0} for text in TEXTS]
+    found, expected = (
+        collect_exit_logits(*given, progress=False).exit_logits
+        for given in ((onnx, rows, tokenizer), (model, rows, TOKENIZER))
+    )
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert tokenizer.padding_side == "left"
 
 
 def test_threads_share_a_model(model, onnx):
