@@ -1,12 +1,14 @@
 """CSV, TSV, JSON, JSONL or Parquet files, or a dataset by its name -> tables of some rows each, streamed:
 memory does not grow with what is read.
 
-`datasets` reads. Nothing is guessed in CSV: every cell is the text that stands there, `NA` and `007` too.
+`datasets` reads all but JSONL. Nothing is guessed: in CSV every cell is the text that stands there, `NA` and
+`007` too.
 """
 
 import csv
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,13 +37,14 @@ class RowSource:
         columns: that are read.
         identity: by which another input is told from this one.
         total: number of rows, where it is known without reading them.
+        read: number of rows -> tables of so many, from the beginning.
     """
 
     origin: str
     columns: list[str]
     identity: dict[str, Any]
     total: int | None
-    dataset: IterableDataset
+    read: Callable[[int], Iterable[pa.Table]]
 
     def tables(self, rows: int, begin: int = 0) -> Iterator[pa.Table]:
         """All rows in order, so many per table; the first `begin` tables are passed over.
@@ -49,9 +52,12 @@ class RowSource:
         Raises:
             SystemExit: a file that cannot be read.
         """
-        batches = self.dataset.with_format("arrow").iter(batch_size=rows)
+        schema: pa.Schema | None = None  # of the first table, and so of all
         try:
-            yield from islice(batches, begin, None)
+            for number, table in enumerate(self.read(rows)):
+                schema = schema or _without_nulls(table.schema)
+                if number >= begin:
+                    yield table.cast(schema)
         except UNREADABLE as error:
             raise SystemExit(f"{self.origin} cannot be read: {error}") from None
 
@@ -106,10 +112,52 @@ def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
     kind, settings = str(kind_of(files[0])), {}
     if kind == "csv":
         settings = csv_settings(origin, files)
-    dataset = load_dataset(kind, data_files=files, split="train", streaming=True, **settings)
+    if ".jsonl" in Path(files[0]).suffixes:
+        read = _of_lines(origin, files, columns)
+    else:
+        dataset = load_dataset(kind, data_files=files, split="train", streaming=True, **settings)
+        read = _with_columns(origin, dataset, columns)
     total = sum(_rows_of(file) for file in files) if kind == "parquet" else None
-    return RowSource(
-        origin, columns, identity_of_files(files), total, _with_columns(origin, dataset, columns)
+    return RowSource(origin, columns, identity_of_files(files), total, read)
+
+
+def _of_lines(origin: str, files: list[str], columns: list[str]) -> Callable[[int], Iterable[pa.Table]]:
+    """JSONL, whose cells stay what stands there: the reader of `datasets` guesses types by the first lines,
+    also of columns that nobody reads, and takes texts for dates.
+    """
+    try:
+        _check_columns(origin, list(next(_objects(files), {})), columns)
+    except UNREADABLE as error:
+        raise SystemExit(f"{origin} cannot be read: {error}") from None
+
+    def read(rows: int) -> Iterator[pa.Table]:
+        chosen = ({name: row.get(name) for name in columns} for row in _objects(files))
+        while here := list(islice(chosen, rows)):
+            yield pa.Table.from_pylist(here)
+
+    return read
+
+
+def _objects(files: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """JSONL files -> a dict per line."""
+    for path in files:
+        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{path}, line {number} is no object: {line[:60]!r}")
+                yield row
+
+
+def _without_nulls(schema: pa.Schema) -> pa.Schema:
+    """Columns that hold nothing yet will hold texts, or nothing."""
+    return pa.schema(
+        [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in schema]
     )
 
 
@@ -194,13 +242,20 @@ def _of_dataset(origin: str, name: str, columns: list[str], split: str, subset: 
     return RowSource(origin, columns, identity, total, _with_columns(origin, dataset, columns))
 
 
-def _with_columns(origin: str, dataset: IterableDataset, columns: list[str]) -> IterableDataset:
+def _with_columns(
+    origin: str, dataset: IterableDataset, columns: list[str]
+) -> Callable[[int], Iterable[pa.Table]]:
     names = dataset.column_names
     if names is None:  # JSON: the first row says
         try:
             names = list(next(iter(dataset), {}))
         except UNREADABLE as error:
             raise SystemExit(f"{origin} cannot be read: {error}") from None
+    _check_columns(origin, names, columns)
+    chosen = dataset.select_columns(columns).with_format("arrow")
+    return lambda rows: chosen.iter(batch_size=rows)
+
+
+def _check_columns(origin: str, names: Sequence[str], columns: Sequence[str]) -> None:
     if missing := [name for name in columns if name not in names]:
         raise SystemExit(f"{origin} has no column {', '.join(missing)}; it has {', '.join(names)}.")
-    return dataset.select_columns(columns)

@@ -109,6 +109,29 @@ def test_every_kind_of_input_reads_the_same(rows):
         assert {len(table) for table in tables[:-1]} == {64}
 
 
+def test_cells_of_lines_of_json_are_kept_as_they_stand_there(model, here):
+    """Columns that are not read may hold anything; one that begins with nothing holds texts."""
+    rows = [{"text": "good", "day": "2021-01-01", "note": None, "n": 1, "other": 7} for _ in range(60)]
+    rows += [{"text": "bad", "day": "2021-01-02", "note": "seen", "n": 2, "other": ["x"]} for _ in range(5)]
+    del rows[0]["other"], rows[1]["n"]
+    write_rows("drift.jsonl", rows)
+    run(model, "--keep", "day", "note", "n", input="drift.jsonl")
+    found = pq.read_table("labels.parquet").to_pylist()
+    assert [(one["day"], one["note"], one["n"]) for one in found] == [
+        (row["day"], row["note"], row.get("n")) for row in rows
+    ]
+    write_rows("drift.jsonl", [{"text": "good", "n": 1 if number < 60 else "x"} for number in range(65)])
+    with pytest.raises(SystemExit, match=r"--input drift.jsonl cannot be read: .*'x'"):
+        run(model, "--keep", "n", input="drift.jsonl", output="other.parquet")
+    for text, message in (
+        ('{"text": "good"}\n{"text": ', "drift.jsonl, line 2: "),
+        ("[1]", "line 1 is no obj"),
+    ):
+        Path("drift.jsonl").write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            run(model, input="drift.jsonl", output="third.parquet")
+
+
 def test_rows_that_fail_say_why(model, here):
     rows = [{"text": "the film"}, {"text": None}, {"text": "good"}]
     write_rows("holes.jsonl", rows)
