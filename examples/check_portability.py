@@ -91,6 +91,11 @@ def check(python: str, folder: Path, work: Path) -> dict[str, str]:
     return results | {name: from_cache[name] for name in sorted(from_cache.keys() - results.keys())}
 
 
+def classifies_texts(folder: Path) -> bool:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("exit_pooling") != "token"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,6 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(
                 f"--model_dir {options.model_dir}: there is no {name} in it; save model and tokenizer there."
             )
+    if options.model_dir is not None and not classifies_texts(options.model_dir):
+        parser.error(
+            f"--model_dir {options.model_dir} classifies tokens; the checks are of classifiers of texts."
+        )
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         python = os.path.abspath(options.python) if options.python else make_environment(work / "environment")

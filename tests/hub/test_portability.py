@@ -24,6 +24,7 @@ from support.portability_checks import (
     same_results,
 )
 from tiny import build
+from tiny_tokens import build_tokens, piece_tokenizer
 from transformers import AutoTokenizer
 
 from modeling_romebert.hub import CLOSURE
@@ -196,3 +197,11 @@ def test_installed_package_runs_no_code_of_the_folder(folder, expected, tmp_path
         (trapped / name).write_text("raise SystemExit('code of the folder was run')\n")
     results = results_of("with_package", {"folder": str(trapped), "expected": expected})
     assert_all_pass(results, "without trust_remote_code", "trust_remote_code=False", "trust_remote_code=True")
+
+
+def test_a_token_classifier_is_told_that_it_is_not_checked(tmp_path, capsys):
+    build_tokens().save_pretrained(tmp_path)
+    piece_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit):
+        check_portability.main(["--model_dir", str(tmp_path)])
+    assert "classifies tokens; the checks are of classifiers of texts" in capsys.readouterr().err
