@@ -19,7 +19,7 @@ from .pipeline_arguments import ExitArguments
 from .pretrained import forward_of
 from .result_format import ResultFormat
 from .scoring import policy_for, score
-from .text_batcher import was_cut, with_truncation
+from .text_batcher import not_unicode, was_cut, with_truncation
 from .text_items import each, text_and_pair
 
 logger = logging.get_logger(__name__)
@@ -103,6 +103,8 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
 
     def preprocess(self, inputs: Any, text_pair: str | None = None, **tokenizer_kwargs: Any) -> Any:
         text, pair = text_and_pair(inputs if text_pair is None else as_pair(inputs, text_pair))
+        if (flaw := not_unicode(f"{text}{pair or ''}")) is not None:
+            raise flaw
         settings = with_truncation(self.tokenizer, self.model.max_tokens, tokenizer_kwargs)
         encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)
         if was_cut(self.tokenizer, encoded, 0, text, pair, settings):

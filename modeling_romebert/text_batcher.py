@@ -144,7 +144,7 @@ class TextBatcher:
             wrong = {
                 row: flaw
                 for row, text, pair in texts
-                if (flaw := _not_unicode(f"{text}{pair or ''}")) is not None
+                if (flaw := not_unicode(f"{text}{pair or ''}")) is not None
             }
             if not wrong:
                 raise
@@ -182,7 +182,7 @@ class TextBatcher:
         return None if flaw is None else ValueError(flaw)
 
 
-def _not_unicode(text: str) -> TypeError | None:
+def not_unicode(text: str) -> TypeError | None:
     """Why a text has no UTF-8; `None` where it has one."""
     try:
         text.encode()

@@ -20,7 +20,7 @@ from ..data.labels import LABEL_COLUMNS, LabelReader, say_ignored, take_class_na
 from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
 from ..pretrained import forward_of, inner_model
-from ..text_batcher import was_cut, with_truncation
+from ..text_batcher import not_unicode, was_cut, with_truncation
 from ..text_items import each, text_and_pair
 
 logger = logging.get_logger(__name__)
@@ -151,6 +151,8 @@ class _Tokenizer:
             ) from None
         if not text.strip():
             raise ValueError(f"{where} has an empty text, {text!r}; leave such rows out with dataset.filter.")
+        if (flaw := not_unicode(f"{text}{pair or ''}")) is not None:
+            raise TypeError(f"{where}: {flaw}")
         encoded = self.tokenizer([text], None if pair is None else [pair], **self.settings)
         self.cut += was_cut(self.tokenizer, encoded, 0, text, pair, self.settings)
         return {name: encoded[name][0] for name in self.tokenizer.model_input_names if name in encoded}

@@ -296,6 +296,10 @@ def test_settings_that_mean_nothing_fail_before_the_model_runs(function, setting
         ),
         ([{"text": 7, "label": 0}], "row 0 has the text 7, which is no string; leave such rows out"),
         ([{"text": None, "label": 0}], "row 0 has the text None, which is no string"),
+        (
+            [{"text": "a \ud800", "label": 0}],
+            "row 0: it is not Unicode: surrogates not allowed at character 2",
+        ),
         ([{"text": "a", "text_pair": 7, "label": 0}], "row 0 has the text 7, which is no string"),
         (
             [{"input_ids": [], "label": 0}],

@@ -408,6 +408,14 @@ def test_what_is_no_text(wrong):
         classify(wrong)
 
 
+@pytest.mark.parametrize("wrong", ["the \ud800 film", {"text": "good", "text_pair": "\ud800"}])
+def test_what_is_no_unicode(wrong):
+    classify = classifier()
+    for texts in (wrong, ["the film", wrong]):
+        with pytest.raises(TypeError, match="it is not Unicode: surrogates not allowed at character"):
+            classify(texts)
+
+
 @pytest.mark.parametrize(("family", "limit"), [(BertConfig, 64), (RobertaConfig, 62)])
 def test_text_longer_than_the_positions_is_cut(family, limit, caplog):
     classify = classifier(family=family)
