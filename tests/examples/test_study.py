@@ -229,7 +229,8 @@ def test_numbers_are_judged_by_whether_exits_agree(a_run):
     found = a_run("joint-0.3", label=lambda number: number % 7 + 0.5)
     assert found["metric"] == "pearson" and found["policy"] == "patience" and found["policies"] == {}
     assert len(found["curve"]) > 1
-    assert bootstrap.resampled(found, np.ones((1, 20)))[0] == pytest.approx(
+    answers = [*found["predictions"].values()]
+    assert bootstrap.of_answers("pearson", found["labels"], answers, np.ones((1, 20)))[0] == pytest.approx(
         list(found["exits"].values()), abs=1e-3
     )
 
