@@ -83,7 +83,7 @@ def read(files: list[str], arguments: ScoreDaftArguments) -> Any:
     elif kind == "json":
         frame = daft.read_json(files)
     else:
-        settings = csv_settings(f"--input {arguments.input}", files[:1])
+        settings = csv_settings(f"--input {arguments.input}", files[0])
         schema = {name: daft.DataType.string() for name in settings["features"]}
         frame = daft.read_csv(files, infer_schema=False, schema=schema, delimiter=settings["sep"])
     return frame.select(*arguments.columns)

@@ -94,7 +94,7 @@ def read(files: list[str], arguments: WorkerArguments) -> Any:
         return ray.data.read_parquet(files, columns=arguments.columns)
     if kind == "json":
         return ray.data.read_json(files).select_columns(arguments.columns)
-    settings = csv_settings(f"--input {arguments.input}", files[:1])
+    settings = csv_settings(f"--input {arguments.input}", files[0])
     names = list(settings["features"])
     as_text = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     parse = pa_csv.ParseOptions(delimiter=settings["sep"], newlines_in_values=True)

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -111,7 +112,8 @@ def kind_of(path: str) -> str | None:
 def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
     kind, settings = str(kind_of(files[0])), {}
     if kind == "csv":
-        settings = csv_settings(origin, files)
+        settings = csv_settings(origin, files[0])
+        _check_cells(origin, files)
     if ".jsonl" in Path(files[0]).suffixes:
         read = _of_lines(origin, files, columns)
     else:
@@ -178,57 +180,64 @@ def identity_of_files(files: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def csv_settings(origin: str, files: Sequence[str]) -> dict[str, Any]:
+def csv_settings(origin: str, path: str) -> dict[str, Any]:
     """Settings of the CSV reader of `datasets` under which a cell is what stands in the file.
 
-    Every file is looked through first: of a row with too many cells that reader would take the first ones for
-    row numbers, and of one with too few make up the last.
-
     Raises:
-        SystemExit: a file has no header that names each column once, or another one than the first has; or a
-            row has not as many cells.
+        SystemExit: it has no header that names each column once.
     """
-    delimiter = "\t" if Path(files[0]).suffixes[0].lower() == ".tsv" else ","
-    header, *others = (_checked_header(origin, file, delimiter) for file in files)
-    for file, other in zip(files[1:], others, strict=True):
-        if other != header:
-            raise SystemExit(
-                f"{origin}: the header of {file} is {', '.join(other)}, and that of {files[0]} is"
-                f" {', '.join(header)}. Give files with the same columns."
-            )
+    with _csv_rows(origin, path) as rows:
+        header = next(rows, [])
+    if not header:
+        raise SystemExit(f"{origin}: {path} is empty.")
+    if len(set(header)) < len(header):
+        raise SystemExit(f"{origin} has a column twice: its header is {', '.join(header)}. Rename one.")
     # A column without a name, as of row numbers, has the one that the reader makes up.
     names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]
     return {
         "features": Features({name: Value("string") for name in names}),
         "keep_default_na": False,
-        "sep": delimiter,
+        "sep": _delimiter(path),
         "encoding": "utf-8-sig",
     }
 
 
-def _checked_header(origin: str, path: str, delimiter: str) -> list[str]:
-    """The header of a CSV file all of whose rows have as many cells."""
-    opened = fsspec.open(path, "rt", encoding="utf-8-sig", newline="", compression="infer")
-    try:
-        with long_cells(), opened as file:
-            rows = csv.reader(file, delimiter=delimiter)
-            header = next(rows, [])
-            if not header:
-                raise SystemExit(f"{origin}: {path} is empty.")
-            if len(set(header)) < len(header):
+def _check_cells(origin: str, files: Sequence[str]) -> None:
+    """Refuse CSV files of different headers, and rows with more or fewer cells than theirs: the reader takes
+    the first cells of too many for row numbers, and makes up the last of too few.
+    """
+    header: list[str] | None = None  # of the first file, and so of all
+    for path in files:
+        with _csv_rows(origin, path) as rows:
+            found = next(rows, [])
+            header = found if header is None else header
+            if found != header:
                 raise SystemExit(
-                    f"{origin} has a column twice: its header is {', '.join(header)}. Rename one."
+                    f"{origin}: the header of {path} is {', '.join(found)}, and that of {files[0]} is"
+                    f" {', '.join(header)}. Give files with the same columns."
                 )
             for row in rows:
                 if row and len(row) != len(header):
                     raise SystemExit(
                         f"{origin}: the row of {path} that ends in line {rows.line_num} has {len(row)} cells,"
-                        f" and the header {len(header)}. Put cells with a {delimiter!r} in them into double"
-                        " quotes, or mend the row."
+                        f" and the header {len(header)}. Put cells with a {_delimiter(path)!r} in them into"
+                        " double quotes, or mend the row."
                     )
+
+
+@contextmanager
+def _csv_rows(origin: str, path: str) -> Iterator[Any]:
+    """The reader of the csv module over a file."""
+    opened = fsspec.open(path, "rt", encoding="utf-8-sig", newline="", compression="infer")
+    try:
+        with long_cells(), opened as file:
+            yield csv.reader(file, delimiter=_delimiter(path))
     except (csv.Error, UnicodeDecodeError) as error:
         raise SystemExit(f"{origin}: {path} cannot be read: {error}") from None
-    return header
+
+
+def _delimiter(path: str) -> str:
+    return "\t" if Path(path).suffixes[0].lower() == ".tsv" else ","
 
 
 def _of_dataset(origin: str, name: str, columns: list[str], split: str, subset: str | None) -> RowSource:
