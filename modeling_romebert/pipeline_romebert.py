@@ -103,7 +103,7 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
 
     def preprocess(self, inputs: Any, text_pair: str | None = None, **tokenizer_kwargs: Any) -> Any:
         text, pair = text_and_pair(inputs if text_pair is None else as_pair(inputs, text_pair))
-        if (flaw := not_unicode(f"{text}{pair or ''}")) is not None:
+        if (flaw := not_unicode(text, pair)) is not None:
             raise flaw
         settings = with_truncation(self.tokenizer, self.model.max_tokens, tokenizer_kwargs)
         encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)

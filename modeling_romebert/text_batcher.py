@@ -141,11 +141,7 @@ class TextBatcher:
         try:
             encoded = self.tokenizer([text for _, text, _ in texts], second, **self.settings)
         except TypeError:  # what a fast tokenizer makes of a text that is no Unicode
-            wrong = {
-                row: flaw
-                for row, text, pair in texts
-                if (flaw := not_unicode(f"{text}{pair or ''}")) is not None
-            }
+            wrong = {row: flaw for row, text, pair in texts if (flaw := not_unicode(text, pair)) is not None}
             if not wrong:
                 raise
             window.errors.update(wrong)
@@ -182,10 +178,10 @@ class TextBatcher:
         return None if flaw is None else ValueError(flaw)
 
 
-def not_unicode(text: str) -> TypeError | None:
-    """Why a text has no UTF-8; `None` where it has one."""
+def not_unicode(text: str, pair: str | None) -> TypeError | None:
+    """Why a text, or the second one of a pair, has no UTF-8; `None` where it has one."""
     try:
-        text.encode()
+        f"{text}{pair or ''}".encode()
     except UnicodeEncodeError as error:
         return TypeError(
             f"it is not Unicode: {error.reason} at character {error.start}. Decode it with errors='replace'."

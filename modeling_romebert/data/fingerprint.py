@@ -62,8 +62,8 @@ def overlap(seen: Mapping[str, Any] | None, hashes: Sequence[str]) -> float:
     return min(1.0, hits * seen["rows"] / len(lowest) / len(hashes))
 
 
-def together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Two samples -> that of the rows of both.
+def together(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Two samples -> that of the rows of both; `None` stands for no rows.
 
     Example:
         >>> hashes = row_hashes({"input_ids": [2, word, 3]} for word in range(1000))
@@ -71,6 +71,8 @@ def together(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
         >>> both["lowest"] == sample(hashes)["lowest"], 800 < both["rows"] < 1200
         (True, True)
     """
+    if one is None or other is None:
+        return one or other
     cut = [seen["lowest"][-1] for seen in (one, other) if seen["rows"] > len(seen["lowest"])]
     different = sorted({*one["lowest"], *other["lowest"]})
     if not cut:

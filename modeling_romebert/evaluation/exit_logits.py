@@ -151,7 +151,7 @@ class _Tokenizer:
             ) from None
         if not text.strip():
             raise ValueError(f"{where} has an empty text, {text!r}; leave such rows out with dataset.filter.")
-        if (flaw := not_unicode(f"{text}{pair or ''}")) is not None:
+        if (flaw := not_unicode(text, pair)) is not None:
             raise TypeError(f"{where}: {flaw}")
         encoded = self.tokenizer([text], None if pair is None else [pair], **self.settings)
         self.cut += was_cut(self.tokenizer, encoded, 0, text, pair, self.settings)

@@ -8,7 +8,6 @@ accumulation, clipping, schedules, checkpoints and launchers are the library's.
 
 import copy
 from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +230,11 @@ class RomeBertTrainer(ExitTrainer):
             self._trials.compare(self.args.objective, self._run.exit_loss)
         self._run.exit_loss.write_to(model.config)  # which tells what the weights were trained for
         model.exit_loss = self._run.exit_loss
-        seen = [one for one in (rows_seen(model), sample_of(self.train_dataset)) if one is not None]
+        seen = together(rows_seen(model), sample_of(self.train_dataset))
         model.evaluation, model.training_settings = None, self.args.for_card()
         forget_certificate(model.config, "the model is trained further")
-        if seen:  # in this training or before: which no calibration may use
-            model.training_settings["rows_seen"] = reduce(together, seen)
+        if seen is not None:  # in this training or before: which no calibration may use
+            model.training_settings["rows_seen"] = seen
 
     def _settle_unused_weights(self) -> None:
         """Tell DDP of weights that the objective leaves without a gradient, where the objective is another
