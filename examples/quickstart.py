@@ -96,7 +96,8 @@ class QuickstartArguments:
         metadata={"help": "off, protect_last or protect_exits; 1.6 times the time with it."},
     )
     exit_learning_rate_factor: float = field(
-        default=10.0, metadata={"help": "The exits' heads learn at so many times the learning rate."}
+        default=RomeBertTrainer.default_head_rate,
+        metadata={"help": "The exits' heads learn at so many times the learning rate."},
     )
     dropout: float | None = field(
         default=None,

@@ -17,7 +17,7 @@ COSTS = (0.5, 0.33)
 # What others are measured by: two stages, as published and with faster heads; no exits, at the last exit;
 # half the layers, at half the cost.
 TWO_STAGES, TWO_STAGES_HEADS, CEILING, HALF = "deebert", "deebert-heads", "no-exits", "half-depth"
-DEFAULT = "kl-0.1-heads"  # what the quickstart starts from
+DEFAULT = "kl-0.1-heads"  # what RomeBertTrainingArguments starts from
 
 
 def load(folder: Path) -> Groups:

@@ -47,9 +47,8 @@ def defaults(groups: Groups) -> str:
 
 
 DEFAULTS = f"""\
-`RomeBertTrainingArguments` starts from the loss of `{DEFAULT}`, with heads that learn as fast as the encoder
-until `exit_learning_rate_factor` says otherwise. The quickstart starts from all of it. The paper's settings
-are the recipe `paper`. How much the exits weigh is a trade: more favours the early ones, less the last one.
+`RomeBertTrainingArguments` and the quickstart start from `{DEFAULT}`; the paper's settings are the recipe
+`paper`. How much the exits weigh is a trade: more favours the early ones, less the last one.
 The default is chosen for the last exit first: exits shall cost little where they are not used."""
 
 

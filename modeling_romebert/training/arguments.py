@@ -12,6 +12,7 @@ from ..configuration_romebert import LossSettings, loss_settings, scale_of_reduc
 from ..losses import ExitLoss
 from .class_weights import parse_class_weights
 from .gradient_projection import PROTECTED
+from .head_rates import DEFAULT_FACTOR, check_factor
 from .non_finite import NON_FINITE
 from .objectives import BOTH, OBJECTIVES, Objective
 
@@ -56,11 +57,12 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
             "choices": [*PROTECTED, "off"],
         },
     )
-    exit_learning_rate_factor: float = field(
-        default=1.0,
+    exit_learning_rate_factor: float | None = field(
+        default=None,
         metadata={
             "help": "The exits' heads, which start from nothing, learn at so many times the learning_rate."
-            " Try 10 with exit_pooling mean."
+            f" Left out: {DEFAULT_FACTOR:g}; 1 under DeepSpeed and with an optimizer of your own, where the"
+            " trainer does not set rates."
         },
     )
     exit_reduction: str | None = field(
@@ -89,7 +91,8 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
             "exit_learning_rate_factor",
         ):
             # A search casts to the type it finds: of 0.5 an int would make 0.
-            setattr(self, name, float(getattr(self, name)))
+            if getattr(self, name) is not None:
+                setattr(self, name, float(getattr(self, name)))
         self.check()
         self._unused_by_objective = self.ddp_find_unused_parameters is None
         self.settle_unused_weights()
@@ -109,16 +112,7 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}."
                 )
-        if not 0 < self.exit_learning_rate_factor < float("inf"):
-            raise ValueError(
-                f"exit_learning_rate_factor={self.exit_learning_rate_factor} is not above 0 (1 is the"
-                " learning_rate)."
-            )
-        if self.exit_learning_rate_factor != 1 and self.deepspeed:
-            raise ValueError(
-                f"exit_learning_rate_factor={self.exit_learning_rate_factor:g} does not go with deepspeed,"
-                " which may bring an optimizer of its own. Use 1, or DDP."
-            )
+        check_factor(self.exit_learning_rate_factor, bool(self.deepspeed))
         self.exit_loss()
         parse_class_weights(self.class_weights)
         if not self.training_objective.distills and self.teacher != RomeBertTrainingArguments.teacher:
@@ -223,8 +217,6 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         if self.max_steps > 0:
             names.append("max_steps")
         settings = {name: getattr(self, name) for name in names}
-        if self.exit_learning_rate_factor != 1:
-            settings["exit_learning_rate_factor"] = self.exit_learning_rate_factor
         if self.regularizes:
             settings["gradient_regularization"] = self.gradient_regularization
         settings["batch_size"] = self.train_batch_size * self.gradient_accumulation_steps * self.world_size

@@ -36,7 +36,7 @@ def check_together(
             f"label_smoothing_factor={args.label_smoothing_factor} is given, but a regression has no classes;"
             " leave it out."
         )
-    if own_optimizer and args.exit_learning_rate_factor != 1:
+    if own_optimizer and args.exit_learning_rate_factor not in (None, 1):
         raise ValueError(
             f"exit_learning_rate_factor={args.exit_learning_rate_factor:g} has no effect on an"
             " optimizer of your own. Give the weights of model.exits a group there with their learning"

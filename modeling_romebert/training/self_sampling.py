@@ -123,6 +123,8 @@ class SelfSamplingTrainer(RomeBertTrainer):
         TypeError, ValueError: models or an objective that do not go together; see `RomeBertTrainer`.
     """
 
+    default_head_rate = 1.0  # its heads are trained already
+
     def __init__(
         self, *args: Any, first_stage: Any, sampling: SelfSampling | None = None, **kwargs: Any
     ) -> None:

@@ -24,7 +24,7 @@ from .arguments import RomeBertTrainingArguments
 from .class_weights import ClassWeights
 from .compatibility import check_together
 from .exit_trainer import ExitTrainer
-from .head_rates import head_weights, scale_rate
+from .head_rates import DEFAULT_FACTOR, set_head_rate
 from .library_hooks import HookWatch
 from .number_starts import start_at_mean
 from .own_loss import losses_of_own
@@ -50,8 +50,9 @@ class RomeBertTrainer(ExitTrainer):
     conflicted): means over steps and processes since the last log, without the numbers that are not finite.
     `skipped_steps` counts those that `non_finite="skip"` left out since then.
 
-    The new exits of a regression start at the mean of the labels (number_starts.py), unless a
-    `compute_loss_func` gives their answers another meaning.
+    The exits' heads learn at `exit_learning_rate_factor` times the rate of the rest (head_rates.py). Those of
+    a regression start at the mean of the labels (number_starts.py), unless a `compute_loss_func` gives their
+    answers another meaning.
 
     Settings are read when a training or an evaluation starts: those changed after construction, as by a
     search, count. What one training keeps between its steps is in training_run.py. `compute_loss_func` takes
@@ -64,6 +65,8 @@ class RomeBertTrainer(ExitTrainer):
 
     # The loss is a mean over the batch, so the stock training step divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
+    # exit_learning_rate_factor where the arguments leave it out.
+    default_head_rate = DEFAULT_FACTOR
 
     args: RomeBertTrainingArguments
     model: Any
@@ -76,6 +79,7 @@ class RomeBertTrainer(ExitTrainer):
                 f"args is a {type(self.args).__name__}; RomeBertTrainer takes RomeBertTrainingArguments."
             )
         self._given_optimizer = self.optimizer is not None
+        self._head_rate: float | None = None  # of the optimizer, as a multiple, once the trainer has made it
         self._check_settings()
         self._hooks = HookWatch()
         self.add_callback(self._hooks)
@@ -252,11 +256,19 @@ class RomeBertTrainer(ExitTrainer):
     # ---- optimizer, checkpoints and schedule
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """As `Trainer.create_optimizer`; the exits' heads get their own learning rate, if they have one."""
-        made, factor = self.optimizer is None, self.args.exit_learning_rate_factor
+        """As `Trainer.create_optimizer`; the exits' heads get their own learning rate."""
+        made = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if made and factor != 1:
-            scale_rate(optimizer, head_weights(self.model if model is None else model), factor)
+        if made:
+            self._head_rate = set_head_rate(
+                optimizer,
+                self.model if model is None else model,
+                self.args.exit_learning_rate_factor,
+                self.default_head_rate,
+                deepspeed=self.is_deepspeed_enabled,
+            )
+        if self._head_rate is not None and self._run is not None:
+            self.romebert.training_settings["exit_learning_rate_factor"] = self._head_rate
         return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -46,7 +46,8 @@ def test_first_seeds_come_first_and_recipes_win_over_tasks():
         *((1, "joint"), (1, "no-exits")),
         *((2, "joint"), (2, "no-exits")),
     ]
-    assert found[1].arguments == {"max_length": 9, "learning_rate": 2.0, "objective": "last"}
+    given = {"max_length": 9, "learning_rate": 2.0}
+    assert found[1].arguments == given | {"objective": "last", "exit_learning_rate_factor": 1.0}
     assert cells.cells_of(grid, more={"objective": "joint"})[1].arguments["objective"] == "joint"
     with pytest.raises(SystemExit, match="--tasks u: the grid has t"):
         cells.cells_of(grid, tasks=["u"])

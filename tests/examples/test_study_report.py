@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import f1_score, matthews_corrcoef
 from study import bootstrap, cells, characters, findings, ingredients, plots, report, run, tables, wording
 
-from modeling_romebert import RomeBertTrainingArguments
+from modeling_romebert import RomeBertTrainer, RomeBertTrainingArguments
 from modeling_romebert.evaluation.provenance import write_json
 
 # ---- intervals
@@ -317,9 +317,9 @@ def test_the_default_is_compared_with_what_there_is_besides(results):
 
 
 def test_the_package_starts_from_the_recipe_that_the_page_says(tmp_path):
-    start = vars(RomeBertTrainingArguments(str(tmp_path), report_to="none")) | {
-        "exit_learning_rate_factor": 10
-    }
+    start = vars(RomeBertTrainingArguments(str(tmp_path), report_to="none"))
+    assert start["exit_learning_rate_factor"] is None  # the trainer's own
+    start |= {"exit_learning_rate_factor": RomeBertTrainer.default_head_rate}
     content = cells.recipe_content(findings.DEFAULT)
     assert {name: start[name] for name in content} == content
     assert {name: getattr(quickstart.QuickstartArguments(), name, start[name]) for name in content} == content

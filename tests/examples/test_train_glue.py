@@ -31,7 +31,7 @@ PUBLISHED = (
     " --weight_decay 0 --warmup_steps 0 --lr_scheduler_type linear --per_device_train_batch_size 8"
     " --num_train_epochs 3 --max_grad_norm 1 --objective romebert --distillation_weight 0.9"
     " --distillation_temperature 3 --distillation_reduction batchmean --exit_scale 1 --teacher last"
-    " --exit_weights uniform"
+    " --exit_weights uniform --exit_learning_rate_factor 1"
 )
 TASKS = {
     **{task: ("protect_exits", "accuracy") for task in ("rte", "sst2", "qnli")},

@@ -86,7 +86,12 @@ def made(num_labels, **settings):
 # Trainer, arguments, model, settings of its own
 STOCK = (Trainer, TrainingArguments, stock_model, {})
 OURS = (RomeBertTrainer, RomeBertTrainingArguments, our_model, {})
-OURS_LIKE_STOCK = (RomeBertTrainer, RomeBertTrainingArguments, our_model, {"objective": "last"})
+OURS_LIKE_STOCK = (
+    RomeBertTrainer,
+    RomeBertTrainingArguments,
+    our_model,
+    {"objective": "last", "exit_learning_rate_factor": 1},
+)
 
 
 def trainer_of(kind, folder, settings, given=None, of_model=None):

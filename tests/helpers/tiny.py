@@ -17,7 +17,7 @@ BUILT: dict[tuple, tuple[RomeBertForSequenceClassification, Tensor]] = {}
 ROWS, TOKENS, LAYERS, CLASSES, PAD = 64, 40, 4, 3, 1
 # What the paper trains with: distillation that outweighs the labels, and gradients that are projected.
 PAPER_LOSS = {"distillation_weight": 0.9, "distillation_temperature": 3.0, "exit_scale": 1.0}
-PAPER = {**PAPER_LOSS, "gradient_regularization": "protect_exits"}
+PAPER = {**PAPER_LOSS, "gradient_regularization": "protect_exits", "exit_learning_rate_factor": 1.0}
 WORDS = [
     *("the", "a", "film", "was", "is", "very", "not", "good", "bad", "dull"),
     *("great", "long", "short", "fine", "poor", "plot", "cast", "never", "always", "again"),

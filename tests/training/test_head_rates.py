@@ -16,7 +16,8 @@ ROWS = rows_of(16)
 
 def trainer_of(folder, model=None, **settings):
     settings = {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-2} | settings
-    given = {name: settings.pop(name) for name in ("optimizers",) if name in settings}
+    own = ("optimizers", "optimizer_cls_and_kwargs")
+    given = {name: settings.pop(name) for name in own if name in settings}
     return RomeBertTrainer(
         contrary() if model is None else model,
         arguments(folder, **settings),
@@ -82,10 +83,61 @@ def test_a_run_that_goes_on_ends_where_one_that_was_not_stopped_does(tmp_path):
     assert all(torch.equal(weight, weights[name]) for name, weight in whole.model.state_dict().items())
 
 
-def test_the_card_tells_it(tmp_path):
-    trainer = trainer_of(tmp_path, exit_learning_rate_factor=10)
-    assert trainer.args.for_card()["exit_learning_rate_factor"] == 10
-    assert "exit_learning_rate_factor" not in trainer_of(tmp_path).args.for_card()
+def rates_of(trainer):
+    """The learning rates of the encoder's weights, and of the exits'."""
+    exits = {id(weight) for weight in head_rates.head_weights(trainer.model)}
+    rates = {True: set(), False: set()}
+    for group in trainer.optimizer.param_groups:
+        for weight in group["params"]:
+            rates[id(weight) in exits].add(group["initial_lr"])
+    return rates[False], rates[True]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+def test_left_out_it_is_ten_and_the_card_tells_it(tmp_path, lora):
+    model = adapted(contrary()) if lora else contrary()
+    trainer = trainer_of(tmp_path, model, exit_learning_rate_factor=None)
+    trainer.train()
+    assert rates_of(trainer) == ({0.01}, {0.1})
+    assert trainer.romebert.training_settings["exit_learning_rate_factor"] == 10
+
+
+class Hides(torch.optim.SGD):
+    """As those that move each weight in its backward pass, and hold none."""
+
+    def __init__(self, params, lr):
+        super().__init__([torch.zeros(1)], lr)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "optimizer", "why"),
+    [
+        (None, Hides, "the exits' weights are not trained, or not held by the Hides"),
+        ("exits", torch.optim.SGD, "the exits' weights are not trained, or not held by the SGD"),
+        ("backbone", torch.optim.SGD, "nothing but the exits is trained, so learning_rate is theirs"),
+    ],
+)
+def test_left_out_it_is_one_where_ten_would_be_wrong_and_that_is_said(
+    tmp_path, caplog, frozen, optimizer, why
+):
+    model = contrary()
+    if frozen is not None:
+        getattr(model, frozen).requires_grad_(False)
+    made_with = {"optimizer_cls_and_kwargs": (optimizer, {"lr": 0.01}), "gradient_regularization": "off"}
+    trainer = trainer_of(tmp_path, model, exit_learning_rate_factor=None, **made_with)
+    with caplog.at_level("WARNING"):
+        trainer.create_optimizer()
+    assert f"exit_learning_rate_factor is 1 in this training, not 10: {why}." in caplog.text
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.01}
+
+
+def test_left_out_it_leaves_an_optimizer_of_ones_own_alone(tmp_path):
+    model = contrary()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = trainer_of(tmp_path, model, exit_learning_rate_factor=None, optimizers=(optimizer, None))
+    trainer.train()
+    assert len(optimizer.param_groups) == 1 and optimizer.param_groups[0]["initial_lr"] == 0.1
+    assert "exit_learning_rate_factor" not in trainer.romebert.training_settings
 
 
 def test_what_it_does_not_go_with(tmp_path):
@@ -94,11 +146,12 @@ def test_what_it_does_not_go_with(tmp_path):
         trainer_of(tmp_path, exit_learning_rate_factor=2, optimizers=(optimizer, None))
     with pytest.raises(ValueError, match=r"exit_learning_rate_factor=0.0 is not above 0 \(1 is the learning"):
         trainer_of(tmp_path, exit_learning_rate_factor=0)
-    for weights in (contrary().parameters(), []):
+    for weights in (list(contrary().parameters()), []):
         with pytest.raises(
             ValueError, match="exit_learning_rate_factor=2 does not go with a SGD that does not"
         ):
             head_rates.scale_rate(optimizer, weights, 2.0)
+    assert head_rates.set_head_rate(optimizer, contrary(), None, default=10.0, deepspeed=True) == 1
     assert len(optimizer.param_groups) == 1  # as it was
 
 
