@@ -78,16 +78,20 @@ def main(argv: list[str] | None = None) -> None:
 
 def page(groups: Groups, grid: dict[str, Any], failed: dict[str, str], pilots: dict[str, Groups]) -> str:
     """All of it, as Markdown."""
-    parts = ["# The study: what each ingredient is worth", INTRODUCTION, in_short(groups)]
+    of_grid = any(task in grid["tasks"] for task, _ in groups)
+    parts = ["# The study: what each ingredient is worth", INTRODUCTION, COMMANDS if of_grid else ""]
+    parts += [in_short(groups)]
     parts += ["## Results", *(section(group, recipes) for group, recipes in groups.items())]
     parts += ["## Over all tasks", over_all_tasks(groups), "## Cut after one seed", cut(groups, grid)]
     parts += ["## At equal time", equal_time(groups)]
     parts += ["## Heads at ten times the learning rate", head_rates(groups)]
     parts += ["## The projection", projection(groups), "## Exit rules", rules(groups)]
     parts += ["## Defaults", defaults(groups)]
-    parts += ["## Against the paper's curves", against_the_paper(groups)]
+    if curves := against_the_paper(groups):
+        parts += ["## Against the paper's curves", curves]
     parts += ["## Learning rates", learning_rates(pilots, groups, grid)]
-    parts += ["## Recipes", recipes_table(groups), "## What is missing", missing(grid, groups, failed)]
+    parts += ["## Recipes", recipes_table(groups)]
+    parts += ["## What is missing", missing(grid, groups, failed, of_grid)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -101,8 +105,9 @@ bootstrap resamples of seeds and evaluation rows; for points of a curve it is St
 which with three of them is wide. A difference whose interval holds 0 is no finding; one that does not is in
 bold type. With one seed an interval is that of the rows, and says nothing of other seeds. What is best of
 many is chosen on the rows that it is judged on, so its lead is somewhat too large. Runs that another machine
-or precision made than their task's others are named above its figures.
+or precision made than their task's others are named above its figures."""
 
+COMMANDS = """\
 ```console
 python examples/study/run.py --data DATA --workers 2   # what is missing of examples/study/grid.yaml
 python examples/study/report.py                       # this page
@@ -131,9 +136,8 @@ def over_tasks(groups: Groups) -> str:
     )
 
 
-def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str]) -> str:
+def missing(grid: dict[str, Any], groups: Groups, failed: dict[str, str], of_grid: bool) -> str:
     """Cells of the grid without a result, and runs that failed. Tasks of one's own are in no grid."""
-    of_grid = any(task in grid["tasks"] for task, _ in groups)
     absent = missing_of(grid, groups) if of_grid else {}
     runs = sum(len(seeds) for recipes in absent.values() for seeds in recipes.values())
     lines = []

@@ -198,21 +198,27 @@ def rules(groups: Groups) -> str:
 
 
 def against_the_paper(groups: Groups) -> str:
-    """Published curves beside ours: levels, and how far either is ahead of two stages."""
+    """Published curves beside ours of the same tasks: levels, and how far either is ahead of two stages."""
     published = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8"))
     rows = []
     for task, curves in published.items():
         theirs = {name: np.array(curves[name]) / 100 for name in ("DeeBERT", "RomeBERT")}
         ahead = f"{100 * (theirs['RomeBERT'].mean() - theirs['DeeBERT'].mean()):+.1f}"
-        for name, exits in theirs.items():
-            told = ahead if name == "RomeBERT" else ""
-            rows.append([task, "BERT-base (published)", name, *_along(exits), told])
+        of_paper = [
+            [task, "BERT-base (published)", name, *_along(exits), ahead if name == "RomeBERT" else ""]
+            for name, exits in theirs.items()
+        ]
+        of_ours = []
         for (ours, backbone), recipes in groups.items():
             for recipe in (TWO_STAGES, "paper", DEFAULT):
                 if recipe in recipes and recipes[recipe][0]["arguments"].get("task_name") == task:
                     exits = np.mean([exits_of(run) for run in recipes[recipe]], axis=0)
                     told = interval(differences([recipes], recipe)[0])
-                    rows.append([task, f"{backbone} (ours, {ours})", f"`{recipe}`", *_along(exits), told])
+                    of_ours.append([task, f"{backbone} (ours, {ours})", f"`{recipe}`", *_along(exits), told])
+        if of_ours:
+            rows += of_paper + of_ours
+    if not rows:
+        return ""
     head = ["task", "backbone", "recipe", "first exit", "middle exit", "last exit", "mean"]
     said = (
         "The paper's curves are of BERT-base (12 layers of 768, one seed, `cls` pooling), read off its images"

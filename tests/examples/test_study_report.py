@@ -275,9 +275,10 @@ def test_a_recipe_of_one_s_own_may_leave_things_out(results):
     assert "| `mine` | 3 |" in tables.table(recipes) and findings.best_one_stage(recipes) in ("joint", "mine")
 
 
-def test_nothing_of_the_grid_is_missing_from_a_study_of_one_s_own(results):
-    told = report.missing(cells.read_grid(), findings.load(results), {"t b joint 4": "no seed 4"})
-    assert told == "The tasks are one's own, and in no grid.\n\n- failed: t b joint 4: no seed 4"
+def test_nothing_of_the_grid_is_in_the_page_of_a_study_of_one_s_own(results):
+    told = report.page(findings.load(results), cells.read_grid(), {"t b joint 4": "no seed 4"}, {})
+    assert told.endswith("The tasks are one's own, and in no grid.\n\n- failed: t b joint 4: no seed 4\n")
+    assert "grid.yaml" not in told and "the paper's curves" not in told
 
 
 def test_means_over_tasks_are_of_what_every_task_has(results, tmp_path):
