@@ -26,6 +26,7 @@ from datasets import Dataset, disable_progress_bars
 from support.assets import minilm
 from support.results_picture import draw
 from support.reviews import load_splits
+from support.run_arguments import check_share
 from support.run_folder import file_digests, finished, last_checkpoint, open_run_folder
 from support.table_files import check_file
 from transformers import (
@@ -120,6 +121,8 @@ class QuickstartArguments:
 
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(QuickstartArguments).parse_args_into_dataclasses(argv)
+    check_share("max_drop", arguments.max_drop)
+    check_share("confidence", arguments.confidence)
     if arguments.bf16 is None:
         arguments.bf16 = multiplies_bf16()
     if arguments.epochs is None:

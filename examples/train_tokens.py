@@ -155,7 +155,11 @@ def run(where: ModelArguments, data: DataArguments, training: RomeBertTrainingAr
 
 def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, RomeBertTrainingArguments]:
     """The command line, after the arguments of its recipe."""
-    return parse_with_recipes(KINDS, argv, __doc__.split("\n")[0])
+    where, data, training = parse_with_recipes(KINDS, argv, __doc__.split("\n")[0])
+    for window in data.windows:
+        if window < 1 or window % 2 == 0:
+            raise SystemExit(f"--windows {window}: give odd numbers from 1.")
+    return where, data, training
 
 
 # ---- the run

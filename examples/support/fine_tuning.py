@@ -57,6 +57,8 @@ def fine_tune(
     # 1. Fine-tune, from the last checkpoint where there is one.
     checkpoint = training.resume_from_checkpoint or last_checkpoint(folder, say=is_main)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(folder / "model")  # which no fault of what follows shall cost
 
     # 2. Every exit on every evaluation set; all processes take part.
     metrics: dict[str, float] = {}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, load_dataset
 
 from modeling_romebert.losses import IGNORED_LABEL
-from support.table_files import Table, check_file, read_table
+from support.table_files import Table, check_file, read_table, refuse_unlabelled
 
 HUB = "nyu-mll/glue"
 SHUFFLE_SEED = 0  # of the samples that --max_train_samples and --max_eval_samples take: the same in every run
@@ -111,6 +111,8 @@ def load_glue(data: Any) -> GlueData:
         prefix: _sample(_encoded(source, columns, names, task), data.max_eval_samples)
         for prefix, source in sources.items()
     }
+    for prefix, judged in evaluation.items():
+        refuse_unlabelled(sources[prefix].origin, judged["label"])
     label_range = 0.0 if names else max(encoded["label"]) - min(encoded["label"])
     rows, held_out = _sample(encoded, data.max_train_samples), None
     if data.calibrate_max_drop is not None:

@@ -77,7 +77,22 @@ def parse_with_recipes(kinds: Iterable[Any], argv: list[str], description: str) 
     parser = HfArgumentParser(kinds, description=description)
     recipes = parser.parse_args(argv).recipe or []
     settings = [one for recipe in recipes for one in recipe_arguments(recipe, kinds)]
-    return parser.parse_args_into_dataclasses(args=[*settings, *argv], look_for_args_file=False)
+    parsed = parser.parse_args_into_dataclasses(args=[*settings, *argv], look_for_args_file=False)
+    for arguments in parsed:
+        check_share("calibrate_max_drop", getattr(arguments, "calibrate_max_drop", None))
+    return parsed
+
+
+def check_share(name: str, value: float | None) -> None:
+    """Refuse what is no share before a model is trained that it shall be used for.
+
+    Raises:
+        SystemExit: it is not between 0 and 1.
+    """
+    if value is not None and not 0 < value < 1:
+        raise SystemExit(
+            f"--{name} {value:g} is not between 0 and 1: it is a share, 0.01 is one in a hundred."
+        )
 
 
 def settings_of(

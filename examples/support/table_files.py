@@ -11,10 +11,12 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from modeling_romebert.losses import IGNORED_LABEL
 
 KINDS = (".csv", ".tsv", ".json", ".jsonl")
 # UTF-32 first: its mark begins as that of UTF-16 does.
@@ -87,6 +89,23 @@ class Table(NamedTuple):
 def _is_missing(value: Any) -> bool:
     """Whether a cell holds nothing: null, a number that is none, or only blanks."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def refuse_unlabelled(origin: str, labels: Iterable[Any]) -> None:
+    """Refuse rows to judge on of which none has a label.
+
+    Args:
+        labels: of each row, a class id, or those of its words; -100 is none.
+
+    Raises:
+        SystemExit: there is no other.
+    """
+    if all(
+        one == IGNORED_LABEL for label in labels for one in (label if isinstance(label, list) else [label])
+    ):
+        raise SystemExit(
+            f"{origin}: every row has the label {IGNORED_LABEL}, so there is nothing to judge on."
+        )
 
 
 def check_file(argument: str, path: str) -> None:

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from modeling_romebert.configuration_romebert import ProblemType
+from modeling_romebert.losses import IGNORED_LABEL
+
 from .table_files import Table
 
 
@@ -17,14 +20,22 @@ def rows_of(table: Table, model: Any) -> list[dict[str, Any]]:
 
 def as_label(label: Any, config: Any) -> Any:
     """A cell -> a class name of the model, also one that is a number, as training made names of them; or the
-    number that it is: files of tables hold text.
+    number that it is: files of tables hold text, and write 1 as 1.0 where a column has gaps.
+
+    What may be a class of several meanings stays as it stands, and `calibrate` refuses it, with the row.
     """
-    if not isinstance(label, bool) and str(label) in config.label2id:
-        return str(label)
-    if not isinstance(label, str):
+    if isinstance(label, bool):
         return label
+    if str(label) in config.label2id:
+        return str(label)
     try:
         number = float(label)
-    except ValueError:
-        return label  # which `calibrate` refuses, with the row
-    return int(number) if number.is_integer() and config.problem_type != "regression" else number
+    except (TypeError, ValueError):
+        return label
+    if config.problem_type == ProblemType.REGRESSION or not number.is_integer():
+        return number
+    whole = int(number)
+    if str(whole) in config.label2id:
+        return str(whole)
+    names_are_numbers = any(name.lstrip("-").isdecimal() for name in config.label2id)
+    return str(label) if names_are_numbers and whole != IGNORED_LABEL else whole

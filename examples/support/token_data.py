@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
 from modeling_romebert.losses import IGNORED_LABEL
-from support.table_files import Table, read_table
+from support.table_files import Table, read_table, refuse_unlabelled
 
 JSON_KINDS = (".json", ".jsonl")
 COLUMN_KINDS = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".txt", ".tsv")
@@ -85,6 +85,8 @@ def load_tokens(data: Any) -> TokenData:
     evaluation = {
         prefix: _sample(_encoded(source, names), data.max_eval_samples) for prefix, source in sources.items()
     }
+    for prefix, judged in evaluation.items():
+        refuse_unlabelled(sources[prefix].origin, judged["labels"])
     held_out = None
     if data.calibrate_max_drop is not None:
         rows, held_out = _hold_out(rows)

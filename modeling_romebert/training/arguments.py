@@ -86,13 +86,6 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         super().__post_init__()
         if left_out and re.search(r"loss(_exit_\d+|_mean)$", self.metric_for_best_model or ""):
             self.greater_is_better = False  # as for a name that ends in loss
-        for name in (
-            *("distillation_weight", "distillation_temperature", "exit_scale"),
-            "exit_learning_rate_factor",
-        ):
-            # A search casts to the type it finds: of 0.5 an int would make 0.
-            if getattr(self, name) is not None:
-                setattr(self, name, float(getattr(self, name)))
         self.check()
         self._unused_by_objective = self.ddp_find_unused_parameters is None
         self.settle_unused_weights()
@@ -103,6 +96,13 @@ class RomeBertTrainingArguments(LossSettings, TrainingArguments):
         Raises:
             ValueError: see `RomeBertTrainingArguments`.
         """
+        for name in (
+            *("distillation_weight", "distillation_temperature", "exit_scale"),
+            "exit_learning_rate_factor",
+        ):
+            # A search casts to the type that the trial before left: of 0.5 an int would make 0.
+            if getattr(self, name) is not None:
+                setattr(self, name, float(getattr(self, name)))
         for name, choices in (
             ("objective", OBJECTIVES),
             ("gradient_regularization", (*PROTECTED, "off")),

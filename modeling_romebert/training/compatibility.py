@@ -31,10 +31,13 @@ def check_together(
             f"objective={args.objective!r} has a stage for the exits before the last, and"
             f" exit_layers={model.config.exit_layers} has none; use objective='last'."
         )
-    if args.label_smoothing_factor and model.problem_type == ProblemType.REGRESSION:
+    if args.label_smoothing_factor and model.problem_type in (
+        ProblemType.REGRESSION,
+        ProblemType.MULTI_LABEL,
+    ):
         raise ValueError(
-            f"label_smoothing_factor={args.label_smoothing_factor} is given, but a regression has no classes;"
-            " leave it out."
+            f"label_smoothing_factor={args.label_smoothing_factor} is given, and only a single label of"
+            f" several classes can be smoothed; this is a {model.problem_type}. Leave it out."
         )
     if own_optimizer and args.exit_learning_rate_factor not in (None, 1):
         raise ValueError(

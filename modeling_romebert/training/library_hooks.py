@@ -21,6 +21,7 @@ HOOKS = {
     "_get_grad_norm": "optimizer step",
     "_save_checkpoint": "checkpoint",
     "_save_rng_state": "checkpoint",
+    "_load_optimizer_and_scheduler": None,
     "_get_output_dir": None,
     "_get_train_sampler": None,
     "_determine_best_metric": None,

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..data.checks import is_stock
 from ..data.dataset_labels import read_labels
 from ..data.labels import LabelReader
+from ..losses import IGNORED_LABEL
 
 logger = logging.get_logger(__name__)
 
@@ -46,6 +47,12 @@ def start_at_mean(model: nn.Module, config: Any, dataset: Any, collator: Any) ->
             " model.exits to their mean."
         )
         return
+    marked = labels == IGNORED_LABEL
+    if marked.any() and (labels[~marked] >= 0).all():
+        logger.warning(
+            f"Some labels are {IGNORED_LABEL}, which in a regression is a number as any other. If it marks"
+            " rows without a label, leave them out with dataset.filter."
+        )
     mean = labels.reshape(-1, config.num_labels).double().mean(dim=0)  # (C,)
     for bias in new:
         bias.copy_(mean)

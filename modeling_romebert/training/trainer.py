@@ -112,7 +112,7 @@ class RomeBertTrainer(ExitTrainer):
             raise ValueError("the batch has no labels; the dataset needs a column `labels` (or `label`).")
         romebert = self.romebert
         romebert.note_labels(labels)
-        if self._run is None:
+        if self._run is None or self.args.label_smoothing_factor:  # for which the labels' kind matters
             self._check_settings()
         run = self._run if self.model.training and torch.is_grad_enabled() else None
         terms = self.args.training_objective.terms if run is None else run.enter_step(self.state.global_step)
@@ -270,6 +270,19 @@ class RomeBertTrainer(ExitTrainer):
         if self._head_rate is not None and self._run is not None:
             self.romebert.training_settings["exit_learning_rate_factor"] = self._head_rate
         return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As `Trainer._load_optimizer_and_scheduler`; says what other groups of weights come from."""
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise ValueError(
+                f"{checkpoint} is of a training with another exit_learning_rate_factor, or with other weights"
+                f" frozen: {error} Give what it was trained with (1 is version 0.1's), or train from its"
+                " weights anew."
+            ) from error
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As `Trainer._save_checkpoint`, in such an order that the folder is complete when its

@@ -49,8 +49,9 @@ def test_in_place_with_labels_and_a_budget(saved, capsys):
     assert "at full depth" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("label", [1, 1.0], ids=str)  # pandas writes 1.0 where a column has gaps
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_labels_that_are_numbers_are_the_names_that_training_made_of_them(here, kind):
+def test_labels_that_are_numbers_are_the_names_that_training_made_of_them(here, kind, label):
     """Classes "1" and "2" have ids 0 and 1."""
     names = {"id2label": {0: "1", 1: "2"}, "label2id": {"1": 0, "2": 1}}
     model = build(num_labels=2, **names)
@@ -59,9 +60,12 @@ def test_labels_that_are_numbers_are_the_names_that_training_made_of_them(here, 
         head.classifier.bias.data.copy_(torch.tensor([1.0, -1.0]))  # always "1"
     model.save_pretrained("model")
     tiny_tokenizer().save_pretrained("model")
-    write_rows(f"stars.{kind}", [{"text": text, "label": 1} for text in tiny_texts(60)])
+    write_rows(f"stars.{kind}", [{"text": text, "label": label} for text in tiny_texts(60)])
     example.main(["--model", "model", "--texts", f"stars.{kind}", "--max_drop", "0.3", "--in_place"])
     assert config_of("model")["calibration"]["full_depth"] == 1.0
+    write_rows(f"none.{kind}", [{"text": text, "label": 0 * label} for text in tiny_texts(60)])
+    with pytest.raises(SystemExit, match=r"row 0 has label '0(\.0)?'; single_label_classification takes"):
+        example.main(["--model", "model", "--texts", f"none.{kind}", "--in_place"])
 
 
 @pytest.mark.parametrize(

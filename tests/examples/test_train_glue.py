@@ -106,6 +106,8 @@ def test_a_recipe_of_a_task_and_one_of_a_method_go_together():
 def test_a_share_of_the_layers_and_of_the_epochs_that_mean_nothing(encoder):
     with pytest.raises(SystemExit, match="--epochs_factor 0 is not above 0"):
         train_glue.parse(["--epochs_factor", "0", "--use_cpu"])
+    with pytest.raises(SystemExit, match="--calibrate_max_drop 5 is not between 0 and 1"):
+        train_glue.parse(["--calibrate_max_drop", "5", "--use_cpu"])
     where, _, _ = train_glue.parse(["--keep_layers=1.5", f"--model_name_or_path={encoder}", "--use_cpu"])
     with pytest.raises(SystemExit, match=r"--keep_layers 1.5 is not in 0\.\.1"):
         train_glue.load_model(where, ["no", "yes"])

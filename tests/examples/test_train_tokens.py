@@ -99,7 +99,10 @@ def test_data_that_cannot_be_used_are_refused(here):
     Path("train.conll").write_text(CONLL)
     Path("other.conll").write_text("Ann B-ORG\n")
     Path("one.conll").write_text("Ann O\n")
+    write_rows("none.jsonl", [{"tokens": ["Ann"], "tags": ["-100"]}])
     both = {"train_file": "train.conll", "validation_file": "other.conll"}
+    with pytest.raises(SystemExit, match="--windows 4: give odd numbers from 1"):
+        train_tokens.parse(["--windows", "5", "4", "--use_cpu"])
     for given, message in (
         ({}, "give either --train_file and --validation_file, or --dataset_name"),
         ({**both, "dataset_name": "x"}, "give either"),
@@ -107,6 +110,7 @@ def test_data_that_cannot_be_used_are_refused(here):
         ({**both, "train_file": "no.conll"}, r"--train_file no\.conll: give an existing file that ends in"),
         (both, r"other\.conll: sentence 1 \(line 1\) has the tag 'B-ORG', which training does not know"),
         ({**both, "train_file": "one.conll"}, "the only tag is 'O'; tagging needs at least two"),
+        ({**both, "validation_file": "none.jsonl"}, r"none\.jsonl: every row has the label -100, so there"),
         (
             {**both, "validation_file": "train.conll", "calibrate_max_drop": 0.1},
             "too few to hold out",

@@ -83,6 +83,16 @@ def test_a_run_that_goes_on_ends_where_one_that_was_not_stopped_does(tmp_path):
     assert all(torch.equal(weight, weights[name]) for name, weight in whole.model.state_dict().items())
 
 
+def test_a_checkpoint_of_other_groups_is_told_and_read_with_the_factor_it_had(tmp_path):
+    settings = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps"}
+    trainer_of(tmp_path / "run", exit_learning_rate_factor=1, **settings).train()
+    resumed = str(tmp_path / "run/checkpoint-2")
+    other = trainer_of(tmp_path / "other", exit_learning_rate_factor=None, **settings)
+    with pytest.raises(ValueError, match="is of a training with another exit_learning_rate_factor"):
+        other.train(resume_from_checkpoint=resumed)
+    trainer_of(tmp_path / "same", exit_learning_rate_factor=1, **settings).train(resumed)
+
+
 def rates_of(trainer):
     """The learning rates of the encoder's weights, and of the exits'."""
     exits = {id(weight) for weight in head_rates.head_weights(trainer.model)}

@@ -157,6 +157,7 @@ class Trials(list):
         ("objective", ["last", "joint", "romebert"]),
         ("class_weights", ["balanced", "0.2 0.3 0.5", "None"]),
         ("exit_scale", [1, 0.25]),
+        ("exit_learning_rate_factor", [1, 0.5]),
     ],
 )
 def test_a_trial_trains_with_its_settings(tmp_path, name, values):

@@ -42,6 +42,16 @@ def starts(folder, model, rows, **given):
     return torch.stack(head_biases(trainer.model)).detach().numpy()
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [([3.0, 4.0, 5.0, -100.0] * 4, True), (NUMBERS, False), ([-99.0, -100.0] * 8, False)],
+    ids=["the mark of no label", "none", "numbers below 0"],
+)
+def test_a_number_that_marks_rows_elsewhere_is_told(tmp_path, labels, told, caplog):
+    starts(tmp_path, new_model(), rows_with(labels))
+    assert ("Some labels are -100, which in a regression is a number as any other" in caplog.text) is told
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_new_exits_answer_the_mean_of_the_labels(tmp_path, lora):
     model = adapted(new_model()) if lora else new_model()

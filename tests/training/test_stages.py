@@ -335,10 +335,13 @@ def test_a_projection_without_two_gradients_is_told(tmp_path, objective, caplog)
     assert told is (objective not in ("romebert", "mixed"))
 
 
-def test_smoothing_is_of_classes(tmp_path):
+@pytest.mark.parametrize(
+    "settings", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}], ids=["number", "several"]
+)
+def test_smoothing_is_of_a_single_label(tmp_path, settings):
     arguments = RomeBertTrainingArguments(str(tmp_path), label_smoothing_factor=0.1)
-    with pytest.raises(ValueError, match="but a regression has no classes"):
-        RomeBertTrainer(build(num_labels=1), arguments)
+    with pytest.raises(ValueError, match="only a single label of several classes can be smoothed"):
+        RomeBertTrainer(build(**settings), arguments)
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
