@@ -28,6 +28,7 @@ from .setting_checks import (
     checked_exit_layers,
     checked_labels,
     in_order,
+    keep_first_layer_types,
     model_type_of,
     names_match,
     nest_plain_config,
@@ -187,6 +188,8 @@ class RomeBertConfig(PreTrainedConfig):
         """A setting of the backbone is written there; one of this config is checked."""
         if self._lives_in_the_backbone(name):
             setattr(self.backbone_config, name, value)
+            if name == "num_hidden_layers":
+                keep_first_layer_types(self.backbone_config)
             return
         if name == "backbone_config":
             value = as_backbone(value)

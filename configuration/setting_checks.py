@@ -218,3 +218,12 @@ def read_reduction(exit_reduction: str, exits: int, kwargs: dict[str, Any]) -> N
         f"exit_reduction={exit_reduction!r} is called exit_scale={scale:.4g} now (with {exits} exits)"
         + (f"; exit_scale={counts} is given too, and counts." if counts != scale else ".")
     )
+
+
+def keep_first_layer_types(config: PreTrainedConfig) -> None:
+    """Where an encoder's config says of each layer what kind it is, as ModernBERT's does: leave out those of
+    layers that it has no longer.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and len(kinds) > config.num_hidden_layers:
+        config.layer_types = kinds[: config.num_hidden_layers]

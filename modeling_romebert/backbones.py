@@ -98,6 +98,17 @@ class Adapter:
         """The L layers in the order of use; one that is applied n times is there n times."""
         return attrgetter(self.layer_list)(backbone)
 
+    def check_first_layers(self, config: PreTrainedConfig, whole: dict[str, Any]) -> None:
+        """Refuse a depth at which layers of a checkpoint would not be its first ones.
+
+        Args:
+            config: of the encoder, with the depth that is wanted.
+            whole: its config in the checkpoint.
+
+        Raises:
+            ValueError: other weights would run than at full depth.
+        """
+
     def prepare(self, backbone: PreTrainedModel, rows: LayerRows) -> RunLayer:
         """How to run a layer on some rows, with their mask made as the attention backend wants it. Called
         again for the survivors whenever rows have left.
@@ -239,9 +250,23 @@ class AlbertAdapter(Adapter):
         return backbone.encoder.embedding_hidden_mapping_in(super().embed(backbone, attention_mask, **inputs))
 
     def layers(self, backbone: PreTrainedModel) -> Sequence[nn.Module]:
-        groups, count = super().layers(backbone), backbone.config.num_hidden_layers
-        # The stock model's own rounding.
-        return [groups[int(index / (count / len(groups)))] for index in range(count)]
+        groups = super().layers(backbone)
+        return [groups[index] for index in self._groups(backbone.config.num_hidden_layers, len(groups))]
+
+    @staticmethod
+    def _groups(layers: int, groups: int) -> list[int]:
+        """(L,): the group that each layer is of, by the stock model's own rounding."""
+        return [int(index / (layers / groups)) for index in range(layers)]
+
+    def check_first_layers(self, config: PreTrainedConfig, whole: dict[str, Any]) -> None:
+        depth, groups = config.num_hidden_layers, config.num_hidden_groups
+        of_whole = self._groups(whole.get("num_hidden_layers", depth), groups)
+        if self._groups(depth, groups) != of_whole[:depth]:
+            raise ValueError(
+                f"num_hidden_layers={depth}: this ALBERT has {groups} groups of layers for"
+                f" {len(of_whole)} layers, and with {depth} others of its layers would be of each group. Load"
+                " all layers, or a checkpoint of one group."
+            )
 
     def states_by_layer(self, config: PreTrainedConfig, states: Sequence[Tensor]) -> Sequence[Tensor]:
         return states[:: config.inner_group_num]  # the stock model also tells what is inside a group

@@ -8,19 +8,20 @@ model stays as it is.
 from collections.abc import Iterator, Sized
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
 from .exit_policies import FullDepth
-from .input_checks import check_token_ids
+from .input_checks import vocabulary_size
 from .monitor import ExitMonitor, as_monitor, exit_indices
 from .pipeline_arguments import ExitArguments
 from .pretrained import forward_of
 from .result_format import ResultFormat
 from .scoring import policy_for, score
-from .text_batcher import not_unicode, was_cut, with_truncation
-from .text_items import each, text_and_pair
+from .text_batcher import TextBatcher
+from .text_items import each
 
 logger = logging.get_logger(__name__)
 
@@ -102,17 +103,20 @@ class EarlyExitPipeline(ExitArguments, TextClassificationPipeline):
         return results if streams else list(results)
 
     def preprocess(self, inputs: Any, text_pair: str | None = None, **tokenizer_kwargs: Any) -> Any:
-        text, pair = text_and_pair(inputs if text_pair is None else as_pair(inputs, text_pair))
-        if (flaw := not_unicode(text, pair)) is not None:
-            raise flaw
-        settings = with_truncation(self.tokenizer, self.model.max_tokens, tokenizer_kwargs)
-        encoded = self.tokenizer(text, pair, return_tensors="pt", **settings)
-        if was_cut(self.tokenizer, encoded, 0, text, pair, settings):
+        item = inputs if text_pair is None else as_pair(inputs, text_pair)
+        batcher = TextBatcher(
+            self.tokenizer, self.model.max_tokens, vocabulary_size(self.model), tokenizer_kwargs
+        )
+        window = batcher(0, [item])
+        if (error := window.errors.get(0)) is not None:
+            raise type(error)(f"the text: {error}")
+        if window.cut:
             logger.warning_once(
-                f"A text was longer than {settings['max_length']} tokens and was cut. This is said once."
+                f"A text was longer than {batcher.settings['max_length']} tokens and was cut. This is said"
+                " once."
             )
-        check_token_ids(self.model, encoded["input_ids"])
-        return encoded
+        inputs = {name: torch.tensor([values]) for name, values in window.features[0].items()}
+        return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
 
     @property
     def monitor(self) -> ExitMonitor | None:

@@ -182,6 +182,9 @@ class RomeBertPreTrainedModel(PreTrainedModel):
             config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
             kwargs.update(of_model, **at_hub)
         stored, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **at_hub)
+        if isinstance(config, RomeBertConfig):
+            encoder = config.backbone_config
+            adapter_for(encoder).check_first_layers(encoder, stored.get("backbone_config") or stored)
         kwargs["use_safetensors"] = True  # whatever is asked: never a pickle
         with safetensors_only(pretrained_model_name_or_path):
             if stored.get("model_type") in (cls.config_class.model_type, RomeBertConfig.model_type):

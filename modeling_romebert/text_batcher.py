@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .batch_layout import Features
 from .input_checks import beyond_vocabulary
-from .text_items import each, text_and_pair
+from .text_items import each, not_unicode, text_and_pair
 
 logger = logging.get_logger(__name__)
 
@@ -176,17 +176,6 @@ class TextBatcher:
             )
         flaw = beyond_vocabulary(min(ids), max(ids), self.vocab_size)
         return None if flaw is None else ValueError(flaw)
-
-
-def not_unicode(text: str, pair: str | None) -> TypeError | None:
-    """Why a text, or the second one of a pair, has no UTF-8; `None` where it has one."""
-    try:
-        f"{text}{pair or ''}".encode()
-    except UnicodeEncodeError as error:
-        return TypeError(
-            f"it is not Unicode: {error.reason} at character {error.start}. Decode it with errors='replace'."
-        )
-    return None
 
 
 # ---- window by window

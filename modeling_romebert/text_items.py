@@ -24,6 +24,17 @@ def text_and_pair(item: Any) -> tuple[str, str | None]:
     )
 
 
+def not_unicode(text: str, pair: str | None) -> TypeError | None:
+    """Why a text, or the second one of a pair, has no UTF-8; `None` where it has one."""
+    try:
+        f"{text}{pair or ''}".encode()
+    except UnicodeEncodeError as error:
+        return TypeError(
+            f"it is not Unicode: {error.reason} at character {error.start}. Decode it with errors='replace'."
+        )
+    return None
+
+
 def each(texts: Any) -> Iterator[Any]:
     """Iterate, also over datasets that only know a length and their items."""
     if hasattr(texts, "__iter__"):

@@ -20,8 +20,8 @@ from ..data.labels import LABEL_COLUMNS, LabelReader, say_ignored, take_class_na
 from ..input_checks import check_token_ids
 from ..losses import IGNORED_LABEL
 from ..pretrained import forward_of, inner_model
-from ..text_batcher import not_unicode, was_cut, with_truncation
-from ..text_items import each, text_and_pair
+from ..text_batcher import was_cut, with_truncation
+from ..text_items import each, not_unicode, text_and_pair
 
 logger = logging.get_logger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..exit_policies import ExitPolicy, as_policy, make_policy
+from ..exit_policies import ExitPolicy, as_policy, make_policy, threshold_settings
 from .metrics import Metric, predictions_of
 from .report import CurvePoint
 
@@ -47,7 +47,8 @@ def policy_to_sweep(
             type.
     """
     settings = {"name": policy} if isinstance(policy, str) else dict(policy)
-    if given := [name for name in ("threshold", "thresholds") if name in settings]:
+    varied = threshold_settings(settings.get("name"))
+    if given := [name for name in varied if name in settings]:
         raise ValueError(f"policy={policy}: leave {given[0]} out; it is what is varied.")
     as_policy({**settings, "threshold": 1}).start(len(exit_layers), problem_type, exit_layers)
     return settings

@@ -147,6 +147,8 @@ def export_onnx(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} is unknown; choose from {', '.join(PRECISIONS)}.")
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder={str(folder)!r} is a file; name a folder.")
     if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
         raise ValueError(f"folder={str(folder)!r} holds other files than a bundle's; name a new one.")
     source = inner_model(model)

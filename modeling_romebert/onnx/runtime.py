@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array, exp, is_tensor, log_sigmoid, log_softmax
-from ..configuration_romebert import ProblemType
+from ..configuration_romebert import ProblemType, plain
 from ..early_exit import ActiveBatch, all_exits, classify, run_to_the_end
 from ..exit_policies import ExitPolicy, FullDepth, as_policy
 from ..policy_base import check_unit
-from ..text_items import refuse_one_text
+from ..text_items import not_unicode, refuse_one_text
 from .bundle import Manifest, downloaded, warn_of_processor
 from .engine import CPU, OnnxEncoder, batch_of, checked_providers, cores, default_options, open_sessions
 
@@ -122,7 +122,7 @@ class OnnxRomeBertForSequenceClassification:
         for name in self.manifest.files:
             if (self.folder / name).resolve() != (folder / name).resolve():
                 shutil.copyfile(self.folder / name, folder / name)
-        self.manifest.exit_policy = self.config.exit_policy
+        self.manifest.exit_policy = plain(self.config.exit_policy)
         self.manifest.calibration = self.config.calibration
         self.manifest.save(folder)
 
@@ -343,6 +343,8 @@ def _as_encode_takes(item: Any, row: int) -> Any:
     if isinstance(item, str) or (
         isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)
     ):
+        if (flaw := not_unicode(*((item, None) if isinstance(item, str) else item))) is not None:
+            raise TypeError(f"text {row}: {flaw}")
         return item
     raise TypeError(
         f"text {row} is {item!r} of type {type(item).__name__}: give a string, a pair of strings, or"

@@ -266,6 +266,7 @@ def test_regression_of_several_numbers():
         ({"policy": "patient_confidence"}, "patience=None: give the number of exits"),
         ({"policy": {"name": "entropy", "threshold": 0.2}}, "leave threshold out; it is what is varied"),
         ({"policy": {"name": "entropy", "thresholds": [0.2]}}, "leave thresholds out; it is what is varied"),
+        ({"policy": {"name": "patience", "patience": 2}}, "leave patience out; it is what is varied"),
     ],
 )
 def test_settings_that_mean_nothing_fail_before_the_model_runs(function, settings, message):

@@ -66,6 +66,26 @@ def test_one_text_gives_a_list_of_one():
     assert type(classify) is EarlyExitPipeline
 
 
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("", {"add_special_tokens": False}),
+        ({"text": "good " * 80, "text_pair": "bad"}, {"truncation": "only_second"}),
+        ("good " * 80, {"truncation": False}),
+        ("\ud800", {}),
+        (5, {}),
+    ],
+    ids=["no tokens", "cannot be cut", "too long", "no Unicode", "no text"],
+)
+def test_what_is_wrong_with_a_text_is_said_alike_of_one_and_of_a_list(text, settings):
+    classify, told = classifier(), []
+    for texts in (text, [text]):
+        with pytest.raises((ValueError, TypeError)) as refused:
+            classify(texts, **settings)
+        told.append((type(refused.value), str(refused.value).split(": ", 1)[1]))
+    assert told[0] == told[1]
+
+
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_generators_and_datasets(batch_size):
     classify = classifier()
@@ -432,7 +452,7 @@ def test_text_longer_than_the_positions_is_cut(family, limit, caplog):
 def test_text_longer_than_the_positions_is_an_error_without_truncation():
     classify = classifier()
     message = r"102 tokens, but the (model|backbone) has positions for 64.*truncation=True and max_length=64"
-    with pytest.raises(ValueError, match=f"input of {message}"):
+    with pytest.raises(ValueError, match=f"the text: it has {message}"):
         classify("good " * 100, truncation=False)
     with pytest.raises(ValueError, match=f"text 1: it has {message}"):
         classify(["good", "good " * 100], truncation=False)

@@ -12,7 +12,7 @@ from tiny import LAYERS, PAD, ROWS, TOKENS, build, padded_batch
 from torch import Tensor
 from transformers import AutoModel
 
-from modeling_romebert import RomeBertConfig, RomeBertModel
+from modeling_romebert import RomeBertConfig, RomeBertForSequenceClassification, RomeBertModel
 from modeling_romebert.backbones import ADAPTERS, check_layout
 from modeling_romebert.cpu import prepacked
 from modeling_romebert.early_exit import all_exits
@@ -286,3 +286,27 @@ def test_a_stock_model_that_is_laid_out_differently_is_refused(family):
         match=rf"{family.stem}Model of transformers .* has no {re.escape(family.layers)}.*backbones\.py",
     ):
         check_layout(backbone)
+
+
+# ---- the first layers of a model
+
+
+@families
+@torch.no_grad()
+def test_the_first_layers_answer_as_the_whole_does_there_and_are_saved_or_are_refused(family, tmp_path):
+    whole, (ids, mask) = build(backbone=family.backbone()), padded_batch()
+    whole.save_pretrained(tmp_path / "whole")
+    whole.backbone.save_pretrained(tmp_path / "plain")
+    cut = {"num_hidden_layers": 2}
+    if family.settings.get("num_hidden_groups", 1) > 1:
+        for source, more in (("whole", {"exit_layers": [2]}), ("plain", {})):
+            with pytest.raises(ValueError, match="num_hidden_layers=2: this ALBERT has 2 groups of layers"):
+                RomeBertForSequenceClassification.from_pretrained(tmp_path / source, **cut, **more)
+        return
+    half = RomeBertForSequenceClassification.from_pretrained(tmp_path / "whole", exit_layers=[2], **cut)
+    half.save_pretrained(tmp_path / "half")
+    half = RomeBertForSequenceClassification.from_pretrained(tmp_path / "half")
+    expected = whole(ids, mask).exit_logits[:, 1]
+    torch.testing.assert_close(half(ids, mask).logits, expected, rtol=0, atol=1e-6)
+    plain = RomeBertForSequenceClassification.from_pretrained(tmp_path / "plain", **cut)
+    plain.save_pretrained(tmp_path / "of_plain")  # with a config that says of two layers what it says

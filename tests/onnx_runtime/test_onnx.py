@@ -26,6 +26,7 @@ from modeling_romebert import (
     cpu,
     evaluate_exits,
     export_onnx,
+    make_policy,
     score,
 )
 from modeling_romebert.certificate import certificate_of
@@ -245,6 +246,9 @@ def test_pairs_in_every_form(onnx):
     assert onnx.classify([]) == []
     with pytest.raises(TypeError, match="text 1 is 5 of type int"):
         onnx.classify(["one", 5])
+    for broken in ("\ud800", ("a", "\ud800")):
+        with pytest.raises(TypeError, match="text 1: it is not Unicode: surrogates not allowed at character"):
+            onnx.classify(["one", broken])
 
 
 @pytest.mark.parametrize("settings", [{"truncation_side": "left"}, {"model_input_names": ["input_ids"]}])
@@ -443,6 +447,10 @@ def test_what_is_calibrated_on_a_bundle_is_saved_with_it(folder, tmp_path):
         loaded = OnnxRomeBertForSequenceClassification.from_pretrained(tmp_path / target)
         assert loaded.config.exit_policy == onnx.config.exit_policy
         assert loaded.config.calibration == json.loads(json.dumps(onnx.config.calibration))
+    onnx.config.exit_policy = make_policy(**POLICY)
+    onnx.save_pretrained(tmp_path / "made")
+    loaded = OnnxRomeBertForSequenceClassification.from_pretrained(tmp_path / "made")
+    assert POLICY.items() <= loaded.config.exit_policy.items()
     with pytest.raises(ValueError, match="those of a bundle are fixed: calibrate the torch model"):
         calibrate(onnx, [row | {"label": 0} for row in rows], TOKENIZER, temperature=True)
 
@@ -462,6 +470,8 @@ def test_a_folder_of_other_files_is_not_replaced(model, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="holds other files than a bundle's; name a new one"):
         export_onnx(model, TOKENIZER, tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"thesis\.txt' is a file; name a folder"):
+        export_onnx(model, TOKENIZER, tmp_path / "mine" / "thesis.txt")
     with pytest.raises(ValueError, match="precision='int4' is unknown; choose from fp32, int8"):
         export_onnx(model, TOKENIZER, tmp_path / "new", precision="int4")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "thesis.txt"]
