@@ -15,6 +15,8 @@ from tiny import tiny_backbone, write_rows
 from tiny_tokens import TAGS, piece_tokenizer, tagged
 from transformers import BertModel, pipeline
 
+from modeling_romebert import RomeBertForTokenClassification
+
 COLUMNS = SimpleNamespace(word_column=0, tag_column=-1, label_column=None)
 CONLL = """-DOCSTART- -X- -X- O
 
@@ -187,6 +189,16 @@ def test_a_run_goes_on_from_its_checkpoint(encoder, files, capsys):
     again = run(encoder, *files, *steps)
     assert again["train"]["resumed_from"] == "checkpoint-2"
     assert again["metrics"] == pytest.approx(whole["metrics"])
+
+
+def test_a_fault_after_the_training_does_not_cost_the_model(encoder, files, monkeypatch):
+    def fault(*_):
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(train_tokens, "judge_policies", fault)
+    with pytest.raises(RuntimeError, match="no space"):
+        run(encoder, *files, "--save_strategy", "no")
+    assert RomeBertForTokenClassification.from_pretrained("run/model").config.label2id
 
 
 def test_a_second_stage_goes_on_from_the_first(encoder, files):
