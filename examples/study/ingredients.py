@@ -23,6 +23,7 @@ from study.findings import (
 from study.wording import interval, markdown
 
 HEAD = ["task", "backbone"]
+POOLING = "exit_pooling"
 ALTERNATIVES = (
     *("kl-0.03-heads", "kl-0.3-heads", "kl-1-heads", "paper", "mean-6", "mean-12", "mean-6-heads"),
     TWO_STAGES_HEADS,
@@ -101,6 +102,32 @@ def head_rates(groups: Groups) -> str:
                 rows.append([task, backbone, f"`{name}`", told, interval(last)])
     head = [*HEAD, "recipe", "mean, against without", "last, against without"]
     return markdown(head, rows) if rows else "Nothing yet: no recipe was run both with and without it."
+
+
+def poolings(groups: Groups) -> str:
+    """What exits that read the first token's state are worth, against those that read the mean, on tasks that
+    differ in nothing else.
+    """
+
+    def apart_from_pooling(run: Run) -> dict[str, Any]:
+        return {name: value for name, value in run["arguments"].items() if name != POOLING}
+
+    rows = []
+    for (task, backbone), recipes in groups.items():
+        for (other, same_backbone), others in groups.items():
+            for name in recipes:
+                if same_backbone != backbone or name not in others:
+                    continue
+                one, two = recipes[name], others[name]
+                read = one[0]["arguments"].get(POOLING), two[0]["arguments"].get(POOLING)
+                if read == ("cls", "mean") and apart_from_pooling(one[0]) == apart_from_pooling(two[0]):
+                    mean, last = mean_and_last([{task: one, other: two}], task, other)
+                    told = "" if len(one[0]["exits"]) == 1 else interval(mean)
+                    rows.append([task, other, backbone, f"`{name}`", told, interval(last)])
+    if not rows:
+        return "Nothing yet: no two tasks differ in exit_pooling alone."
+    head = ["task, `cls`", "task, `mean`", "backbone", "recipe", "mean over exits", "last exit"]
+    return markdown(head, rows)
 
 
 # ---- the projection

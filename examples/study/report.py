@@ -30,7 +30,7 @@ from study.findings import (
     with_seeds,
     worth_of_default,
 )
-from study.ingredients import cut, defaults, equal_time, head_rates, projection
+from study.ingredients import cut, defaults, equal_time, head_rates, poolings, projection
 from study.plots import IN_SHORT, PLOTS, plot, plot_in_short, plot_of
 from study.tables import (
     against_the_paper,
@@ -85,6 +85,7 @@ def page(groups: Groups, grid: dict[str, Any], failed: dict[str, str], pilots: d
     parts += ["## Over all tasks", over_all_tasks(groups), "## Cut after one seed", cut(groups, grid)]
     parts += ["## At equal time", equal_time(groups)]
     parts += ["## Heads at ten times the learning rate", head_rates(groups)]
+    parts += ["## The first token against the mean of all", poolings(groups)]
     parts += ["## The projection", projection(groups), "## Exit rules", rules(groups)]
     parts += ["## Defaults", defaults(groups)]
     if curves := against_the_paper(groups):

@@ -335,6 +335,23 @@ def test_heads_at_another_rate_are_compared_with_the_same_recipe_without(results
     assert told[-1].endswith(f" | {wording.interval(gain)} |")
 
 
+def test_poolings_are_compared_on_tasks_that_differ_in_nothing_else(results):
+    recipes = findings.load(results)["t", "b"]
+
+    def reading(runs, **arguments):
+        return [{**run, "arguments": run["arguments"] | arguments} for run in runs]
+
+    mean, first = recipes["joint"], recipes["kl-1-double"]
+    groups = {("t", "b"): {"joint": reading(mean, exit_pooling="mean")}}
+    like = mean[0]["arguments"] | {"exit_pooling": "cls"}
+    groups["t-cls", "b"] = {"joint": [{**run, "arguments": like} for run in first]}
+    cost = findings.difference(recipes, "kl-1-double", "joint", findings.mean_over_exits)
+    (row,) = ingredients.poolings(groups).splitlines()[2:]
+    assert row.startswith(f"| t-cls | t | b | `joint` | {wording.interval(cost)} |")
+    groups["t-cls", "b"]["joint"] = reading(first, exit_pooling="cls", learning_rate=1.0)
+    assert ingredients.poolings(groups) == "Nothing yet: no two tasks differ in exit_pooling alone."
+
+
 def test_the_projection_is_told_beside_what_chance_gives(results):
     recipes = findings.load(results)["t", "b"]
     recipes["joint-protect-last"] = [{**run, "projected": 0.25} for run in recipes["joint"]]
