@@ -45,6 +45,7 @@ CLOSURE = (
     "encoder.py",
     "exit_heads.py",
     "exit_policies.py",
+    "first_token.py",
     "hub.py",
     "input_checks.py",
     "layer_masks.py",

@@ -19,6 +19,7 @@ from .backbones import Adapter, adapter_for, check_layout
 from .certificate import forget_certificate
 from .configuration_romebert import VERSION, RomeBertConfig
 from .exit_heads import LayerMix
+from .first_token import warn_of_first_token
 from .hub import check_code, copy_code, name_code, read_record, weights_digest, write_card_and_record
 from .model_card import TEMPLATE
 from .stored_exits import check_exits, with_policy_of_exits
@@ -195,6 +196,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
                     stored=stored,
                     **kwargs,
                 )
+            warn_of_first_token(pretrained_model_name_or_path, config.exit_pooling, **at_hub)
             return cls._from_plain_checkpoint(pretrained_model_name_or_path, config, **kwargs)
 
     @classmethod

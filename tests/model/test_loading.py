@@ -379,3 +379,25 @@ def test_pooling_may_not_change(tmp_path, saved, asked, message):
     build(exit_pooling=saved).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         RomeBertForSequenceClassification.from_pretrained(tmp_path, exit_pooling=asked)
+
+
+# ---- sentence encoders
+
+
+@pytest.mark.parametrize(
+    ("content", "pooling", "told"),
+    [
+        ('{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}', "cls", True),
+        ('{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}', "mean", False),
+        ('{"pooling_mode_mean_tokens": false, "pooling_mode_cls_token": true}', "cls", False),
+        ("{", "cls", False),
+    ],
+)
+def test_a_sentence_encoder_whose_first_token_was_not_trained_is_told(
+    tmp_path, caplog, content, pooling, told
+):
+    save_plain(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(content)
+    RomeBertForSequenceClassification.from_pretrained(tmp_path, exit_pooling=pooling)
+    assert ("is a sentence encoder that is read as the mean of all tokens" in caplog.text) is told
