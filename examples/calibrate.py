@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.in_place and arguments.output_dir:
         raise SystemExit("--in_place and --output_dir: give one of them.")
     target = folder if arguments.in_place else Path(arguments.output_dir or f"{folder}-calibrated")
+    if target.is_file():
+        raise SystemExit(f"--output_dir {target} is a file; name a folder.")
     if not arguments.in_place and target.exists() and any(target.iterdir()):
         raise SystemExit(f"{target} is not empty: give another --output_dir, or --in_place.")
 
@@ -85,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     # 3. The copy, its certificate and its plot.
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    found.plot(target / "calibration.png")
     print(in_words(found, target))
+    found.plot(target / "calibration.png")
 
 
 def in_words(found: Calibration, target: Path) -> str:

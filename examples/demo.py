@@ -20,6 +20,7 @@ from typing import Any
 from support import installed  # noqa: F401
 from support.demo_parts import answer, curve, exits_table, said
 from support.exit_trace import ExitSeen, times_of, trace
+from support.json_cells import as_texts, cells
 from support.labelling import Labeller, as_columns, chosen_policy
 from support.row_source import open_rows
 from support.shards import Tally
@@ -130,8 +131,8 @@ class Demo:
         cut = len(table) > self.max_rows
         table = table.slice(0, self.max_rows)
         self.labeller.policy = self.policy(threshold)
-        results = as_columns(self.labeller.results(table[column].to_pylist()))
-        labelled = results.add_column(0, column, table[column])
+        results = as_columns(self.labeller.results(cells(table, column)))
+        labelled = results.add_column(0, column, as_texts(table)[column])
         target = Path(tempfile.mkdtemp(), f"{Path(path).name.split('.')[0]}-labels.csv")
         pa_csv.write_csv(labelled, target)
         tally = Tally()

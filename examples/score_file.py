@@ -23,6 +23,7 @@ from itertools import islice
 import pyarrow as pa
 import torch
 from support import installed  # noqa: F401
+from support.json_cells import cells
 from support.labelling import Labeller, as_columns
 from support.row_source import open_rows
 from support.scoring_run import ScoringArguments, run, with_labels
@@ -59,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def labelled(done: int) -> Iterator[pa.Table]:
         for table in rows.tables(arguments.shard_rows, done // arguments.shard_rows):
-            texts = table[arguments.text_column].to_pylist()
-            pairs = table[arguments.pair_column].to_pylist() if arguments.pair_column else None
+            texts = cells(table, arguments.text_column)
+            pairs = cells(table, arguments.pair_column) if arguments.pair_column else None
             # A shard is scored as a whole, so that its bytes do not depend on where a run began.
             results = labeller.results(texts, pairs)
             for start in range(0, len(table), SHOWN):

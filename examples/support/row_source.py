@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from support.json_cells import schema_of, table_of
 from support.table_files import long_cells
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -104,9 +105,15 @@ def _as_given(path: str, files: list[str]) -> list[str]:
 
 def kind_of(path: str) -> str | None:
     """The reader of a file by its ending; `None` for an unknown one."""
-    name = Path(path)
-    suffix = name.suffixes[-2] if name.suffix in COMPRESSED and len(name.suffixes) > 1 else name.suffix
-    return READERS.get(suffix.lower())
+    return READERS.get(_ending(path))
+
+
+def _ending(path: str) -> str:
+    """The ending of a file's name, in small letters and without that of a compressed one."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
+        return suffixes[-2]
+    return suffixes[-1] if suffixes else ""
 
 
 def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
@@ -114,7 +121,7 @@ def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
     if kind == "csv":
         settings = csv_settings(origin, files[0])
         _check_cells(origin, files)
-    if ".jsonl" in Path(files[0]).suffixes:
+    if _ending(files[0]) == ".jsonl":
         read = _of_lines(origin, files, columns)
     else:
         dataset = load_dataset(kind, data_files=files, split="train", streaming=True, **settings)
@@ -124,8 +131,10 @@ def _of_files(origin: str, files: list[str], columns: list[str]) -> RowSource:
 
 
 def _of_lines(origin: str, files: list[str], columns: list[str]) -> Callable[[int], Iterable[pa.Table]]:
-    """JSONL, whose cells stay what stands there: the reader of `datasets` guesses types by the first lines,
-    also of columns that nobody reads, and takes texts for dates.
+    """JSONL, whose cells stay what stands there (json_cells.py); read twice, the first time for the types.
+
+    The reader of `datasets` guesses these by the first lines, also of columns that nobody reads, and takes
+    texts for dates.
     """
     try:
         _check_columns(origin, list(next(_objects(files), {})), columns)
@@ -133,9 +142,10 @@ def _of_lines(origin: str, files: list[str], columns: list[str]) -> Callable[[in
         raise SystemExit(f"{origin} cannot be read: {error}") from None
 
     def read(rows: int) -> Iterator[pa.Table]:
-        chosen = ({name: row.get(name) for name in columns} for row in _objects(files))
-        while here := list(islice(chosen, rows)):
-            yield pa.Table.from_pylist(here)
+        schema = schema_of(_objects(files), columns)
+        objects = _objects(files)
+        while here := list(islice(objects, rows)):
+            yield table_of(here, schema)
 
     return read
 
@@ -237,7 +247,7 @@ def _csv_rows(origin: str, path: str) -> Iterator[Any]:
 
 
 def _delimiter(path: str) -> str:
-    return "\t" if Path(path).suffixes[0].lower() == ".tsv" else ","
+    return "\t" if _ending(path) == ".tsv" else ","
 
 
 def _of_dataset(origin: str, name: str, columns: list[str], split: str, subset: str | None) -> RowSource:

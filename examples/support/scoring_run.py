@@ -62,6 +62,8 @@ class ScoringArguments:
             raise SystemExit(
                 f"--keep {' '.join(clash)}: the output has columns of that name; rename the input's."
             )
+        if len(set(self.keep)) < len(self.keep):
+            raise SystemExit(f"--keep {' '.join(self.keep)}: name each column once.")
         if self.shard_rows < 1:
             raise SystemExit(f"--shard_rows {self.shard_rows}: give a number from 1.")
 
@@ -163,7 +165,7 @@ def run(
 def with_labels(rows: pa.Table, results: pa.Table, keep: list[str]) -> pa.Table:
     """Rows and their results -> the columns to keep, with those of the results."""
     kept = rows.select(keep)
-    return pa.table([*kept.columns, *results.columns], names=[*kept.column_names, *results.column_names])
+    return pa.table([*kept.columns, *results.columns], schema=pa.schema([*kept.schema, *results.schema]))
 
 
 def in_shards(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:

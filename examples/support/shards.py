@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from modeling_romebert.evaluation.provenance import write_json
 from modeling_romebert.model_card import unfinished
 
+from .json_cells import as_texts, cells
 from .run_folder import SETTINGS, check_run_folder, open_run_folder
 
 
@@ -107,7 +108,9 @@ class Shards:
 
 
 def _write(path: Path, suffix: str, tables: Iterator[pa.Table]) -> None:
-    """Tables of one schema, at least one -> a file."""
+    """Tables of one schema, at least one -> a file. JSONL alone holds cells of several types in a column."""
+    if suffix != ".jsonl":
+        tables = map(as_texts, tables)
     first = next(tables)
     with WRITERS[suffix](path, first.schema) as writer:
         writer.write_table(first)
@@ -128,10 +131,12 @@ class JsonLinesWriter:
         self._file.close()
 
     def write_table(self, table: pa.Table) -> None:
-        for batch in table.to_batches(max_chunksize=4096):
-            self._file.writelines(
-                json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in batch.to_pylist()
-            )
+        for start in range(0, len(table), 4096):
+            here = table.slice(start, 4096)
+            columns = {name: cells(here, name) for name in here.column_names}
+            for row in zip(*columns.values(), strict=True):
+                line = json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=str)
+                self._file.write(f"{line}\n")
 
 
 WRITERS: dict[str, Any] = {".parquet": pq.ParquetWriter, ".csv": pa_csv.CSVWriter, ".jsonl": JsonLinesWriter}

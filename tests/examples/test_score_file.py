@@ -1,5 +1,6 @@
 """examples/score_file.py: any file in, the same rows with labels out, whatever happens on the way."""
 
+import csv
 import gzip
 import json
 import os
@@ -89,14 +90,14 @@ def write_inputs(rows: list[dict]) -> dict[str, str]:
     write_rows("a.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), "a.parquet")
     Path("a.csv.gz").write_bytes(gzip.compress(Path("reviews.csv").read_bytes()))
-    Path("a.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows[5:]))
+    Path("a.v2.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows[5:]))
     write_rows("part-1.jsonl", rows[:100])
     write_rows("part-2.jsonl", rows[100:])
     return {
         "jsonl": "a.jsonl",
         "parquet": "a.parquet",
         "gz": "a.csv.gz",
-        "tsv": "a.tsv",
+        "tsv": "a.v2.tsv",
         "two": "part-*.jsonl",
     }
 
@@ -120,9 +121,22 @@ def test_cells_of_lines_of_json_are_kept_as_they_stand_there(model, here):
     assert [(one["day"], one["note"], one["n"]) for one in found] == [
         (row["day"], row["note"], row.get("n")) for row in rows
     ]
-    write_rows("drift.jsonl", [{"text": "good", "n": 1 if number < 60 else "x"} for number in range(65)])
-    with pytest.raises(SystemExit, match=r"--input drift.jsonl cannot be read: .*'x'"):
-        run(model, "--keep", "n", input="drift.jsonl", output="other.parquet")
+    cells = [1, 2, "007", None, {"a": [1]}, {"b": 2.5}, 2**64, True, 1.5]
+    write_rows("MIXED.JSONL", [{"text": "good", "n": cell} for cell in cells] + [{"text": 5, "n": "x"}])
+    for kind in ("jsonl", "csv", "parquet"):
+        run(model, "--keep", "n", "--shard_rows", "2", input="MIXED.JSONL", output=f"mixed.{kind}")
+    found = [json.loads(line) for line in Path("mixed.jsonl").read_text().splitlines()]
+    assert [one["n"] for one in found] == [*cells, "x"] and type(found[0]["n"]) is int
+    assert found[-1]["error"].startswith("cannot classify 5 of type int")
+    texts = ["1", "2", "007", None, '{"a": [1]}', '{"b": 2.5}', str(2**64), "true", "1.5", "x"]
+    assert pq.read_table("mixed.parquet")["n"].to_pylist() == texts
+    with Path("mixed.csv").open(newline="") as file:
+        assert [row["n"] or None for row in csv.DictReader(file)] == texts
+    write_rows("numbers.jsonl", [{"text": "good", "n": number} for number in (1, 2.5)])
+    run(model, "--keep", "n", input="numbers.jsonl", output="numbers.parquet")
+    assert pq.read_table("numbers.parquet")["n"].to_pylist() == [1.0, 2.5]
+    with pytest.raises(SystemExit, match="--keep n n: name each column once"):
+        run(model, "--keep", "n", "n", input="numbers.jsonl", output="twice.parquet")
     for text, message in (
         ('{"text": "good"}\n{"text": ', "drift.jsonl, line 2: "),
         ("[1]", "line 1 is no obj"),
