@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from .card_tasks import task_of
-from .configuration_romebert import RomeBertConfig
+from .configuration_romebert import RomeBertConfig, plain
 
 BEGIN = "<!-- romebert: written by modeling_romebert from here on; what you change is overwritten -->"
 END = "<!-- romebert: yours again from here on -->"
@@ -145,4 +145,5 @@ def calibrated_figures(config: RomeBertConfig, evaluation: dict[str, Any] | None
     calibrated = (evaluation or {}).get("calibrated")
     if not config.exit_policy or not calibrated:
         return None
-    return calibrated if calibrated.get("policy") in (None, config.exit_policy) else None
+    measured = plain(calibrated.get("policy"))
+    return calibrated if measured is None or measured == plain(config.exit_policy) else None

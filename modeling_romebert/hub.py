@@ -242,16 +242,14 @@ def write_record(folder: str | os.PathLike[str], record: dict[str, Any]) -> None
 
 
 def told_of(weights: str | None, *records: Mapping[str, Any]) -> dict[str, Any]:
-    """What the first record that is of these weights tells. Of others only what they started from, and of the
-    first, which is of what these were made of, the rows that it was trained on.
+    """What the first record that is of these weights tells. Else of the first, which is of what these were
+    made of, what it started from and the rows that it was trained on; others are of other models.
     """
     for record in records:
         if weights is not None and record.get("weights") == weights:
             return dict(record)
-    bases = (record["training"].get("base_model") for record in records if record.get("training"))
-    seen = (records[0].get("training") or {}).get("rows_seen") if records else None
-    kept = {"base_model": next(filter(None, bases), None), "rows_seen": seen}
-    kept = {name: value for name, value in kept.items() if value}
+    before = (records[0].get("training") or {}) if records else {}
+    kept = {name: before[name] for name in ("base_model", "rows_seen") if before.get(name)}
     return {"training": kept} if kept else {}
 
 

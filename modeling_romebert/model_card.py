@@ -26,7 +26,7 @@ from .card_metadata import (
 )
 from .card_tasks import one_line, usage, what_it_is
 from .certificate import certificate_of, sentence
-from .configuration_romebert import RomeBertConfig, loss_settings
+from .configuration_romebert import RomeBertConfig, loss_settings, plain
 
 logger = logging.get_logger(__name__)
 
@@ -242,7 +242,7 @@ def _policy(config: RomeBertConfig, evaluation: dict[str, Any] | None) -> str:
             "The model has no calibrated exit policy, so every text runs every layer unless a call names a"
             " policy or threshold."
         )
-    text = f"The pipeline uses `config.exit_policy`: `{one_line(config.exit_policy)}`."
+    text = f"The pipeline uses `config.exit_policy`: `{one_line(plain(config.exit_policy))}`."
     if certificate := certificate_of(config):
         text = f"{text} {one_line(sentence(certificate))}{_certified_with(certificate)}"
     calibrated = calibrated_figures(config, evaluation)

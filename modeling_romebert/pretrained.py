@@ -5,6 +5,7 @@ Weights are read from safetensors alone.
 """
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .backbones import Adapter, adapter_for, check_layout
 from .certificate import forget_certificate
-from .configuration_romebert import VERSION, RomeBertConfig
+from .configuration_romebert import VERSION, RomeBertConfig, plain
 from .exit_heads import LayerMix
 from .first_token import warn_of_first_token
 from .hub import check_code, copy_code, name_code, read_record, weights_digest, write_card_and_record
@@ -94,6 +95,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
             self.write_card(save_directory, kwargs.get("state_dict"))
         super().save_pretrained(save_directory, *args, **kwargs)
         if writes:
+            forget_other_weights(folder, kwargs.get("variant"))
             check_code(self.config, folder)
 
     @property
@@ -113,7 +115,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
             }
             if evaluation.get("calibrated"):
                 evaluation["calibrated"] = {
-                    "policy": copy.deepcopy(self.config.exit_policy),
+                    "policy": plain(copy.deepcopy(self.config.exit_policy)),
                     **evaluation["calibrated"],
                 }
         self._evaluation = evaluation
@@ -238,6 +240,19 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         """Use the pretrained pooler (`None` where the checkpoint has none) in a model that has just been
         built.
         """
+
+
+def forget_other_weights(folder: Path, variant: str | None) -> None:
+    """After a save: delete the one file of weights where there are shards now, which would be loaded in their
+    place, or the index of shards that are gone. The library deletes shards alone.
+    """
+    named = f".{variant}" if variant else ""
+    index = folder / f"{SAFE_WEIGHTS_INDEX_NAME.removesuffix('.json')}{named}.json"
+    whole = folder / f"{SAFE_WEIGHTS_NAME.removesuffix('.safetensors')}{named}.safetensors"
+    stem = whole.name.removesuffix(".safetensors")
+    shard = re.compile(re.escape(stem) + r"-\d{5}-of-\d{5}\.safetensors")
+    sharded = any(shard.fullmatch(path.name) for path in folder.iterdir())
+    (whole if sharded else index).unlink(missing_ok=True)
 
 
 def load_plain(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..configuration_romebert import plain
 from ..exit_policies import ExitPolicy, as_policy, make_policy, threshold_settings
 from .metrics import Metric, predictions_of
 from .report import CurvePoint
@@ -46,7 +47,7 @@ def policy_to_sweep(
         ValueError: an unknown name or setting, a threshold, or a policy that has no meaning for the problem
             type.
     """
-    settings = {"name": policy} if isinstance(policy, str) else dict(policy)
+    settings = {"name": policy} if isinstance(policy, str) else plain(dict(policy))
     varied = threshold_settings(settings.get("name"))
     if given := [name for name in varied if name in settings]:
         raise ValueError(f"policy={policy}: leave {given[0]} out; it is what is varied.")

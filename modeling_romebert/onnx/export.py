@@ -164,8 +164,9 @@ def export_onnx(
         refuse_one_text(dataset)
     rows = None if dataset is None else list(each(dataset))
     texts = None if rows is None else _tokenised(romebert, tokenizer, rows)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+    target = folder.resolve()  # where a link points to
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
         graphs, bundle = Path(work, "graphs"), Path(work, "bundle")
         graphs.mkdir()
         manifest = _export_segments(romebert, tokenizer, graphs)
@@ -181,9 +182,9 @@ def export_onnx(
         manifest.save(bundle)
         if certificate is not None and not holds:
             _certify_again(bundle, tokenizer, rows, certificate)
-        if folder.exists():
-            shutil.rmtree(folder)
-        bundle.rename(folder)
+        if target.exists():
+            target.rename(Path(work, "before"))  # which takes no time, as deleting it does
+        bundle.rename(target)
     return folder
 
 

@@ -7,6 +7,7 @@ import json
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers.trainer
@@ -22,6 +23,7 @@ from modeling_romebert import (
     RomeBertTrainingArguments,
     calibrate,
     evaluate_exits,
+    make_policy,
 )
 from modeling_romebert.hub import CLOSURE, RECORD, weights_digest
 
@@ -301,6 +303,36 @@ def test_base_model_is_told_by_every_later_save(tmp_path):
     assert card(tmp_path / "second") == card(
         tmp_path / "first"
     ) and "`google-bert/bert-base-uncased`" in card(tmp_path / "first")
+
+
+def test_a_folder_of_another_model_does_not_tell_what_this_one_started_from(tmp_path):
+    for name in ("google-bert/bert-base-uncased", "FacebookAI/roberta-base"):
+        model = build(num_labels=2)
+        model.config.backbone_config._name_or_path = name
+        model.exits["1"].classifier.bias.data += len(name)
+        model.training_settings = {"seed": 1}
+        model.save_pretrained(tmp_path)
+        assert f'base_model: "{name}"' in card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"name": "entropy", "threshold": torch.tensor(0.25)},
+        {"name": "entropy", "thresholds": np.full(4, 0.25)},
+        make_policy("entropy", threshold=0.25),
+    ],
+    ids=["tensor", "array", "object"],
+)
+def test_a_policy_in_any_form_keeps_its_figures(tmp_path, policy):
+    model, report = evaluated()
+    model.config.exit_policy = policy
+    model.evaluation = {**report.to_dict(), "calibrated": {"cost": 0.5, "metric": 0.75}}
+    model.save_pretrained(tmp_path / "first")
+    loaded = type(model).from_pretrained(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    for folder in ("first", "second"):
+        assert "cost 0.500" in card(tmp_path / folder) and "tensor" not in card(tmp_path / folder)
 
 
 @pytest.mark.parametrize("there", ["nothing", "ours", "own"])

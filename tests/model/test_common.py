@@ -133,12 +133,20 @@ def test_shards_of_a_plain_checkpoint(tmp_path):
     assert torch.equal(model.exits["1"].pooler.dense.weight, expected["pooler.dense.weight"])
 
 
-def test_saving_over_shards_leaves_none_behind(tmp_path):
-    build(num_labels=5).save_pretrained(tmp_path, max_shard_size="20KB")
-    model = build()
-    model.save_pretrained(tmp_path)
-    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
-    assert same_weights(load(tmp_path), model)
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("first", ["in shards", "whole"])
+def test_what_was_saved_before_in_another_form_is_left_behind_by_none(tmp_path, first, variant):
+    """Loading prefers the one file to shards; uploading takes all there is."""
+    forms = {"in shards": {"max_shard_size": "20KB"}, "whole": {}}
+    other, model = build(), build()
+    other.exits["1"].classifier.bias.data += 1
+    other.save_pretrained(tmp_path, variant=variant, **forms.pop(first))
+    (then,) = forms.values()
+    model.save_pretrained(tmp_path, variant=variant, **then)
+    weights = [path.name for path in tmp_path.iterdir() if "safetensors" in path.name]
+    assert (len(weights) == 1) is (first == "in shards") and len(weights) != 2
+    assert any("index" in name for name in weights) is (first == "whole")
+    assert same_weights(load(tmp_path, variant=variant), model)
 
 
 # ---- another number of labels

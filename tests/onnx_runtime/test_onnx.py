@@ -465,6 +465,16 @@ def test_share_of_changed_labels():
     assert quantise._changed(reference + np.array([[0.0], [0.2]]), reference, manifest) == 0.5
 
 
+def test_a_bundle_behind_a_link_is_replaced_where_it_lies(model, tmp_path):
+    export_onnx(model, TOKENIZER, tmp_path / "there", precision="fp32")
+    (tmp_path / "link").symlink_to("there")
+    manifest = tmp_path / "there" / bundle.MANIFEST
+    before = manifest.stat().st_ino
+    export_onnx(model, TOKENIZER, tmp_path / "link", precision="fp32")
+    assert (tmp_path / "link").is_symlink() and manifest.stat().st_ino != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+
+
 def test_a_folder_of_other_files_is_not_replaced(model, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
