@@ -89,6 +89,7 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         self.config.romebert_version = VERSION
         folder = Path(save_directory)
         writes = kwargs.get("is_main_process", True) and not folder.is_file()
+        certificate = self.config.calibration
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             copy_code(self.config, folder)
@@ -97,6 +98,8 @@ class RomeBertPreTrainedModel(PreTrainedModel):
         if writes:
             forget_other_weights(folder, kwargs.get("variant"))
             check_code(self.config, folder)
+        if kwargs.get("state_dict") is not None:  # others than the model's own, perhaps
+            self.config.calibration = certificate
 
     @property
     def evaluation(self) -> dict[str, Any] | None:

@@ -60,6 +60,13 @@ def with_new_heads(model, folder):
     )
 
 
+def test_a_copy_of_other_weights_costs_the_model_no_certificate(certified, tmp_path):
+    halves = {name: weight.half() for name, weight in certified.state_dict().items()}
+    certified.save_pretrained(tmp_path / "halves", state_dict=halves)
+    assert json.loads((tmp_path / "halves" / "config.json").read_text())["calibration"] is None
+    assert saved(certified, tmp_path / "whole")[1] is not None
+
+
 @pytest.mark.parametrize("change", [trained, changed, rounded, with_new_heads])
 def test_other_weights_have_no_certificate(certified, tmp_path, change, caplog):
     policy, certificate = saved(certified, tmp_path / "before")
