@@ -30,7 +30,7 @@ from study.findings import (
     with_seeds,
     worth_of_default,
 )
-from study.ingredients import cut, defaults, equal_time, head_rates, poolings, projection
+from study.ingredients import POOLING, cut, defaults, equal_time, head_rates, poolings, projection
 from study.plots import IN_SHORT, PLOTS, plot, plot_in_short, plot_of
 from study.tables import (
     against_the_paper,
@@ -128,12 +128,25 @@ def over_tasks(groups: Groups) -> str:
     worth = worth_of_default(groups)
     if worth is None:
         return f"`{DEFAULT}` was not run on two tasks with more than one seed yet."
-    return (
+    reading_means = worth_of_default(
+        {
+            group: recipes
+            for group, recipes in groups.items()
+            if not any(run["arguments"].get(POOLING) == "cls" for runs in recipes.values() for run in runs)
+        }
+    )
+    told = (
         f"On the mean of {worth.pairs} pairs of task and backbone, of at least {worth.seeds} seeds:"
         f" `{DEFAULT}` against DeeBERT: {in_words(worth.two_stages)}; against DeeBERT with faster heads:"
         f" {in_words(worth.two_stages_heads)}; its last exit against no exits: {in_words(worth.last)};"
         f" at half the cost against half the layers: {in_words(worth.half)};"
         f" faster heads in DeeBERT itself: {in_words(worth.heads)}."
+    )
+    if reading_means is None or reading_means.pairs == worth.pairs:
+        return told
+    return (
+        f"{told} On the {reading_means.pairs} whose exits read the mean of all tokens, and not the first one,"
+        f" at half the cost against half the layers: {in_words(reading_means.half)}."
     )
 
 

@@ -293,7 +293,15 @@ def test_means_over_tasks_are_of_what_every_task_has(results, tmp_path):
     assert "| `kl-0.3`" not in told and "| `no-exits`" not in told
     short = report.over_tasks({("t", "b"): one_task, ("u", "b"): other_task})
     assert f"`{findings.DEFAULT}` against DeeBERT: {100 * gain:.1f} points ahead [" in short
-    assert "faster heads in DeeBERT itself: no difference shown, +0.0 [" in short
+    assert short.endswith("].") and "faster heads in DeeBERT itself: no difference shown, +0.0 [" in short
+    first_token = {
+        name: [{**run, "arguments": run["arguments"] | {"exit_pooling": "cls"}} for run in runs]
+        for name, runs in one_task.items()
+    }
+    of_three = {("t", "b"): one_task, ("u", "b"): other_task, ("v", "b"): first_token}
+    assert "On the 2 whose exits read the mean of all tokens, and not the first one, at half the cost" in (
+        report.over_tasks(of_three)
+    )
     plots.plot_in_short({("t", "b"): one_task, ("u", "b"): other_task}, tmp_path / "short.png")
     assert (tmp_path / "short.png").stat().st_size > 10_000
     once = {name: runs[:1] for name, runs in other_task.items()}
