@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+
+from .hub import file_beside
 
 logger = logging.get_logger(__name__)
 
@@ -22,18 +24,11 @@ def warn_of_first_token(name: str | os.PathLike[str], exit_pooling: str, **at_hu
     Args:
         name: of the encoder's checkpoint, a folder or an id on the Hub.
         exit_pooling: what the exits read.
-        at_hub: as `cached_file` takes it.
+        at_hub: as `file_beside` takes it.
     """
     if exit_pooling != "cls":
         return
-    found = cached_file(
-        str(name),
-        POOLING,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **at_hub,
-    )
+    found = file_beside(name, POOLING, **at_hub)
     if found is None:
         return
     try:

@@ -211,16 +211,21 @@ def _values(tensor: Tensor) -> Any:
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def read_record(name_or_path: str | os.PathLike[str], **at_hub: Any) -> dict[str, Any]:
-    """The record of a saved model, in a folder or on the Hub; empty where there is none."""
-    found = cached_file(
+def file_beside(name_or_path: str | os.PathLike[str], file: str, **at_hub: Any) -> str | None:
+    """A file beside a checkpoint, in a folder or on the Hub, as a local path; `None` where there is none."""
+    return cached_file(
         str(name_or_path),
-        RECORD,
+        file,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         **at_hub,
     )
+
+
+def read_record(name_or_path: str | os.PathLike[str], **at_hub: Any) -> dict[str, Any]:
+    """The record of a saved model, in a folder or on the Hub; empty where there is none."""
+    found = file_beside(name_or_path, RECORD, **at_hub)
     if found is None:
         return {}
     try:

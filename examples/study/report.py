@@ -128,13 +128,6 @@ def over_tasks(groups: Groups) -> str:
     worth = worth_of_default(groups)
     if worth is None:
         return f"`{DEFAULT}` was not run on two tasks with more than one seed yet."
-    reading_means = worth_of_default(
-        {
-            group: recipes
-            for group, recipes in groups.items()
-            if not any(run["arguments"].get(POOLING) == "cls" for runs in recipes.values() for run in runs)
-        }
-    )
     told = (
         f"On the mean of {worth.pairs} pairs of task and backbone, of at least {worth.seeds} seeds:"
         f" `{DEFAULT}` against DeeBERT: {in_words(worth.two_stages)}; against DeeBERT with faster heads:"
@@ -142,6 +135,12 @@ def over_tasks(groups: Groups) -> str:
         f" at half the cost against half the layers: {in_words(worth.half)};"
         f" faster heads in DeeBERT itself: {in_words(worth.heads)}."
     )
+    of_means = {
+        group: recipes
+        for group, recipes in groups.items()
+        if not any(run["arguments"].get(POOLING) == "cls" for runs in recipes.values() for run in runs)
+    }
+    reading_means = worth_of_default(of_means) if len(of_means) < len(groups) else None
     if reading_means is None or reading_means.pairs == worth.pairs:
         return told
     return (

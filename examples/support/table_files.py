@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from modeling_romebert.data.labels import LabelReader
 from modeling_romebert.losses import IGNORED_LABEL
 
 KINDS = (".csv", ".tsv", ".json", ".jsonl")
@@ -100,9 +101,7 @@ def refuse_unlabelled(origin: str, labels: Iterable[Any]) -> None:
     Raises:
         SystemExit: there is no other.
     """
-    if all(
-        one == IGNORED_LABEL for label in labels for one in (label if isinstance(label, list) else [label])
-    ):
+    if not any(map(LabelReader.classes_of, labels)):
         raise SystemExit(
             f"{origin}: every row has the label {IGNORED_LABEL}, so there is nothing to judge on."
         )
